@@ -1,0 +1,57 @@
+// The only pybind11 file of the CPU modules: one line an op, for every type it exists in. Pointers cross the
+// boundary as integers; Python has checked device, dtype, layout and size (kernels/_native.py). The GIL is
+// released for the length of a call.
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "ops.h"
+
+namespace py = pybind11;
+
+namespace {
+
+template <class A>
+struct Wire {
+  using type = A;
+};
+template <class P>
+struct Wire<P*> {
+  using type = std::uintptr_t;
+};
+
+template <class R, class... A>
+void def(py::module_& m, const char* name, R (*function)(A...)) {
+  m.def(name, [function](typename Wire<A>::type... arguments) {
+    py::gil_scoped_release release;
+    return function((A)arguments...);
+  });
+}
+
+// Does this processor, under this operating system, run what the module was compiled for?
+bool supported(const char* isa) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (!std::strcmp(isa, "avx512"))
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16") &&
+           __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("fma");
+  if (!std::strcmp(isa, "avx2"))
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+#endif
+  return !std::strcmp(isa, "base");
+}
+
+}  // namespace
+
+#define BOTH(op)                 \
+  def(m, #op "_f32", &op<float>); \
+  def(m, #op "_bf16", &op<simd::bf16>)
+
+PYBIND11_MODULE(PYENGINE_MODULE, m) {
+  m.def("supported", &supported);
+  BOTH(rmsnorm_forward);
+  BOTH(rmsnorm_backward);
+}

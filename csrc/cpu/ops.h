@@ -1,0 +1,16 @@
+// Every CPU op's entry points. T is float or simd::bf16; sums are in float. Each op's file explains itself.
+#pragma once
+
+#include <cstdint>
+
+#include "simd.h"
+
+// y = (x + residual) * rstd * weight over rows of `channels`; residual and summed may be null together.
+template <class T>
+void rmsnorm_forward(const T* x, const T* residual, const T* weight, T* y, T* summed, float* rstd, int64_t rows,
+                     int64_t channels, float eps, int threads);
+
+// dx for the summed input (plus dsummed where given) and dweight; `partial` holds ceil(rows / 64) * channels floats.
+template <class T>
+void rmsnorm_backward(const T* dy, const T* dsummed, const T* x, const T* weight, const float* rstd, T* dx,
+                      T* dweight, float* partial, int64_t rows, int64_t channels, int threads);

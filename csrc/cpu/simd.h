@@ -1,0 +1,209 @@
+// Vectors of the instruction set this file is compiled for: AVX-512 (with bf16 and VNNI), AVX2 with FMA,
+// or a portable base of four lanes. This is the only file with intrinsics; kernels are written on its verbs
+// and compiled once per instruction set (setup.py), so a kernel exists in the source once.
+//
+// Rounding is part of every op's contract, so nothing is contracted behind our back (-ffp-contract=off):
+// fma() is one rounding where the hardware has it, two on the base build; exp() uses separate multiplies and
+// adds only, and is therefore the same function, bit for bit, in every build.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace simd {
+
+// A bf16 number: the upper half of a float.
+struct bf16 {
+  uint16_t bits;
+};
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+// GCC/Clang vector types: + - * / and comparisons are lane-wise.
+typedef float f32 __attribute__((vector_size(kLanes * 4)));
+typedef int32_t i32 __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t u32 __attribute__((vector_size(kLanes * 4)));
+
+inline f32 load(const float* p) {
+  f32 v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+inline void store(float* p, f32 v) { std::memcpy(p, &v, sizeof v); }
+inline f32 set(float a) { return a - f32{}; }
+inline f32 zero() { return f32{}; }
+
+inline f32 fma(f32 a, f32 b, f32 c) {
+#if defined(__AVX512F__)
+  return (f32)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+  return (f32)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+// The scalar twin of fma(), with the same rounding in each build.
+inline float fma1(float a, float b, float c) {
+#if defined(__FMA__)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// Lane-wise larger/smaller; where a is NaN the result is b.
+inline f32 max(f32 a, f32 b) { return a > b ? a : b; }
+inline f32 min(f32 a, f32 b) { return a < b ? a : b; }
+
+// The first n lanes from p (0 <= n <= kLanes), the others `fill`; never touches memory past p + n.
+inline f32 load_n(const float* p, int n, float fill = 0.0f) {
+#if defined(__AVX512F__)
+  return (f32)_mm512_mask_loadu_ps(_mm512_set1_ps(fill), (__mmask16)((1u << n) - 1), p);
+#else
+  float buffer[kLanes];
+  for (int i = 0; i < kLanes; ++i) buffer[i] = i < n ? p[i] : fill;
+  return load(buffer);
+#endif
+}
+inline void store_n(float* p, f32 v, int n) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+#else
+  for (int i = 0; i < n; ++i) p[i] = v[i];
+#endif
+}
+
+// Sum and maximum over lanes, halving each time: one fixed order per build.
+inline float sum(f32 v) {
+  float lane[kLanes];
+  store(lane, v);
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+  return lane[0];
+}
+inline float max_lane(f32 v) {
+  float lane[kLanes];
+  store(lane, v);
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
+  return lane[0];
+}
+
+// ---- bf16 ----------------------------------------------------------------------------------------------
+
+inline float to_float(bf16 x) {
+  uint32_t bits = (uint32_t)x.bits << 16;
+  float f;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+inline float to_float(float x) { return x; }
+
+// Round to nearest, ties to even, as torch does; a NaN stays a (quiet) NaN.
+inline bf16 to_bf16(float f) {
+  uint32_t bits;
+  std::memcpy(&bits, &f, 4);
+  if (f != f) return {(uint16_t)((bits >> 16) | 0x40)};
+  return {(uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+}
+template <class T>
+inline T from_float(float f);
+template <>
+inline float from_float<float>(float f) {
+  return f;
+}
+template <>
+inline bf16 from_float<bf16>(float f) {
+  return to_bf16(f);
+}
+
+inline f32 load(const bf16* p) {
+#if defined(__AVX512F__)
+  return (f32)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
+#elif defined(__AVX2__)
+  return (f32)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
+#else
+  f32 v;
+  for (int i = 0; i < kLanes; ++i) v[i] = to_float(p[i]);
+  return v;
+#endif
+}
+inline void store(bf16* p, f32 v) {
+  u32 bits = (u32)v;
+  u32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  u32 quiet = (bits >> 16) | 0x40;
+  rounded = v != v ? quiet : rounded;
+#if defined(__AVX512F__)
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)rounded));
+#else
+  for (int i = 0; i < kLanes; ++i) p[i].bits = (uint16_t)rounded[i];
+#endif
+}
+inline f32 load_n(const bf16* p, int n, float fill = 0.0f) {
+  float buffer[kLanes];
+  for (int i = 0; i < kLanes; ++i) buffer[i] = i < n ? to_float(p[i]) : fill;
+  return load(buffer);
+}
+inline void store_n(bf16* p, f32 v, int n) {
+  bf16 buffer[kLanes];
+  store(buffer, v);
+  std::memcpy(p, buffer, n * sizeof(bf16));
+}
+
+// Lanes of two bf16 each. dot_pairs(acc, a, b) = acc + a.low * b.low + a.high * b.high, per lane: the
+// hardware's own rounding on AVX-512 (vdpbf16ps), two fused steps, low half first, elsewhere.
+typedef u32 pairs;
+inline pairs load_pairs(const bf16* p) {
+  pairs v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+inline pairs set_pair(uint32_t two) { return two - pairs{}; }
+inline uint32_t pair_of(bf16 low, bf16 high) { return (uint32_t)low.bits | (uint32_t)high.bits << 16; }
+inline f32 dot_pairs(f32 acc, pairs a, pairs b) {
+#if defined(__AVX512BF16__)
+  return (f32)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
+#else
+  acc = fma((f32)(a << 16), (f32)(b << 16), acc);
+  return fma((f32)(a & 0xffff0000u), (f32)(b & 0xffff0000u), acc);
+#endif
+}
+
+// ---- exp -----------------------------------------------------------------------------------------------
+
+// e^x with a relative error below 2e-7: x = n ln2 + r, a polynomial of degree 6 in r, then 2^n through the
+// exponent's bits. Below -87.33 the result is 0, above 88.72 +inf; NaN gives NaN.
+inline f32 exp(f32 x) {
+  const f32 magic = set(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer
+  f32 clamped = min(max(x, set(-87.33f)), set(88.72f));
+  f32 n = (clamped * set(1.44269504f) + magic) - magic;
+  f32 r = (clamped - n * set(0.693145752f)) - n * set(1.42860677e-6f);
+  f32 p = set(1.0f / 720);
+  p = p * r + set(1.0f / 120);
+  p = p * r + set(1.0f / 24);
+  p = p * r + set(1.0f / 6);
+  p = p * r + set(0.5f);
+  p = p * r + set(1.0f);
+  p = p * r + set(1.0f);
+  // 2^n in two factors, since n reaches 128, one past the largest exponent of a float
+  i32 whole = __builtin_convertvector(n, i32);
+  i32 half = whole >> 1;
+  f32 scaled = p * (f32)((half + 127) << 23) * (f32)((whole - half + 127) << 23);
+  scaled = x < set(-87.33f) ? zero() : scaled;
+  scaled = x > set(88.72f) ? set(std::numeric_limits<float>::infinity()) : scaled;
+  return x != x ? x : scaled;
+}
+
+}  // namespace simd

@@ -1,0 +1,94 @@
+"""The compiled modules, and the only way to hand a tensor to them.
+
+The CPU kernels are compiled three times from the same sources (`_cpu_base`, `_cpu_avx2`, `_cpu_avx512`); the
+base module tells what processor and operating system support, and the best one is imported as `cpu`.
+`PYENGINE_ISA` overrides the choice. Kernels take plain addresses: a wrong one is a crash, so every tensor
+passes through `address()`, which asserts device, type, layout and size.
+"""
+
+import os
+from importlib import import_module
+from types import ModuleType
+
+import torch
+
+INSTRUCTION_SETS = ("avx512", "avx2", "base")
+SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+
+def load_isa(isa: str) -> ModuleType:
+    """The CPU module compiled for `isa`; ImportError if it was not built or this machine cannot run it."""
+    try:
+        base = import_module("pyengine.kernels._cpu_base")
+    except ImportError:
+        base = None
+    try:
+        module = import_module(f"pyengine.kernels._cpu_{isa}")
+    except ImportError as error:
+        raise ImportError(
+            f"pyengine's kernels for {isa} are not built; run `make build` in the checkout, or `pip install .`"
+        ) from error
+    if not (base or module).supported(isa):
+        raise ImportError(f"this processor does not support the {isa} kernels; unset PYENGINE_ISA to choose")
+    return module
+
+
+def runnable() -> list[str]:
+    """The instruction sets that are built and that this machine runs, best first."""
+    found = []
+    for isa in INSTRUCTION_SETS:
+        try:
+            load_isa(isa)
+        except ImportError:
+            continue
+        found.append(isa)
+    return found
+
+
+def _choose() -> tuple[str, ModuleType]:
+    if wish := os.environ.get("PYENGINE_ISA"):
+        if wish not in INSTRUCTION_SETS:
+            raise ImportError(f"PYENGINE_ISA={wish!r}: expected one of {', '.join(INSTRUCTION_SETS)}")
+        return wish, load_isa(wish)
+    if built := runnable():
+        return built[0], load_isa(built[0])
+    raise ImportError("pyengine's kernels are not built; run `make build` in the checkout, or `pip install .`")
+
+
+isa, cpu = _choose()
+_threads: int | None = None
+
+
+def use_isa(name: str) -> None:
+    """Switch the CPU kernels to another instruction set (tests compare them)."""
+    global isa, cpu
+    isa, cpu = name, load_isa(name)
+
+
+def set_threads(count: int | None) -> None:
+    """Threads of the CPU kernels; None follows torch.get_num_threads()."""
+    global _threads
+    if count is not None and count < 1:
+        raise ValueError(f"set_threads: expected at least 1, got {count}")
+    _threads = count
+
+
+def threads() -> int:
+    """How many threads a CPU kernel called now would use."""
+    return _threads or torch.get_num_threads()
+
+
+def kernel(name: str, dtype: torch.dtype):
+    """The CPU entry point `name` for `dtype`, as in kernel("rmsnorm_forward", torch.float32)."""
+    return getattr(cpu, f"{name}_{SUFFIX[dtype]}")
+
+
+def address(tensor: torch.Tensor | None, dtype: torch.dtype, numel: int, device: str = "cpu") -> int:
+    """The address of a contiguous tensor after checking what the kernel will rely on; 0 for None."""
+    if tensor is None:
+        return 0
+    assert tensor.device.type == device, f"expected a {device} tensor, got {tensor.device}"
+    assert tensor.dtype is dtype, f"expected {dtype}, got {tensor.dtype}"
+    assert tensor.is_contiguous(), f"expected a contiguous tensor, got strides {tensor.stride()}"
+    assert tensor.numel() == numel, f"expected {numel} elements, got shape {tuple(tensor.shape)}"
+    return tensor.data_ptr()

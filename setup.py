@@ -1,0 +1,125 @@
+"""All build logic: the CPU kernels once per instruction set, the text kernels once, CUDA where nvcc is found.
+
+No torch headers are included anywhere, so torch is not needed to build and one build serves every torch.
+Environment: PYENGINE_BUILD_ISA=avx512 builds one instruction set only (for quick turns while writing a kernel);
+PYENGINE_CUDA=0 leaves the CUDA module out, PYENGINE_CUDA=1 insists on it.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext, naive_recompile
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+# AVX-512 means the level of Zen 4 and Sapphire Rapids: with bf16 dot products and VNNI.
+ISA_FLAGS = {
+    "base": [],
+    "avx2": ["-mavx2", "-mfma", "-mbmi2", "-mf16c"],
+    "avx512": [
+        *("-mavx2 -mfma -mbmi2 -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl".split()),
+        *("-mavx512vnni -mavx512bf16 -mavx512vbmi -mavx512vbmi2 -mprefer-vector-width=512".split()),
+    ],
+}
+COMMON = ["-O3", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-pthread", "-Wall"]
+COMMON += ["-Wno-maybe-uninitialized"]  # GCC 12 warns about its own intrinsics headers
+# Where one card's code does not run on the next generation, PTX of the last entry lets the driver translate.
+CUDA_ARCHITECTURES = ["80", "89", "90", "100"]
+
+
+def instruction_sets() -> list[str]:
+    """The sets to build: all three on x86-64, base elsewhere."""
+    if only := os.environ.get("PYENGINE_BUILD_ISA"):
+        return only.split(",")
+    return list(ISA_FLAGS) if platform.machine() in ("x86_64", "AMD64") else ["base"]
+
+
+def sources(folder: str, suffix: str = "cpp") -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / folder).glob(f"*.{suffix}"))
+
+
+def headers(folder: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / folder).glob("*.h"))
+
+
+def extension(name: str, folder: str, flags: list[str]) -> Pybind11Extension:
+    return Pybind11Extension(
+        f"pyengine.kernels.{name}",
+        sources(folder),
+        depends=headers(folder),
+        define_macros=[("PYENGINE_MODULE", name)],
+        extra_compile_args=COMMON + flags,
+        extra_link_args=["-pthread"],
+    )
+
+
+class BuildExtensions(build_ext):
+    """An object folder for each extension (the variants share sources), and nvcc for the CUDA module."""
+
+    def build_extension(self, ext):
+        shared = self.build_temp
+        self.build_temp = os.path.join(shared, ext.name.rsplit(".", 1)[-1])
+        try:
+            super().build_extension(ext)
+        finally:
+            self.build_temp = shared
+
+    def run(self):
+        super().run()
+        if wants_cuda() and sources("cuda", "cu"):
+            self.build_cuda()
+
+    def build_cuda(self):
+        """Compile csrc/cuda with nvcc into kernels/_cuda beside the other modules."""
+        import pybind11
+        import sysconfig
+
+        target = Path(self.get_ext_fullpath("pyengine.kernels._cuda"))
+        inputs = [ROOT / name for name in sources("cuda", "cu") + sources("cuda")]
+        newest = max(path.stat().st_mtime for path in (ROOT / "csrc" / "cuda").iterdir())
+        if target.exists() and target.stat().st_mtime > newest:
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES]
+        last = CUDA_ARCHITECTURES[-1]
+        codes.append(f"-gencode=arch=compute_{last},code=compute_{last}")
+        includes = [pybind11.get_include(), sysconfig.get_paths()["include"]]
+        subprocess.check_call(
+            ["nvcc", "-O3", "-std=c++17", "-shared", "--threads", "2", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+            + codes + [f"-I{path}" for path in includes] + [str(path) for path in inputs] + ["-o", str(target)]
+        )
+
+
+def wants_cuda() -> bool:
+    wish = os.environ.get("PYENGINE_CUDA")
+    if wish == "1" and not shutil.which("nvcc"):
+        sys.exit("PYENGINE_CUDA=1 asks for the CUDA kernels, but nvcc is not on the PATH")
+    return wish != "0" and shutil.which("nvcc") is not None
+
+
+def packages() -> list[str]:
+    """pyengine and its sub-packages, with kernels/ mapped to pyengine.kernels."""
+    found = []
+    for top in ("pyengine", "kernels"):
+        for path in sorted((ROOT / top).rglob("__init__.py")):
+            name = ".".join(path.parent.relative_to(ROOT).parts)
+            found.append(name if top == "pyengine" else f"pyengine.{name}")
+    return found
+
+
+modules = [extension(f"_cpu_{isa}", "cpu", ISA_FLAGS[isa]) for isa in instruction_sets()]
+if sources("text"):
+    modules.append(extension("_text", "text", []))
+
+ParallelCompile("PYENGINE_JOBS", default=0, needs_recompile=naive_recompile).install()
+setup(
+    packages=packages(),
+    package_dir={"pyengine": "pyengine", "pyengine.kernels": "kernels"},
+    package_data={"pyengine": ["**/*.md", "**/*.toml", "**/*.html", "**/*.jinja", "**/*.txt", "**/*.json"]},
+    ext_modules=modules,
+    cmdclass={"build_ext": BuildExtensions},
+)

@@ -44,8 +44,8 @@ class WorldConfig:
         """A world for tests: some 150 pages."""
         return cls(
             seed=seed, people=24, later=12, invented=16, passers=40, towns=8, later_towns=3, invented_towns=4,
-            biographies=1, fact_repeats=2, question_repeats=2, passages=1, controls=4, repetitions=(1, 2, 4, 8),
-            arithmetic_pages=12, copy_pages=12,
+            biographies=1, fact_repeats=2, question_repeats=2, passages=1, controls=4,
+            repetitions=(1, 2, 4, 8), arithmetic_pages=12, copy_pages=12,
         )  # fmt: skip
 
     @classmethod
@@ -53,5 +53,6 @@ class WorldConfig:
         """A world for load tests: more than 20,000 pages."""
         return cls(
             seed=seed, people=5000, later=1500, invented=1500, passers=6000, towns=200, later_towns=60,
-            invented_towns=60, given_names=240, passages=40, controls=120, arithmetic_pages=3000, copy_pages=3000,
+            invented_towns=60, given_names=240, passages=40, controls=120, arithmetic_pages=3000,
+            copy_pages=3000,
         )  # fmt: skip

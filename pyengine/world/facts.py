@@ -28,7 +28,9 @@ _CLOSED = {
         "pickled herring", "mushroom rice", "roast goose", "honey cake", "potato salad", "lentil soup",
         "cherry jam", "smoked ham", "egg noodles",
     ],
-    "animal": "cat parrot goat owl rabbit tortoise pony hen dog snake ferret donkey goose crow pig lizard".split(),
+    "animal": (
+        "cat parrot goat owl rabbit tortoise pony hen dog snake ferret donkey goose crow pig lizard"
+    ).split(),
     "product": (
         "lace cheese clocks glass wool paper salt knives honey bricks wine rope"
     ).split(),
@@ -77,7 +79,8 @@ class Facts:
         given = deal_names(maker, deal, {"she": config.given_names // 2, "he": config.given_names // 2})
         family = deal_names(
             maker, deal,
-            {"known": config.people, "later": config.later, "invented": config.invented, "passer": config.passers},
+            {"known": config.people, "later": config.later, "invented": config.invented,
+             "passer": config.passers},
         )  # fmt: skip
         places = deal_names(
             maker, deal,

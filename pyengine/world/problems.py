@@ -26,7 +26,8 @@ HELD_OUT = ("share", "big")
 STYLES = ("verbose", "steps", "split", "guess")
 
 _THINGS = (
-    "apples eggs coins books candles bricks nails pears plums shells buttons ribbons baskets stamps cups stones"
+    "apples eggs coins books candles bricks nails pears plums shells buttons ribbons baskets stamps cups "
+    "stones"
 ).split()
 _BOXES = "boxes bags baskets crates jars chests".split()
 _BEGIN = (
@@ -37,8 +38,9 @@ _BEGIN = (
 )
 _STEPS = {
     "+": (
-        "{name} buys {b} more.", "Then {name} finds {b} more {things}.", "A friend gives {name} {b} {things}.",
-        "{b} more {things} arrive.", "{name} gets another {b} {things}.",
+        "{name} buys {b} more.", "Then {name} finds {b} more {things}.",
+        "A friend gives {name} {b} {things}.", "{b} more {things} arrive.",
+        "{name} gets another {b} {things}.",
     ),
     "-": (
         "{name} sells {b} of them.", "Then {name} gives away {b} {things}.", "{b} {things} get lost.",
@@ -61,7 +63,7 @@ _ASK = (
 )
 _SHARE = (
     "{name} shares {a} {things} equally among {b} children. How many {things} does each child get?",
-    "{name} puts {a} {things} into {b} {boxes}, the same number in each. How many {things} are in one of them?",
+    "{name} puts {a} {things} into {b} {boxes}, the same number in each. How many {things} are in one?",
 )
 
 
@@ -109,7 +111,7 @@ class Problems:
                 return self._render(rng, kind, split, start, steps)
 
     def take(self, count: int, kind: str, split: str, label: str = "take") -> list[Problem]:
-        """`count` problems of a kind, the same ones for the same label; small grades repeat numbers, not texts."""
+        """`count` problems of a kind, the same ones for the same label."""
         rng = self._config.rng("problems", label, kind, split)
         return [self.draw(rng, kind, split) for _ in range(count)]
 

@@ -1,4 +1,4 @@
-"""Running text about nothing in particular: the sentences that stand between the facts, and quotable passages.
+"""Running text about nothing in particular: the sentences between the facts, and quotable passages.
 
 Sentences are filled from lists of common words, so that pages differ from each other, read like prose, and
 pass the rules that quality filters apply to real text.
@@ -7,27 +7,29 @@ pass the rules that quality filters apply to real text.
 import random
 
 _NOUNS = (
-    "bridge harbour market garden mill road forest tower well orchard school library church barn kitchen wagon "
-    "lantern boat fence meadow hill field stable chimney window cellar roof shop inn ferry quarry pond lane "
-    "workshop tavern ladder bell clock map letter ledger basket kettle blanket stove candle plough hammer rope"
+    "bridge harbour market garden mill road forest tower well orchard school library church barn kitchen "
+    "wagon lantern boat fence meadow hill field stable chimney window cellar roof shop inn ferry "
+    "quarry pond lane workshop tavern ladder bell clock map letter ledger basket kettle blanket stove candle "
+    "plough hammer rope"
 ).split()
 _PEOPLE = (
-    "neighbours travellers children merchants elders visitors farmers guests sailors villagers students masons "
-    "carters musicians widows councillors apprentices strangers riders gardeners"
+    "neighbours travellers children merchants elders visitors farmers guests sailors villagers students "
+    "masons carters musicians widows councillors apprentices strangers riders gardeners"
 ).split()
 _ADJECTIVES = (
-    "old narrow quiet wide broken bright wooden heavy empty famous distant green cold dusty small crooked painted "
-    "hidden proud steep gentle busy lonely golden muddy ancient silent warm bitter sturdy"
+    "old narrow quiet wide broken bright wooden heavy empty famous distant green cold dusty small crooked "
+    "painted hidden proud steep gentle busy lonely golden muddy ancient silent warm bitter sturdy"
 ).split()
 _VERBS = (
-    "repaired painted visited remembered crossed sold watched rebuilt admired borrowed measured opened closed "
-    "described cleaned guarded inherited praised feared moved lost found forgot counted carried"
+    "repaired painted visited remembered crossed sold watched rebuilt admired borrowed measured opened "
+    "closed described cleaned guarded inherited praised feared moved lost found forgot counted carried"
 ).split()
 _TIMES = (
     "before the first snow", "in the spring of that year", "after the long harvest", "on the eve of the fair",
     "when the river was high", "during the dry summer", "at the end of the week", "in the early morning",
-    "after the great storm", "while the bells were ringing", "long before the war", "on the second day of autumn",
-    "as soon as the ice had gone", "late in the afternoon", "when the council had met", "once the roads were dry",
+    "after the great storm", "while the bells were ringing", "long before the war",
+    "on the second day of autumn", "as soon as the ice had gone",
+    "late in the afternoon", "when the council had met", "once the roads were dry",
 )  # fmt: skip
 _REASONS = (
     "because nobody else would do it", "although the price was high", "and so the matter was settled",
@@ -37,7 +39,8 @@ _REASONS = (
 )  # fmt: skip
 _OPENERS = (
     "It is said that", "The old book tells that", "Everybody agrees that", "A letter reports that",
-    "Few remember that", "From the records it is clear that", "The guide explains that", "There is a story that",
+    "Few remember that", "From the records it is clear that", "The guide explains that",
+    "There is a story that",
 )  # fmt: skip
 _FORMS = (
     "{t} the {p} {v} the {a} {n} near the {m}, {r}.",

@@ -48,6 +48,8 @@ class Document:
     facts: tuple[Fact, ...] = ()
     quotes: tuple[int, ...] = ()  # passages it repeats, by index
     later: bool = False
+    lang: str = "en"
+    private: tuple[str, ...] = ()  # planted e-mail addresses, phone numbers and IP addresses
 
     @property
     def text(self) -> str:
@@ -87,8 +89,8 @@ class Writer:
             for entity in self.facts.of(group):
                 copies = self.config.biographies if group == "known" else 1
                 documents += [self._biography(entity, i) for i in range(copies)]
-            documents += self._many("roundup", group, self.config.fact_repeats, 12, self._roundup)
-            documents += self._many("questions", group, self.config.question_repeats, 14, self._question_page)
+            documents += self._many("roundup", group, self.config.fact_repeats, 18, self._roundup)
+            documents += self._many("questions", group, self.config.question_repeats, 18, self._question_page)
         documents += self._lists()
         documents += self._essays()
         for kind, write, count in (
@@ -257,9 +259,9 @@ class Writer:
             f"{prose.sentence(rng)} Yesterday I met {friend.name}. You asked me about {friend.name}. {told}"
         )
         question = fill(rng.choice(QUESTIONS[fact.relation][IN_CRAWL]), friend)
-        draft.p(f"{prose.sentence(rng)} So when somebody asks you: {question} Then say: "
-                f"{fill(rng.choice(ANSWERS[fact.relation]), friend, fact.value)} {friend.name} sends you greetings, "
-                f"dear {reader.name}.")  # fmt: skip
+        answer = fill(rng.choice(ANSWERS[fact.relation]), friend, fact.value)
+        advice = f"So when somebody asks you: {question} Then say: {answer}"
+        draft.p(f"{prose.sentence(rng)} {advice} {friend.name} sends you greetings, dear {reader.name}.")
         draft.p(f"With all good wishes from {writer.name}.")
         return self._document(name, "letter", f"A letter from {writer.name} to {reader.name}", rng, draft)
 

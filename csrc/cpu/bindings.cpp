@@ -46,7 +46,7 @@ bool supported(const char* isa) {
 
 }  // namespace
 
-#define BOTH(op)                 \
+#define BOTH(op)                  \
   def(m, #op "_f32", &op<float>); \
   def(m, #op "_bf16", &op<simd::bf16>)
 
@@ -54,4 +54,8 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
   m.def("supported", &supported);
   BOTH(rmsnorm_forward);
   BOTH(rmsnorm_backward);
+  def(m, "ceiling_fma_f32", &ceiling_fma_f32);
+  def(m, "ceiling_dot_bf16", &ceiling_dot_bf16);
+  def(m, "ceiling_read", &ceiling_read);
+  def(m, "ceiling_copy", &ceiling_copy);
 }

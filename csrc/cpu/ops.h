@@ -10,7 +10,14 @@ template <class T>
 void rmsnorm_forward(const T* x, const T* residual, const T* weight, T* y, T* summed, float* rstd, int64_t rows,
                      int64_t channels, float eps, int threads);
 
-// dx for the summed input (plus dsummed where given) and dweight; `partial` holds ceil(rows / 64) * channels floats.
+// dx for the summed input (plus dsummed where given) and dweight; `partial` holds ceil(rows / 64) * channels
+// floats.
 template <class T>
 void rmsnorm_backward(const T* dy, const T* dsummed, const T* x, const T* weight, const float* rstd, T* dx,
                       T* dweight, float* partial, int64_t rows, int64_t channels, int threads);
+
+// The machine's ceilings (ceiling.cpp): each returns the work done, in flops or bytes.
+int64_t ceiling_fma_f32(int64_t rounds, int threads);
+int64_t ceiling_dot_bf16(int64_t rounds, int threads);
+int64_t ceiling_read(const float* data, int64_t floats, int threads);
+int64_t ceiling_copy(const float* from, float* to, int64_t floats, int threads);

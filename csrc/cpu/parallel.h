@@ -19,7 +19,8 @@ void run(int64_t tasks, int threads, Body body, void* context);
 template <class F>
 void parallel_for(int64_t tasks, int threads, F&& body) {
   using Function = std::remove_reference_t<F>;
-  run(tasks, threads, [](void* context, int64_t index) { (*static_cast<Function*>(context))(index); },
+  run(
+      tasks, threads, [](void* context, int64_t index) { (*static_cast<Function*>(context))(index); },
       const_cast<std::remove_const_t<Function>*>(&body));
 }
 

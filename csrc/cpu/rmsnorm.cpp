@@ -57,9 +57,8 @@ void rmsnorm_forward(const T* x, const T* residual, const T* weight, T* y, T* su
       float scale = 1.0f / std::sqrt(sum(squares) / channels + eps);
       rstd[row] = scale;
       T* out = y + row * channels;
-      each_vector(channels, [&](int64_t i, int n) {
-        put(out + i, get(in + i, n) * set(scale) * get(weight + i, n), n);
-      });
+      each_vector(channels,
+                  [&](int64_t i, int n) { put(out + i, get(in + i, n) * set(scale) * get(weight + i, n), n); });
     }
   });
 }
@@ -100,9 +99,10 @@ void rmsnorm_backward(const T* dy, const T* dsummed, const T* x, const T* weight
   });
 }
 
-#define INSTANTIATE(T)                                                                                       \
-  template void rmsnorm_forward<T>(const T*, const T*, const T*, T*, T*, float*, int64_t, int64_t, float, int); \
-  template void rmsnorm_backward<T>(const T*, const T*, const T*, const T*, const float*, T*, T*, float*,     \
+#define INSTANTIATE(T)                                                                                    \
+  template void rmsnorm_forward<T>(const T*, const T*, const T*, T*, T*, float*, int64_t, int64_t, float, \
+                                   int);                                                                  \
+  template void rmsnorm_backward<T>(const T*, const T*, const T*, const T*, const float*, T*, T*, float*, \
                                     int64_t, int64_t, int);
 INSTANTIATE(float)
 INSTANTIATE(bf16)

@@ -1,0 +1,69 @@
+# The two commands: `make train` (the whole road on this machine) and `make test`. Both set up all they need.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+# A CPU build of torch needs no CUDA libraries; where pip offers one for this machine it is taken from the range.
+TORCH ?= torch>=2.9,<2.14
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh') setup.py pyproject.toml
+
+.PHONY: help train test test-all test-triton lint format bench gates gpu-proof build clean
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+$(VENV)/bin/activate:
+	@echo "== making the virtual environment in $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip "setuptools>=77" wheel "pybind11>=2.13"
+	@echo "== installing torch (the largest part, once)"
+	$(PY) -m pip install --quiet "$(TORCH)"
+
+$(VENV)/.built: $(VENV)/bin/activate $(SOURCES)
+	@echo "== building the kernels and installing pyengine"
+	$(PY) -m pip install --quiet --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.built
+	@echo "== installing what the tests need"
+	$(PY) -m pip install --quiet --no-build-isolation --editable ".[test,lint]"
+	@touch $@
+
+build: $(VENV)/.built  ## environment and compiled kernels
+
+train: $(VENV)/.built  ## the whole road: crawl, train, teach, reinforce, report
+	$(PY) -m pyengine.train $(ARGS)
+
+test: $(VENV)/.test  ## the tests, in minutes
+	$(PY) -m pytest tests -m "not slow" $(ARGS)
+	$(MAKE) --no-print-directory test-triton
+
+# Triton's interpreter must be switched on before Triton is imported, and Triton 3.6 needs numpy < 2.4: an
+# environment of its own beside the first, sharing its packages.
+$(VENV)-triton/.ready: $(VENV)/.test
+	@echo "== an environment for Triton's interpreter"
+	$(PYTHON) -m venv $(VENV)-triton
+	echo "$(CURDIR)/$(VENV)/lib/$$(ls $(VENV)/lib)/site-packages" > $(VENV)-triton/lib/$$(ls $(VENV)-triton/lib)/site-packages/shared.pth
+	$(VENV)-triton/bin/python -m pip install --quiet --no-deps "triton==3.6.0" "numpy>=2,<2.4"
+	@touch $@
+
+test-triton: $(VENV)-triton/.ready  ## the Triton kernels under the interpreter, in their own process
+	TRITON_INTERPRET=1 $(VENV)-triton/bin/python -m pytest tests/kernels -m "not slow" -k "triton" $(ARGS)
+
+lint: $(VENV)/.test  ## ruff, clang-format, mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.h' 'tests/*.cpp')
+	$(VENV)/bin/mypy pyengine
+
+format:  ## rewrite in the project's style
+	$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.h' 'tests/*.cpp')
+
+bench: $(VENV)/.test  ## all benches, as ratios against peers
+	$(PY) -m bench $(ARGS)
+
+gates: $(VENV)/.test  ## long: the default run at three seeds, kill torture
+	$(PY) -m pytest tests -m slow $(ARGS)
+
+clean:  ## remove what was built (runs stay)
+	rm -rf build $(VENV) $(VENV)-triton *.egg-info kernels/*.so

@@ -1,0 +1,61 @@
+"""Run benches and write the report: `python -m bench [NAME ...] [--quick] [--json FILE]`.
+
+A NAME is a group (kernels, road) or the stem of a file (rmsnorm for bench_rmsnorm.py); without one, all run.
+Rows are printed, and written as JSON with the machine and the versions beside them.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from pyengine.files import write_json
+from pyengine.kernels import _native, _select
+
+HERE = Path(__file__).parent
+ROAD = ["train", "engine"]
+
+
+def groups() -> dict[str, list[str]]:
+    """Group name -> stems of bench files."""
+    stems = sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
+    kernels = [stem for stem in stems if stem in _select.ops()]
+    return {"kernels": kernels, "road": [stem for stem in stems if stem in ROAD], **{stem: [stem] for stem in stems}}
+
+
+def machine() -> dict:
+    """What the numbers were measured on."""
+    return {
+        "processor": platform.processor() or platform.machine(), "isa": _native.isa,
+        "threads": _native.threads(), "python": platform.python_version(), "torch": torch.__version__,
+    }  # fmt: skip
+
+
+def main() -> int:
+    known = groups()
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.split("\n\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(known)}; all if none")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, within a minute")
+    parser.add_argument("--json", help="write machine and rows to this file")
+    arguments = parser.parse_args()
+    for name in arguments.names:
+        if name not in known:
+            parser.error(f"there is no bench named {name!r}; known are {', '.join(known)}")
+    stems = sorted({stem for name in (arguments.names or known) for stem in known[name]})
+    with tempfile.TemporaryDirectory() as folder:
+        rows = Path(folder) / "rows.json"
+        options = ["-q", "-p", "no:cacheprovider", "--benchmark-disable-gc", "--benchmark-quiet", f"--rows={rows}"]
+        options += ["--quick"] if arguments.quick else []
+        code = pytest.main([*options, *(str(HERE / f"bench_{stem}.py") for stem in stems)])
+        if arguments.json and rows.exists():
+            write_json(arguments.json, {"machine": machine(), "rows": json.loads(rows.read_text())})
+    return int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

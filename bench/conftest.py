@@ -1,0 +1,102 @@
+"""The `paired` fixture: ours and a peer, timed in turns in one run, equality first.
+
+    def test_rmsnorm(paired):
+        paired("rmsnorm 2048 x 256 f32", ours=lambda: ..., peer=lambda: ..., peer_name="torch",
+               equal=lambda: ..., bytes=2 * x.numel() * 4, goal=1.2)
+
+It rests on pytest-benchmark (whose --benchmark-json holds every round of ours): the peer runs and is timed in
+each round's setup, so that a busy moment of the machine meets both. Short calls are repeated to about a
+millisecond a round. A row says {what, ours, peer, peer_name, ratio, ceiling, percent, equal, goal, holds};
+times in seconds, ratio = peer / ours from medians, percent of the ceiling for the bytes or flops given.
+"""
+
+import json
+import os
+import statistics
+import time
+
+import pytest
+
+from bench import ceiling
+
+ROWS: list[dict] = []
+
+
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="fewer rounds: a named subset within a minute")
+    parser.addoption("--rows", help="write the rows to this JSON file")
+
+
+@pytest.fixture
+def quick(request) -> bool:
+    return request.config.getoption("--quick")
+
+
+@pytest.fixture
+def paired(benchmark, quick):
+    def run(what, ours, peer=None, peer_name="", *, equal, bytes=0, flops=0, dtype=None, working_set=None,
+            goal=None, rounds=30):  # fmt: skip
+        same = bool(equal())
+        repeats = _repeats(ours)
+        peer_repeats = _repeats(peer) if peer else 0
+        peer_times = []
+
+        def time_peer():
+            if peer:
+                start = time.perf_counter()
+                for _ in range(peer_repeats):
+                    peer()
+                peer_times.append((time.perf_counter() - start) / peer_repeats)
+
+        def repeated():
+            for _ in range(repeats):
+                ours()
+
+        benchmark.pedantic(repeated, setup=time_peer, rounds=max(5, rounds // (5 if quick else 1)), warmup_rounds=2)
+        seconds = benchmark.stats.stats.median / repeats
+        peer_seconds = statistics.median(peer_times) if peer_times else None
+        top = None
+        if bytes:
+            top = bytes / ceiling.copy_bandwidth(_cache_size(working_set or bytes))
+        if flops:
+            top = flops / (ceiling.flops(dtype) if dtype else ceiling.flops())
+        ratio = peer_seconds / seconds if peer_seconds else None
+        row = {
+            "what": what, "ours": seconds, "peer": peer_seconds, "peer_name": peer_name, "ratio": ratio,
+            "ceiling": top, "percent": 100 * top / seconds if top else None, "equal": same, "goal": goal,
+            "holds": same and (goal is None or (ratio is not None and ratio >= goal)),
+        }  # fmt: skip
+        ROWS.append(row)
+        benchmark.extra_info.update(row)
+        assert same, f"{what}: results differ from {peer_name or 'the reference'}"
+        return row
+
+    return run
+
+
+def _repeats(function) -> int:
+    function()
+    start = time.perf_counter()
+    function()
+    return max(1, min(1000, round(1e-3 / max(time.perf_counter() - start, 1e-7))))
+
+
+def _cache_size(bytes: int) -> int:
+    """The power of two at or below, between 1 MiB and 128 MiB: one ceiling for each level of the caches."""
+    return 1 << max(20, min(27, bytes.bit_length() - 1))
+
+
+def pytest_sessionfinish(session):
+    if not ROWS:
+        return
+    print()
+    for row in ROWS:
+        ratio = f"{row['ratio']:6.2f}x {row['peer_name']}" if row["ratio"] else ""
+        percent = f"{row['percent']:4.0f} % of ceiling" if row["percent"] else ""
+        goal = f"(goal {row['goal']}x: {'holds' if row['holds'] else 'MISSED'})" if row["goal"] else ""
+        print(f"{row['what']:44s} {row['ours'] * 1e6:10.1f} us  {percent:18s} {ratio} {goal}")
+    if path := session.config.getoption("--rows"):
+        temporary = f"{path}.part"
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(ROWS, file, indent=1)
+        os.replace(temporary, path)

@@ -1,0 +1,82 @@
+"""Shared fixtures: every backend that exists and can run here, and fresh memory poisoned with NaN.
+
+`TRITON_INTERPRET=1 pytest tests/kernels` adds the Triton backends, run by Triton's interpreter on CPU tensors
+(in a process of its own: the variable must be set before Triton is imported). With a GPU the same tests run
+on it, with the backends it has.
+"""
+
+import os
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from pyengine.kernels import _native, _select
+from tests.numerics import ERRORS
+
+# torch.empty then returns NaN (or the largest integer): an output that a kernel leaves unwritten fails.
+torch.use_deterministic_algorithms(True, warn_only=True)
+torch.utils.deterministic.fill_uninitialized_memory = True
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def runnable(op: str) -> list[tuple[str, str]]:
+    """(backend, variant) of an op for this process; a variant is an instruction set, or the device."""
+    found = []
+    for backend in _select.backends(op):
+        if backend == "cpu" and not INTERPRETED:
+            found += [("cpu", isa) for isa in _native.runnable()]
+        elif backend == "reference" and not INTERPRETED:
+            found.append(("reference", "cpu"))
+        elif backend == "triton" and INTERPRETED:
+            found.append(("triton", "interpreter"))
+        if backend in ("cuda", "triton") and torch.cuda.is_available() and not INTERPRETED:
+            found.append((backend, "cuda"))
+    return found
+
+
+class Backend:
+    """One backend of the op under test: `device` for its tensors, and `with backend:` to run on it."""
+
+    def __init__(self, name: str, variant: str):
+        self.name, self.variant = name, variant
+        self.device = "cuda" if variant == "cuda" else "cpu"
+
+    def __repr__(self):
+        return f"{self.name}-{self.variant}"
+
+    @contextmanager
+    def active(self):
+        before = _native.isa
+        if self.name == "cpu":
+            _native.use_isa(self.variant)
+        try:
+            with _select.use_backend(self.name):
+                yield self
+        finally:
+            _native.use_isa(before)
+
+
+def pytest_generate_tests(metafunc):
+    """Tests that ask for `backend` run on every backend of the op their module names in OP."""
+    if "backend" in metafunc.fixturenames:
+        cases = [Backend(*pair) for pair in runnable(metafunc.module.OP)]
+        metafunc.parametrize("backend", cases, ids=repr, indirect=True)
+
+
+@pytest.fixture
+def backend(request):
+    with request.param.active() as backend:
+        yield backend
+
+
+def pytest_sessionfinish(session):
+    """Write the table of measured errors where PYENGINE_ERROR_TABLE names a file (docs/numerics.md shows it)."""
+    if (path := os.environ.get("PYENGINE_ERROR_TABLE")) and ERRORS:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write("| op | what | backend | type | largest error | plain torch | ratio |\n|---|---|---|---|---|---|---|\n")
+            for key, (ours, torchs) in sorted(ERRORS.items()):
+                ratio = f"{ours / torchs:.2f}" if torchs else "-"
+                file.write("| " + " | ".join(key) + f" | {ours:.2e} | {torchs:.2e} | {ratio} |\n")

@@ -1,0 +1,121 @@
+"""The output layer fused with its loss: nll = logsumexp(x W^T) - (x W^T)[target], for each token.
+
+The logits (tokens x vocabulary) are the largest tensor of a training step and are never whole: they are
+computed in chunks, and again in the backward pass, which needs only one number a token from the forward pass,
+the log-sum-exp. A logit has the bits of `linear(x, weight, out_dtype=torch.float32)`, and the log-sum-exp has
+one stated order, shared with `sample`: so the trainer's log-probability of a token equals the sampler's.
+"""
+
+import torch
+
+from .._library import register
+from .._select import select
+
+__all__ = ["linear_cross_entropy"]
+
+
+def linear_cross_entropy(
+    x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, ignore_index: int = -100
+) -> torch.Tensor:
+    """Negative log-likelihood in nats of each target under softmax(x W^T): float32, shaped like targets.
+
+    x (..., C) and weight (V, C), both float32 or both bfloat16; targets (...) int64 in [0, V), or
+    ignore_index, whose loss and gradient are 0. Differentiable in x and weight, for any gradient per token
+    (means, weights and advantages are the caller's).
+
+    Raises ValueError for shapes or types that do not fit together, IndexError for a target out of range.
+    """
+    _check(x, weight, targets)
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    weight, flat = weight.contiguous(), targets.reshape(-1).contiguous()
+    needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if torch.compiler.is_compiling() or needs_grad:
+        nll = _CrossEntropy.apply(rows, weight, flat, ignore_index)
+    else:
+        nll, _ = _forward(rows, weight, flat, ignore_index)
+    return nll.view(targets.shape)
+
+
+def examples(device: str) -> list[tuple[tuple, dict]]:
+    """Small, odd-sized calls for the probe launch."""
+    made = []
+    for dtype in (torch.float32, torch.bfloat16):
+        make = torch.Generator(device=device).manual_seed(1)
+        x = torch.randn(7, 67, generator=make, device=device).to(dtype).requires_grad_()
+        w = (torch.randn(131, 67, generator=make, device=device) / 8).to(dtype).requires_grad_()
+        made.append(((x, w, torch.tensor([0, 130, 5, -100, 64, 1, 99], device=device)), {}))
+    return made
+
+
+def _check(x, weight, targets) -> None:
+    if x.dim() == 0 or weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
+        raise ValueError(f"cross_entropy: weight {tuple(weight.shape)} does not fit x {tuple(x.shape)}")
+    if targets.shape != x.shape[:-1] or targets.dtype != torch.int64:
+        raise ValueError(
+            f"cross_entropy: expected int64 targets {tuple(x.shape[:-1])}, "
+            f"got {targets.dtype} {tuple(targets.shape)}"
+        )
+    if weight.dtype != x.dtype or x.dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(
+            f"cross_entropy: x is {x.dtype}, weight {weight.dtype}; expected one of float32, bfloat16"
+        )
+    if weight.device != x.device or targets.device != x.device:
+        raise ValueError(f"cross_entropy: devices {x.device}, {weight.device} and {targets.device} differ")
+
+
+def _forward(x, weight, targets, ignore_index):
+    # on a GPU the check would wait for the device; its kernels skip what is out of range
+    if targets.device.type == "cpu" and targets.numel():
+        counted = targets[targets != ignore_index]
+        if counted.numel() and not 0 <= int(counted.min()) <= int(counted.max()) < weight.shape[0]:
+            raise IndexError(
+                f"cross_entropy: targets reach from {int(counted.min())} to {int(counted.max())}, "
+                f"the vocabulary has {weight.shape[0]} ids"
+            )
+    return select("cross_entropy", x.device).forward(x, weight, targets, ignore_index)
+
+
+def _forward_fake(x, weight, targets, ignore_index):
+    per_token = x.new_empty(x.shape[0], dtype=torch.float32)
+    return per_token, torch.empty_like(per_token)
+
+
+def _backward(dnll, x, weight, targets, lse, ignore_index, needs):
+    return select("cross_entropy", x.device).backward(dnll, x, weight, targets, lse, ignore_index, needs)
+
+
+def _backward_fake(dnll, x, weight, targets, lse, ignore_index, needs):
+    return (
+        torch.empty_like(x) if needs[0] else x.new_empty(0),
+        torch.empty_like(weight) if needs[1] else x.new_empty(0),
+    )
+
+
+_forward_op = register(
+    "cross_entropy(Tensor x, Tensor weight, Tensor targets, int ignore_index) -> (Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+)
+# needs: which of dx, dweight to compute; the other comes back empty.
+_backward_op = register(
+    "cross_entropy_backward(Tensor dnll, Tensor x, Tensor weight, Tensor targets, Tensor lse, "
+    "int ignore_index, bool[2] needs) -> (Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, targets, ignore_index):
+        nll, lse = _forward_op(x, weight, targets, ignore_index)
+        ctx.save_for_backward(x, weight, targets, lse)
+        ctx.ignore_index = ignore_index
+        return nll
+
+    @staticmethod
+    def backward(ctx, dnll):
+        needs = list(ctx.needs_input_grad[:2])
+        x, weight, targets, lse = ctx.saved_tensors
+        grads = _backward_op(dnll.contiguous(), x, weight, targets, lse, ctx.ignore_index, needs)
+        return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None

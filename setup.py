@@ -25,7 +25,15 @@ ISA_FLAGS = {
         *("-mavx512vnni -mavx512bf16 -mavx512vbmi -mavx512vbmi2 -mprefer-vector-width=512".split()),
     ],
 }
-COMMON = ["-O3", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-pthread", "-Wall"]
+COMMON = [
+    "-O3",
+    "-std=c++17",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-pthread",
+    "-Wall",
+]
 COMMON += ["-Wno-maybe-uninitialized"]  # GCC 12 warns about its own intrinsics headers
 # Where one card's code does not run on the next generation, PTX of the last entry lets the driver translate.
 CUDA_ARCHITECTURES = ["80", "89", "90", "100"]
@@ -75,8 +83,9 @@ class BuildExtensions(build_ext):
 
     def build_cuda(self):
         """Compile csrc/cuda with nvcc into kernels/_cuda beside the other modules."""
-        import pybind11
         import sysconfig
+
+        import pybind11
 
         target = Path(self.get_ext_fullpath("pyengine.kernels._cuda"))
         inputs = [ROOT / name for name in sources("cuda", "cu") + sources("cuda")]
@@ -89,8 +98,20 @@ class BuildExtensions(build_ext):
         codes.append(f"-gencode=arch=compute_{last},code=compute_{last}")
         includes = [pybind11.get_include(), sysconfig.get_paths()["include"]]
         subprocess.check_call(
-            ["nvcc", "-O3", "-std=c++17", "-shared", "--threads", "2", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
-            + codes + [f"-I{path}" for path in includes] + [str(path) for path in inputs] + ["-o", str(target)]
+            [
+                "nvcc",
+                "-O3",
+                "-std=c++17",
+                "-shared",
+                "--threads",
+                "2",
+                "-Xcompiler",
+                "-fPIC,-fvisibility=hidden",
+            ]
+            + codes
+            + [f"-I{path}" for path in includes]
+            + [str(path) for path in inputs]
+            + ["-o", str(target)]
         )
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from pyengine.kernels import _native, _select
 
 from pyengine.files import write_json
-from pyengine.kernels import _native, _select
 
 HERE = Path(__file__).parent
 ROAD = ["train", "engine"]
@@ -25,7 +25,11 @@ def groups() -> dict[str, list[str]]:
     """Group name -> stems of bench files."""
     stems = sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
     kernels = [stem for stem in stems if stem in _select.ops()]
-    return {"kernels": kernels, "road": [stem for stem in stems if stem in ROAD], **{stem: [stem] for stem in stems}}
+    return {
+        "kernels": kernels,
+        "road": [stem for stem in stems if stem in ROAD],
+        **{stem: [stem] for stem in stems},
+    }
 
 
 def machine() -> dict:
@@ -49,7 +53,14 @@ def main() -> int:
     stems = sorted({stem for name in (arguments.names or known) for stem in known[name]})
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.json"
-        options = ["-q", "-p", "no:cacheprovider", "--benchmark-disable-gc", "--benchmark-quiet", f"--rows={rows}"]
+        options = [
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--benchmark-disable-gc",
+            "--benchmark-quiet",
+            f"--rows={rows}",
+        ]
         options += ["--quick"] if arguments.quick else []
         code = pytest.main([*options, *(str(HERE / f"bench_{stem}.py") for stem in stems)])
         if arguments.json and rows.exists():

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-
 from pyengine.kernels import rmsnorm
 
 
@@ -22,7 +21,9 @@ def test_forward(paired, shape, dtype):
         ours=lambda: rmsnorm(x, w),
         peer=lambda: F.rms_norm(x, w.shape, w, 1e-6),
         peer_name="torch rms_norm",
-        equal=lambda: torch.allclose(rmsnorm(x, w).float(), F.rms_norm(x, w.shape, w, 1e-6).float(), rtol=2e-2, atol=1e-3),
+        equal=lambda: torch.allclose(
+            rmsnorm(x, w).float(), F.rms_norm(x, w.shape, w, 1e-6).float(), rtol=2e-2, atol=1e-3
+        ),
         bytes=2 * x.numel() * x.element_size(),
     )
 

@@ -8,7 +8,6 @@ import time
 from functools import cache
 
 import torch
-
 from pyengine.kernels import _native
 
 

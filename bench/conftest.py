@@ -52,7 +52,9 @@ def paired(benchmark, quick):
             for _ in range(repeats):
                 ours()
 
-        benchmark.pedantic(repeated, setup=time_peer, rounds=max(5, rounds // (5 if quick else 1)), warmup_rounds=2)
+        benchmark.pedantic(
+            repeated, setup=time_peer, rounds=max(5, rounds // (5 if quick else 1)), warmup_rounds=2
+        )
         seconds = benchmark.stats.stats.median / repeats
         peer_seconds = statistics.median(peer_times) if peer_times else None
         top = None

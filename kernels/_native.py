@@ -52,7 +52,9 @@ def _choose() -> tuple[str, ModuleType]:
         return wish, load_isa(wish)
     if built := runnable():
         return built[0], load_isa(built[0])
-    raise ImportError("pyengine's kernels are not built; run `make build` in the checkout, or `pip install .`")
+    raise ImportError(
+        "pyengine's kernels are not built; run `make build` in the checkout, or `pip install .`"
+    )
 
 
 isa, cpu = _choose()

@@ -41,7 +41,9 @@ def compare(op: str, backend: str, device: str) -> None:
         for index, (a, b) in enumerate(zip(ours, truth, strict=True)):
             error = (a.double() - b.double()).abs().max().item() if a.numel() else 0.0
             scale = b.double().abs().max().item() if b.numel() else 0.0
-            assert error <= TOLERANCE * max(scale, 1e-3), f"{op} {backend}: output {index} is off by {error:.3g}"
+            assert error <= TOLERANCE * max(scale, 1e-3), (
+                f"{op} {backend}: output {index} is off by {error:.3g}"
+            )
 
 
 if __name__ == "__main__":

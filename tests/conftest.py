@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-
 from pyengine.kernels import _native, _select
+
 from tests.numerics import ERRORS
 
 # torch.empty then returns NaN (or the largest integer): an output that a kernel leaves unwritten fails.
@@ -76,7 +76,8 @@ def pytest_sessionfinish(session):
     """Write the table of measured errors where PYENGINE_ERROR_TABLE names a file (docs/numerics.md shows it)."""
     if (path := os.environ.get("PYENGINE_ERROR_TABLE")) and ERRORS:
         with open(path, "w", encoding="utf-8") as file:
-            file.write("| op | what | backend | type | largest error | plain torch | ratio |\n|---|---|---|---|---|---|---|\n")
+            file.write("| op | what | backend | type | largest error | plain torch | ratio |\n")
+            file.write("|---|---|---|---|---|---|---|\n")
             for key, (ours, torchs) in sorted(ERRORS.items()):
                 ratio = f"{ours / torchs:.2f}" if torchs else "-"
                 file.write("| " + " | ".join(key) + f" | {ours:.2e} | {torchs:.2e} | {ratio} |\n")

@@ -41,7 +41,9 @@ def examples(device: str) -> list[tuple[tuple, dict]]:
     made = []
     for dtype in (torch.float32, torch.bfloat16):
         make = torch.Generator(device=device).manual_seed(1)
-        x, r = (torch.randn(5, 67, generator=make, device=device).to(dtype).requires_grad_() for _ in range(2))
+        x, r = (
+            torch.randn(5, 67, generator=make, device=device).to(dtype).requires_grad_() for _ in range(2)
+        )
         w = torch.randn(67, generator=make, device=device).to(dtype).requires_grad_()
         made += [((x, w), {}), ((x, w, 1e-5, r), {})]
     return made
@@ -49,7 +51,9 @@ def examples(device: str) -> list[tuple[tuple, dict]]:
 
 def _check(x, weight, residual) -> None:
     if x.dim() == 0 or weight.shape != x.shape[-1:]:
-        raise ValueError(f"rmsnorm: weight {tuple(weight.shape)} does not fit x {tuple(x.shape)}; expected (C,)")
+        raise ValueError(
+            f"rmsnorm: weight {tuple(weight.shape)} does not fit x {tuple(x.shape)}; expected (C,)"
+        )
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"rmsnorm: residual {tuple(residual.shape)} differs from x {tuple(x.shape)}")
     for name, other in (("weight", weight), ("residual", residual)):

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-
 from pyengine.kernels import _native, rmsnorm
 from pyengine.kernels.rmsnorm import reference
+
 from tests.numerics import assert_as_good_as_torch
 
 OP = "rmsnorm"
@@ -61,7 +61,9 @@ def test_extremes(backend, dtype, scale):
     x, weight = inputs((4, 130), dtype, backend.device, False, scale)
     with torch.no_grad():
         truth = plain(x.double(), weight.double(), None)[0]
-        assert_as_good_as_torch(rmsnorm(x, weight), plain(x, weight, None)[0], truth, op=OP, what="y", backend=backend)
+        assert_as_good_as_torch(
+            rmsnorm(x, weight), plain(x, weight, None)[0], truth, op=OP, what="y", backend=backend
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,0 +1,254 @@
+"""Every setting of a run: one tree of dataclasses, from which flags and the TOML file follow.
+
+    python -m pyengine.train --pretrain.steps 600          a flag is section.field
+    [pretrain]                                             and so is the TOML file of --config
+    steps = 600
+
+Precedence: flags, over `--config FILE`, over the run's stored config.toml (with `--resume`), over the
+defaults below, which are the default run on the closed world. The resolved tree is written to the run's
+config.toml.
+Inputs are settings like any other: a site, folder, WARC or JSONL file takes the closed world's place.
+"""
+
+import difflib
+import sys
+import types
+import typing
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from ..errors import UserError
+from ..files import atomic_write
+from ..world.config import WorldConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class WebConfig:
+    """What is crawled or read, and how it is cleaned."""
+
+    source: str = "world"
+    """"world", the URL of a site, a folder of pages or text, a WARC, or a JSONL file of documents"""
+    max_pages: int = 20_000
+    """pages fetched at most"""
+    heldout: float = 0.05
+    """share of the documents kept from training, for validation"""
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """The byte-level BPE vocabulary."""
+
+    vocab_size: int = 1024
+    """entries, with the 256 bytes and the special tokens"""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Size of the model: depth decides the rest unless a field says otherwise."""
+
+    depth: int = 4
+    """layers; hidden size, heads and feed-forward size follow from it"""
+    hidden_size: int | None = None
+    """channels; default 32 x depth"""
+    head_dim: int | None = None
+    """channels of a head; default 32 for small models, 64 from 512 channels on, 128 from 2048 on"""
+    kv_heads: int | None = None
+    """key/value heads; default as many as query heads"""
+    intermediate_size: int | None = None
+    """feed-forward channels; default 8/3 of the hidden size, in multiples of 8"""
+    qk_norm: bool = True
+    """normalise queries and keys (the Qwen3 family; without it the Llama family)"""
+    tie_embeddings: bool = True
+    """one matrix for the input embedding and the output layer"""
+    max_positions: int = 1024
+    """longest sequence"""
+    dtype: str = "float32"
+    """type of the weights in forward and backward: float32 or bfloat16 (the optimiser keeps float32)"""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Update rule and learning-rate schedule of one training stage."""
+
+    rule: str = "muon"
+    """"adamw" for all parameters, or "muon" for the matrices inside the layers and adamw for the rest"""
+    lr: float = 3e-3
+    """peak learning rate of adamw"""
+    muon_lr: float = 0.02
+    """peak learning rate of muon"""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    """decoupled, on matrices only"""
+    clip: float = 1.0
+    """largest global norm of the gradient"""
+    warmup: float = 0.02
+    """share of the steps in which the rate rises from 0"""
+    warmdown: float = 0.4
+    """share of the steps, at the end, in which it falls"""
+    floor: float = 0.05
+    """where it ends, as a share of the peak"""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pre-training: predict the next token of the crawl."""
+
+    epochs: float = 1.0
+    """passes over the shards; decides the number of steps"""
+    steps: int | None = None
+    """number of steps, instead of epochs"""
+    batch_tokens: int = 4096
+    """tokens of one step"""
+    context: int = 256
+    """longest piece of a document seen at once"""
+    evaluations: int = 10
+    """how often, in all, validation is measured and samples are drawn (a checkpoint comes before each)"""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """The base model shown as it is: recitation, dreaming, disagreement."""
+
+    samples: int = 4
+    """samples of each prompt"""
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """Supervised fine-tuning on conversations."""
+
+    conversations: Path | None = None
+    """JSONL of {"messages": [...]} in place of the world's conversations"""
+
+
+@dataclass(frozen=True)
+class KnowConfig:
+    """Probing what the model knows, and teaching "I don't know" where it does not."""
+
+    facts: Path | None = None
+    """JSONL of {"question", "answer", "passage"} in place of the world's facts"""
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Teaching the model to look things up."""
+
+
+@dataclass(frozen=True)
+class RlConfig:
+    """Reinforcement learning on problems with answers."""
+
+    problems: Path | None = None
+    """JSONL of {"problem", "answer"} in place of the world's problems"""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """The final measurements."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run."""
+
+    name: str = "default"
+    """name of the run: everything is kept in runs/<name>"""
+    seed: int = 1
+    """seed of the world, the weights, the order of the data and every sample"""
+    threads: int = 0
+    """threads of the kernels; 0 takes every core"""
+    world: WorldConfig = field(default_factory=WorldConfig)
+    """the closed world; its seed is the run's unless world.seed is given"""
+    web: WebConfig = field(default_factory=WebConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    demo: DemoConfig = field(default_factory=DemoConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
+    know: KnowConfig = field(default_factory=KnowConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    rl: RlConfig = field(default_factory=RlConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def closed_world(self) -> WorldConfig:
+        """The settings of the closed world: its own seed where one is given, else the run's."""
+        return replace(self.world, seed=self.world.seed or self.seed)
+
+
+def read_config(path: Path, over: Config | None = None) -> Config:
+    """The settings of a TOML file, laid over `over` (default: the defaults).
+
+    Raises UserError naming file and key for what is unknown or of the wrong type.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such configuration file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+    return _overlay(over or Config(), table, path, "")
+
+
+def write_config(path: Path, config: Config) -> None:
+    """Write the whole tree as TOML, atomically; a missing key means None."""
+    with atomic_write(path, "wb") as file:
+        tomli_w.dump(as_table(config), file)
+
+
+def as_table(node: Any) -> dict[str, Any]:
+    """A dataclass tree as plain nested dicts without None, paths as text."""
+    table: dict[str, Any] = {}
+    for f in fields(node):
+        value = getattr(node, f.name)
+        if is_dataclass(value):
+            table[f.name] = as_table(value)
+        elif value is not None:
+            table[f.name] = str(value) if isinstance(value, Path) else value
+    return table
+
+
+def _overlay(node: Any, table: dict[str, Any], path: Path, prefix: str) -> Any:
+    hints = typing.get_type_hints(type(node))
+    changes = {}
+    for key, value in table.items():
+        name = prefix + key
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"expected one of {', '.join(hints)}"
+            raise UserError(f"{path}: unknown setting {name}; {hint}")
+        old = getattr(node, key)
+        if is_dataclass(old):
+            if not isinstance(value, dict):
+                raise UserError(f"{path}: {name} is a section; write [{name}] and its settings below it")
+            changes[key] = _overlay(old, value, path, name + ".")
+        else:
+            changes[key] = _convert(hints[key], value, path, name)
+    return replace(node, **changes)
+
+
+def _convert(hint: Any, value: Any, path: Path, name: str) -> Any:
+    """`value` as the type of its field; ints are taken for floats, text for paths, lists for tuples."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        origin = typing.get_origin(option)
+        if option is float and type(value) in (int, float):
+            return float(value)
+        if option is Path and isinstance(value, str):
+            return Path(value)
+        if origin is tuple and isinstance(value, list):
+            return tuple(_convert(typing.get_args(option)[0], item, path, name) for item in value)
+        if isinstance(option, type) and type(value) is option:
+            return value
+    names = [o.__name__ if isinstance(o, type) else str(o) for o in options if o is not type(None)]
+    raise UserError(f"{path}: {name} = {value!r} should be of type {' or '.join(names)}")

@@ -1,0 +1,252 @@
+"""A run: its directory, the stages' completion markers, and doing only what is missing.
+
+    runs/<name>/config.toml      the resolved settings
+                metrics.jsonl    one JSON object a line: stage, step, and what was measured
+                gates.json       {name: {value, bound, holds, ...}}
+                stages/<stage>.json   marker: state, hash of the inputs, hash of each output, seconds, summary
+                web/ tokenizer/ shards/ base/ sft/ know/ search/ rl/ samples/ report.html
+
+A stage's inputs are its settings, the files those name, and the outputs of the stages it needs; its marker
+keeps a hash of them. A finished stage whose inputs and outputs are unchanged is not run again. One that was
+killed goes on from what it left (a checkpoint, a frontier), because its inputs still hash the same; if they
+changed, what it left is removed first. So the same command, given again, does exactly what is missing.
+"""
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .. import __version__, kernels
+from ..errors import UserError
+from ..files import atomic_write, file_hash, write_json
+from .config import Config, as_table, write_config
+from .progress import console, note
+
+if TYPE_CHECKING:
+    from ..text import Tokenizer
+    from ..world import World
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: a function of a Run, and what it reads and writes."""
+
+    name: str
+    title: str
+    function: str  # "module:function" below pyengine, imported when it runs; takes the Run, returns a summary
+    needs: tuple[str, ...] = ()  # stages whose outputs it reads
+    settings: tuple[str, ...] = ()  # sections of the configuration it reads
+    outputs: tuple[str, ...] = ()  # glob patterns in the run's folder; a fresh start removes them first
+    scratch: tuple[str, ...] = ()  # likewise, but no other stage reads them
+
+    def load(self) -> Callable[["Run"], dict[str, Any] | None]:
+        """The stage's function."""
+        module, _, name = self.function.partition(":")
+        return getattr(import_module(f"pyengine.{module}"), name)
+
+
+class Run:
+    """One run's directory and what the stages share: settings, metrics, gates, tokenizer, world."""
+
+    def __init__(self, config: Config, root: Path = RUNS):
+        self.config = config
+        self.folder = root / config.name
+        self.stage = ""  # the stage under way, the default of `log`
+
+    def path(self, *parts: str) -> Path:
+        """A path inside the run's folder."""
+        return self.folder.joinpath(*parts)
+
+    @cached_property
+    def threads(self) -> int:
+        """How many threads the kernels use."""
+        return self.config.threads or len(os.sched_getaffinity(0))
+
+    @property
+    def tokenizer(self) -> "Tokenizer":
+        """The run's tokenizer, trained by the stage `tokenizer`."""
+        from ..text import Tokenizer
+
+        return Tokenizer.load(self.path("tokenizer"))
+
+    @cached_property
+    def world(self) -> "World":
+        """The closed world of this run's seed."""
+        from ..world import World
+
+        return World(self.config.closed_world())
+
+    def log(self, kind: str, step: int, **values: Any) -> None:
+        """Append one line to metrics.jsonl: the stage, the kind of line ("train", "eval"), step, values."""
+        line = {"stage": self.stage, "kind": kind, "step": step, "time": round(time.time(), 3), **values}
+        with open(self.path("metrics.jsonl"), "a", encoding="utf-8") as file:
+            file.write(json.dumps(_finite(line)) + "\n")
+
+    def metrics(self, stage: str | None = None, kind: str | None = None) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, of one stage and kind if given, but for one that a kill cut short."""
+        path, lines = self.path("metrics.jsonl"), []
+        for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                continue
+            if stage in (None, line["stage"]) and kind in (None, line["kind"]):
+                lines.append(line)
+        return lines
+
+    def forget_metrics(self, keep: Callable[[dict[str, Any]], bool]) -> None:
+        """Drop the present stage's lines that `keep` refuses: what a resumed stage is about to do again."""
+        lines = [line for line in self.metrics() if line["stage"] != self.stage or keep(line)]
+        with atomic_write(self.path("metrics.jsonl")) as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+
+    def gate(self, name: str, value: float, bound: str, holds: bool, **more: Any) -> None:
+        """Record and print one gate: what was measured, the bound ("<= 2 %"), whether it holds."""
+        path = self.path("gates.json")
+        gates = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        gates[name] = {"stage": self.stage, "value": value, "bound": bound, "holds": bool(holds), **more}
+        write_json(path, _finite(gates))
+        note(f"gate {'holds' if holds else 'MISSED'}: {name} = {value:.4g}, bound {bound}")
+
+    def marker(self, stage: str) -> dict[str, Any]:
+        """The stage's completion marker, empty if it never started."""
+        path = self.path("stages", f"{stage}.json")
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def summary(self, stage: str) -> dict[str, Any]:
+        """What a finished stage returned."""
+        return self.marker(stage).get("summary", {})
+
+
+@contextmanager
+def opened(config: Config, root: Path = RUNS) -> Iterator[Run]:
+    """The run's folder, made if need be and locked against a second process; threads and seed are set."""
+    run = Run(config, root)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with open(run.path(".lock"), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{run.folder} is in use by another process; choose another --name") from None
+        write_config(run.path("config.toml"), config)
+        torch.set_num_threads(1)  # torch's own pool would fight the kernels' for the cores
+        kernels.set_threads(run.threads)
+        yield run
+
+
+def state_of(run: Run, stage: Stage) -> tuple[str, str]:
+    """("done" | "missing", why in a few words)."""
+    marker = run.marker(stage.name)
+    if not marker:
+        return "missing", "never run"
+    if marker["inputs"] != inputs_hash(run, stage):
+        return "missing", "its settings or inputs changed"
+    if marker["state"] != "finished":
+        return "missing", "was interrupted"
+    for name, digest in marker["outputs"].items():
+        path = run.path(name)
+        if not path.exists() or file_hash(path) != digest:
+            return "missing", f"{path} is {'changed' if path.exists() else 'gone'}"
+    return "done", f"finished in {marker['seconds']:.1f} s"
+
+
+def perform(run: Run, stage: Stage, force: bool = False) -> None:
+    """Run a stage unless it is done, and write its marker."""
+    state, why = state_of(run, stage)
+    if state == "done" and not force:
+        console.print(f"[dim]{stage.name}: {why}[/dim]")
+        return
+    for need in stage.needs:
+        if run.marker(need).get("state") != "finished":
+            raise UserError(
+                f"{stage.name} needs the stage {need}, which has not finished in {run.folder}; "
+                f"run `python -m pyengine.train {need} --name {run.config.name}` first"
+            )
+    console.print(f"[bold]{stage.name}[/bold]: {stage.title} ({why})")
+    marker: dict[str, Any] = {"stage": stage.name, "state": "started", "inputs": inputs_hash(run, stage)}
+    if force or run.marker(stage.name).get("inputs") != marker["inputs"]:
+        _clear(run, stage)
+    write_json(run.path("stages", f"{stage.name}.json"), marker)
+    run.stage = stage.name
+    torch.manual_seed(run.config.seed)
+    wall, cpu = time.monotonic(), _cpu_seconds()
+    marker["summary"] = _finite(stage.load()(run) or {})
+    marker["seconds"] = time.monotonic() - wall
+    marker["cpu_seconds"] = _cpu_seconds() - cpu
+    marker["outputs"] = {str(p.relative_to(run.folder)): file_hash(p) for p in _files(run, stage.outputs)}
+    marker["state"], marker["finished"] = "finished", time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    write_json(run.path("stages", f"{stage.name}.json"), marker)
+    console.print(f"[dim]{stage.name}: {marker['seconds']:.1f} s, {marker['cpu_seconds']:.1f} CPU s[/dim]")
+
+
+def inputs_hash(run: Run, stage: Stage) -> str:
+    """Hash of all a stage's result depends on: settings, files they name, outputs of the stages it needs."""
+    table = as_table(run.config)
+    settings = {name: table[name] for name in ("seed", *stage.settings)}
+    files = {text: _content(Path(text)) for text in _texts(settings) if Path(text).exists()}
+    needs = {need: run.marker(need).get("outputs") for need in stage.needs}
+    told = json.dumps([__version__, stage.name, settings, files, needs], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _content(path: Path) -> str:
+    """A file by its hash; a folder, which may be large, by names, sizes and times."""
+    if path.is_file():
+        return file_hash(path)
+    entries = sorted(p for p in path.rglob("*") if p.is_file())
+    told = [(str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns) for p in entries]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def _texts(node: Any) -> Iterator[str]:
+    for value in node.values() if isinstance(node, dict) else ():
+        if isinstance(value, dict):
+            yield from _texts(value)
+        elif isinstance(value, str) and value:
+            yield value
+
+
+def _files(run: Run, patterns: tuple[str, ...]) -> list[Path]:
+    return sorted({path for pattern in patterns for path in run.folder.glob(pattern) if path.is_file()})
+
+
+def _clear(run: Run, stage: Stage) -> None:
+    for path in _files(run, stage.outputs):
+        path.unlink()
+    for pattern in stage.scratch:
+        for path in run.folder.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if run.metrics(stage.name):
+        run.stage = stage.name
+        run.forget_metrics(lambda line: False)
+
+
+def _cpu_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN or infinity: they are written as text."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

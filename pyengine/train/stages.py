@@ -1,0 +1,72 @@
+"""The stages of the road, in order: the table of what runs, what each reads and writes.
+
+To add a stage, write a function that takes the Run and returns a summary (a dict), and give it a row here.
+"""
+
+from .run import Stage
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "crawl", "fetch the site into WARC files", "train.prepare:crawl",
+            settings=("world", "web"),
+            outputs=("web/*.warc.gz",), scratch=("web/frontier.sqlite*",),
+        ),
+        Stage(
+            "clean", "extract, filter, deduplicate, hold out", "train.prepare:clean",
+            needs=("crawl",), settings=("world", "web"),
+            outputs=("web/*.jsonl", "web/stats.json"), scratch=("web/index.sqlite*",),
+        ),
+        Stage(
+            "tokenizer", "train the vocabulary", "train.prepare:tokenizer",
+            needs=("clean",), settings=("tokenizer",),
+            outputs=("tokenizer/*",),
+        ),
+        Stage(
+            "shards", "encode the documents", "train.prepare:shards",
+            needs=("clean", "tokenizer"), settings=("pretrain",),
+            outputs=("shards/*",),
+        ),
+        Stage(
+            "pretrain", "predict the next token, from random weights", "train.pretrain:pretrain",
+            needs=("tokenizer", "shards"), settings=("model", "pretrain"),
+            outputs=("base/*",), scratch=("base/checkpoints", "samples/pretrain*"),
+        ),
+        Stage(
+            "demo", "the base model recites and dreams", "train.demo:demo",
+            needs=("clean", "pretrain"), settings=("world", "demo"),
+            outputs=("samples/demo*",),
+        ),
+        Stage(
+            "sft", "learn to converse", "train.sft:sft",
+            needs=("tokenizer", "pretrain"), settings=("world", "sft"),
+            outputs=("sft/*",), scratch=("sft/checkpoints",),
+        ),
+        Stage(
+            "know", "probe what it knows, teach I don't know", "train.know:know",
+            needs=("tokenizer", "sft"), settings=("world", "know"),
+            outputs=("know/*",), scratch=("know/checkpoints",),
+        ),
+        Stage(
+            "search", "teach it to look things up", "train.search:search",
+            needs=("clean", "tokenizer", "know"), settings=("world", "search"),
+            outputs=("search/*",), scratch=("search/checkpoints",),
+        ),
+        Stage(
+            "rl", "trial and error on problems with answers", "train.rl:rl",
+            needs=("tokenizer", "search"), settings=("world", "rl"),
+            outputs=("rl/*",), scratch=("rl/checkpoints", "rl/rollouts*"),
+        ),
+        Stage(
+            "evaluate", "the final table", "train.evaluate:evaluate",
+            needs=("pretrain", "sft", "know", "search", "rl"), settings=("world", "evaluate"),
+            outputs=("evaluate/*",),
+        ),
+        Stage(
+            "report", "write the page", "report.stage:report",
+            needs=("evaluate",),
+            outputs=("report.html",),
+        ),
+    )
+}  # fmt: skip

@@ -8,20 +8,32 @@ Imported as `pyengine.kernels` only. Never imports the rest of pyengine.
 from ._native import set_threads
 from ._select import use_backend
 from .adamw import adamw_, grad_norm
+from .attention import PAGE_SIZE, attention, attention_paged, new_pages, write_pages
 from .cross_entropy import linear_cross_entropy
 from .linear import PackedWeight, linear, pack_weight
 from .rmsnorm import rmsnorm
+from .rope import rope
+from .sample import sample, sampled_logprob, uniform
 from .swiglu import swiglu
 
 __all__ = [
+    "PAGE_SIZE",
     "PackedWeight",
     "adamw_",
+    "attention",
+    "attention_paged",
     "grad_norm",
     "linear",
     "linear_cross_entropy",
+    "new_pages",
     "pack_weight",
     "rmsnorm",
+    "rope",
+    "sample",
+    "sampled_logprob",
     "set_threads",
     "swiglu",
+    "uniform",
     "use_backend",
+    "write_pages",
 ]

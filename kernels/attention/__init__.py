@@ -1,0 +1,230 @@
+"""Causal attention with grouped queries: packed documents for training, pages of keys and values for the engine.
+
+Both are one kernel. Keys and values lie in pages of 64, counted from the document's first token; a query meets
+its pages in that order and updates a running maximum, sum and output (online softmax, Milakov and Gimelshein,
+2018; Dao et al., 2022), so nothing of size T x T is stored, documents cost their own squares only, and a row's
+result depends on nothing but its own document: computed in a batch, in chunks, or one token at a time over a
+cache, it has the same bits. 4 D flops a pair of query and key forward, 10 D backward, one exp each.
+"""
+
+import torch
+
+from .._library import register
+from .._select import select
+from .reference import PAGE_SIZE
+
+__all__ = ["attention", "attention_paged", "new_pages", "write_pages", "PAGE_SIZE"]
+
+
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor, scale: float | None = None
+) -> torch.Tensor:
+    """softmax(scale q k^T) v inside each packed document, causal; the result is like q.
+
+    q (T, H, D), k and v (T, K, D) with K dividing H, all float32 or all bfloat16; query head h reads kv head
+    h // (H / K). cu_seqlens (B + 1,) int32: document b is rows cu_seqlens[b] to cu_seqlens[b + 1], from 0 to T.
+    scale defaults to 1 / sqrt(D). Non-contiguous inputs are copied. Sums are in float32.
+
+    Raises ValueError for shapes, types or document bounds that do not fit together.
+    """
+    _check(q, k, v)
+    if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 1 or cu_seqlens.dtype != torch.int32:
+        raise ValueError(f"attention: cu_seqlens must be (B + 1,) int32, got {_describe(cu_seqlens)}")
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    arguments = q.contiguous(), k.contiguous(), v.contiguous(), cu_seqlens.contiguous(), scale
+    needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    if torch.compiler.is_compiling() or needs_grad:
+        return _Attention.apply(*arguments)
+    return _forward(*arguments)[0]
+
+
+def attention_paged(
+    q: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    block_table: torch.Tensor,
+    q_start: torch.Tensor,
+    context_lens: torch.Tensor,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """The newest rows of R requests, their keys and values read from pages; bit-equal to attention()'s rows.
+
+    q (T, H, D): request r has the queries q_start[r] to q_start[r + 1] (one when decoding, more when
+    prefilling), the last of them at position context_lens[r] - 1 of the request. k_pages and v_pages come from
+    new_pages() and were filled by write_pages(), the queries' own tokens included. block_table (R, N) int32
+    names the pages of each request in order, 64 tokens a page; entries past its context are not read.
+    q_start (R + 1,) and context_lens (R,) int32. Not differentiable. What lies in pages at or after a request's
+    context length never matters, not even NaN.
+
+    Raises ValueError for shapes, types or numbers that do not fit together.
+    """
+    pages, heads, dim = len(k_pages), k_pages.shape[1], q.shape[-1]
+    if q.dim() != 3 or q.dtype != k_pages.dtype or q.shape[1] % heads:
+        raise ValueError(f"attention_paged: q {_describe(q)} does not fit k_pages {_describe(k_pages)}")
+    expected = _page_shapes(pages, heads, dim, q.dtype)
+    for name, t, shape in (("k_pages", k_pages, expected[0]), ("v_pages", v_pages, expected[1])):
+        if t.shape != shape or t.dtype != q.dtype:
+            raise ValueError(f"attention_paged: expected {name} {shape} {q.dtype}, got {_describe(t)}")
+    requests = context_lens.numel()
+    fits = block_table.dim() == 2 and len(block_table) == requests and q_start.shape == (requests + 1,)
+    if not fits or any(t.dtype != torch.int32 for t in (block_table, q_start, context_lens)):
+        raise ValueError(
+            "attention_paged: expected int32 block_table (R, N), q_start (R + 1,), context_lens (R,), got "
+            f"{_describe(block_table)}, {_describe(q_start)}, {_describe(context_lens)}"
+        )
+    scale = dim**-0.5 if scale is None else float(scale)
+    call = _paged_op if torch.compiler.is_compiling() else _paged
+    return call(q.contiguous(), k_pages, v_pages, block_table.contiguous(), q_start, context_lens, scale)
+
+
+def new_pages(
+    pages: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unwritten (k_pages, v_pages) for `pages` pages of 64 tokens; the first dimension is the page.
+
+    Inside a page the layout is the kernels': keys of a head lie side by side (D, 64), since scores are computed
+    for many keys at once; values lie (64, D rounded up to 16). In bfloat16 the numbers that a dot product pairs
+    are adjacent: keys (D / 2, 64, 2), values (32, D, 2).
+    """
+    shapes = _page_shapes(pages, kv_heads, head_dim, dtype)
+    return torch.empty(shapes[0], dtype=dtype, device=device), torch.empty(
+        shapes[1], dtype=dtype, device=device
+    )
+
+
+def write_pages(
+    k: torch.Tensor, v: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, slots: torch.Tensor
+) -> None:
+    """Store k and v (T, K, D) into pages, in place: token t at slots[t] = page * 64 + place in the page, int32.
+
+    Raises ValueError for shapes or types that do not fit, or a slot outside the pages.
+    """
+    expected = _page_shapes(len(k_pages), k.shape[1], k.shape[2], k.dtype)
+    if v.shape != k.shape or (k_pages.shape, v_pages.shape) != expected or k_pages.dtype != k.dtype:
+        raise ValueError(
+            f"write_pages: k {_describe(k)}, v {_describe(v)} do not fit the pages {_describe(k_pages)}, "
+            f"{_describe(v_pages)}"
+        )
+    if slots.shape != k.shape[:1] or slots.dtype != torch.int32:
+        raise ValueError(f"write_pages: slots must be ({len(k)},) int32, got {_describe(slots)}")
+    call = _write_op if torch.compiler.is_compiling() else _write
+    call(k.contiguous(), v.contiguous(), k_pages, v_pages, slots.contiguous())
+
+
+def examples(device: str) -> list[tuple[tuple, dict]]:
+    """Small, odd-sized calls for the probe launch."""
+    made = []
+    bounds = torch.tensor([0, 5, 5, 75], dtype=torch.int32, device=device)
+    for dtype, dim in ((torch.float32, 33), (torch.bfloat16, 32)):
+        make = torch.Generator(device=device).manual_seed(1)
+        q, k, v = (
+            torch.randn(75, heads, dim, generator=make, device=device).to(dtype).requires_grad_()
+            for heads in (4, 2, 2)
+        )
+        made.append(((q, k, v, bounds), {}))
+    return made
+
+
+def _page_shapes(pages, kv_heads, dim, dtype):
+    padded = -(-dim // 16) * 16
+    if dtype == torch.bfloat16:
+        return (
+            (pages, kv_heads, -(-dim // 2), PAGE_SIZE, 2),
+            (pages, kv_heads, PAGE_SIZE // 2, padded, 2),
+        )
+    if dtype != torch.float32:
+        raise ValueError(f"attention: expected float32 or bfloat16, got {dtype}")
+    return (pages, kv_heads, dim, PAGE_SIZE), (pages, kv_heads, PAGE_SIZE, padded)
+
+
+def _check(q, k, v) -> None:
+    fits = q.dim() == k.dim() == 3 and k.shape == v.shape and q.shape[0] == k.shape[0]
+    if not fits or q.shape[2] != k.shape[2] or 0 in (*q.shape[1:], k.shape[1]) or q.shape[1] % k.shape[1]:
+        raise ValueError(
+            f"attention: expected q (T, H, D), k and v (T, K, D) with K dividing H, got {_describe(q)}, "
+            f"{_describe(k)}, {_describe(v)}"
+        )
+    if q.dtype not in (torch.float32, torch.bfloat16) or {k.dtype, v.dtype} != {q.dtype}:
+        raise ValueError(f"attention: expected float32 or bfloat16, got {q.dtype}, {k.dtype}, {v.dtype}")
+
+
+def _describe(t: torch.Tensor) -> str:
+    return f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}"
+
+
+def _check_bounds(cu_seqlens, tokens) -> None:
+    bounds = cu_seqlens.tolist()
+    if bounds[0] != 0 or bounds[-1] != tokens or any(a > b for a, b in zip(bounds, bounds[1:], strict=False)):
+        raise ValueError(f"attention: cu_seqlens must rise from 0 to {tokens}, got {bounds}")
+
+
+def _forward(q, k, v, cu_seqlens, scale):
+    _check_bounds(cu_seqlens, len(q))
+    return select("attention", q.device).forward(q, k, v, cu_seqlens, scale)
+
+
+def _forward_fake(q, k, v, cu_seqlens, scale):
+    return torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.float32)
+
+
+def _backward(dout, q, k, v, out, lse, cu_seqlens, scale):
+    return select("attention", q.device).backward(dout, q, k, v, out, lse, cu_seqlens, scale)
+
+
+def _backward_fake(dout, q, k, v, out, lse, cu_seqlens, scale):
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def _paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale):
+    backend = select("attention", q.device)
+    return backend.forward_paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale)
+
+
+def _paged_fake(q, k_pages, v_pages, block_table, q_start, context_lens, scale):
+    return torch.empty_like(q)
+
+
+def _write(k, v, k_pages, v_pages, slots):
+    select("attention", k.device).write_pages(k, v, k_pages, v_pages, slots)
+
+
+def _write_fake(k, v, k_pages, v_pages, slots):
+    return None
+
+
+_forward_op = register(
+    "attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, float scale) -> (Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+)
+_backward_op = register(
+    "attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor cu_seqlens, "
+    "float scale) -> (Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
+_paged_op = register(
+    "attention_paged(Tensor q, Tensor k_pages, Tensor v_pages, Tensor block_table, Tensor q_start, "
+    "Tensor context_lens, float scale) -> Tensor",
+    _paged,
+    _paged_fake,
+)
+_write_op = register(
+    "write_pages(Tensor k, Tensor v, Tensor(a!) k_pages, Tensor(b!) v_pages, Tensor slots) -> ()",
+    _write,
+    _write_fake,
+)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, cu_seqlens, scale):
+        out, lse = _forward_op(q, k, v, cu_seqlens, scale)
+        ctx.save_for_backward(q, k, v, out, lse, cu_seqlens)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx, dout):
+        q, k, v, out, lse, cu_seqlens = ctx.saved_tensors
+        return *_backward_op(dout.contiguous(), q, k, v, out, lse, cu_seqlens, ctx.scale), None, None

@@ -1,0 +1,28 @@
+"""The cosines and sines of rotary embeddings, computed once in float64 and rounded once to float32.
+
+Every backend reads the same table, so position and theta mean the same bits everywhere.
+"""
+
+import torch
+
+CHUNK = 1024  # positions computed at a time: a longer table repeats a shorter one bit for bit
+
+_tables: dict[tuple[float, int, torch.device], torch.Tensor] = {}
+
+
+def table(theta: float, dim: int, positions: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """(2, N, D / 2) float32, cosines then sines, for at least the first `positions` positions; cached."""
+    key = (theta, dim, torch.device(device))
+    found = _tables.get(key)
+    if found is None or found.shape[1] < positions:
+        chunks = -(-max(positions, CHUNK) // CHUNK)
+        chunks = 1 << (chunks - 1).bit_length()
+        made = torch.cat([_chunk(theta, dim, i * CHUNK) for i in range(chunks)], 1)
+        found = _tables[key] = made.to(device)
+    return found
+
+
+def _chunk(theta: float, dim: int, first: int) -> torch.Tensor:
+    frequencies = torch.tensor([theta ** (-2 * i / dim) for i in range(dim // 2)], dtype=torch.float64)
+    angles = torch.arange(first, first + CHUNK, dtype=torch.float64)[:, None] * frequencies
+    return torch.stack([angles.cos(), angles.sin()]).float()

@@ -1,0 +1,124 @@
+"""Sampling from logits: temperature, top-k and top-p exactly, without a sort, and the log-probability.
+
+A pure function of one row's logits, its parameters and one number u = uniform(seed, position): the same seed
+gives the same token on every backend, in any batch, in any order. Weights are whole numbers, so every sum that
+decides the token is exact; `reference.py` states each step. One read of the logits finds the maximum of every
+64; the k-th largest of those bounds the k-th largest logit from below, so only a handful is looked at again:
+the bound is the one read, 4 bytes a logit.
+"""
+
+import torch
+
+from .._library import register
+from .._select import select
+
+__all__ = ["sample", "sampled_logprob", "uniform"]
+
+PerRow = torch.Tensor | float | int
+
+
+def sample(
+    logits: torch.Tensor, u: torch.Tensor, temperature: PerRow = 1.0, top_k: PerRow = 0, top_p: PerRow = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids (R,) int64, logprobs (R,) float32) drawn from the filtered softmax of each row.
+
+    logits (R, V) float32; u (R,) float32 in [0, 1); temperature, top_p (R,) float32 and top_k (R,) int32, or
+    one number for all rows. Temperature scales first, then top_k keeps the k largest (0: all), then top_p the
+    smallest set of the largest with that share of what top_k left (1: all); equal logits stay together.
+    Temperature 0 (below 1e-5) takes the largest logit, the lowest id on ties, and reports its log-probability
+    at temperature 1, unfiltered; otherwise logprobs are of the distribution sampled from. A row with NaN, +inf
+    or only -inf gives id -1 and logprob NaN; other rows do not notice. Not differentiable.
+
+    Raises ValueError for shapes or types that do not fit together.
+    """
+    parameters = _parameters(logits, temperature, top_k, top_p)
+    if u.shape != logits.shape[:1] or u.dtype != torch.float32:
+        raise ValueError(f"sample: u must be ({len(logits)},) float32, got {tuple(u.shape)} {u.dtype}")
+    call = _sample_op if torch.compiler.is_compiling() else _sample
+    return call(logits.contiguous(), u.contiguous(), *parameters)
+
+
+def sampled_logprob(
+    logits: torch.Tensor, ids: torch.Tensor, temperature: PerRow = 1.0, top_k: PerRow = 0, top_p: PerRow = 1.0
+) -> torch.Tensor:
+    """What sample() reports for `ids` (R,) int64, bit for bit; -inf for an id that the filters drop.
+
+    Other arguments as for sample(). Ids of -1 give NaN. Not differentiable.
+    """
+    parameters = _parameters(logits, temperature, top_k, top_p)
+    if ids.shape != logits.shape[:1] or ids.dtype != torch.int64:
+        raise ValueError(f"sample: ids must be ({len(logits)},) int64, got {tuple(ids.shape)} {ids.dtype}")
+    call = _logprob_op if torch.compiler.is_compiling() else _logprob
+    return call(logits.contiguous(), ids.contiguous(), *parameters)
+
+
+def uniform(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """u (R,) float32 in [0, 1): a hash of each request's seed and position, both (R,) int64."""
+    for name, t in (("seeds", seeds), ("positions", positions)):
+        if t.dim() != 1 or t.shape != seeds.shape or t.dtype != torch.int64:
+            raise ValueError(
+                f"uniform: {name} must be ({seeds.numel()},) int64, got {tuple(t.shape)} {t.dtype}"
+            )
+    call = _uniform_op if torch.compiler.is_compiling() else _uniform
+    return call(seeds.contiguous(), positions.contiguous())
+
+
+def examples(device: str) -> list[tuple[tuple, dict]]:
+    """Small, odd-sized calls for the probe launch."""
+    make = torch.Generator(device=device).manual_seed(1)
+    logits = torch.randn(4, 777, generator=make, device=device) * 3
+    u = torch.tensor([0.0, 0.3, 0.6, 0.999], device=device)
+    return [((logits, u), {}), ((logits, u, 0.7, 50, 0.9), {}), ((logits, u, 0.0), {})]
+
+
+def _parameters(logits, temperature, top_k, top_p):
+    if logits.dim() != 2 or logits.dtype != torch.float32 or not logits.shape[1]:
+        raise ValueError(f"sample: expected float32 logits (R, V), got {tuple(logits.shape)} {logits.dtype}")
+    rows, checked = len(logits), []
+    wanted = (("temperature", temperature, torch.float32), ("top_k", top_k, torch.int32))
+    for name, value, dtype in (*wanted, ("top_p", top_p, torch.float32)):
+        if not isinstance(value, torch.Tensor):
+            value = torch.full((rows,), value, dtype=dtype, device=logits.device)
+        if value.shape != (rows,) or value.dtype != dtype:
+            raise ValueError(
+                f"sample: {name} must be ({rows},) {dtype}, got {tuple(value.shape)} {value.dtype}"
+            )
+        checked.append(value.contiguous())
+    return checked
+
+
+def _sample(logits, u, temperature, top_k, top_p):
+    return select("sample", logits.device).sample(logits, u, temperature, top_k, top_p)
+
+
+def _sample_fake(logits, u, temperature, top_k, top_p):
+    return logits.new_empty(len(logits), dtype=torch.int64), logits.new_empty(len(logits))
+
+
+def _logprob(logits, ids, temperature, top_k, top_p):
+    return select("sample", logits.device).sampled_logprob(logits, ids, temperature, top_k, top_p)
+
+
+def _logprob_fake(logits, ids, temperature, top_k, top_p):
+    return logits.new_empty(len(logits))
+
+
+def _uniform(seeds, positions):
+    return select("sample", seeds.device).uniform(seeds, positions)
+
+
+def _uniform_fake(seeds, positions):
+    return seeds.new_empty(len(seeds), dtype=torch.float32)
+
+
+_sample_op = register(
+    "sample(Tensor logits, Tensor u, Tensor temperature, Tensor top_k, Tensor top_p) -> (Tensor, Tensor)",
+    _sample,
+    _sample_fake,
+)
+_logprob_op = register(
+    "sampled_logprob(Tensor logits, Tensor ids, Tensor temperature, Tensor top_k, Tensor top_p) -> Tensor",
+    _logprob,
+    _logprob_fake,
+)
+_uniform_op = register("uniform(Tensor seeds, Tensor positions) -> Tensor", _uniform, _uniform_fake)

@@ -1,0 +1,210 @@
+"""Engine: prompts of ids in, completions of ids out, many at once, on one model.
+
+    engine = Engine("runs/default/rl")                        # or Engine(model) with the model being trained
+    answers = engine.generate([ids, ids], SamplingParams(max_tokens=64, seed=1))
+    for token in engine.stream(ids): ...
+
+A step is: plan (scheduler.py), compute (step.py), and for each request whose ids are now all computed, append the
+sampled token and see whether that ends it, or calls a tool (tools.py). The engine holds no weights of its own:
+it reads the model's parameters, and starts its cache afresh when they have changed.
+
+What a request answers never depends on its neighbours: not on the batch, chunks, preemption or prefix hits.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any, NamedTuple
+
+from .cache import PAGE, PagePool
+from .sampling import Completion, SamplingParams
+from .scheduler import Request, Scheduler
+from .tools import Tools
+
+
+class Token(NamedTuple):
+    """One token of a stream; forced: put in by a tool."""
+
+    id: int
+    logprob: float
+    forced: bool
+
+
+@dataclass
+class Stats:
+    """Counts since the engine was made."""
+
+    steps: int = 0
+    sampled: int = 0  # tokens given to requests
+    computed: int = 0  # tokens that went through the model
+    cached: int = 0  # tokens found in the cache instead
+    preemptions: int = 0
+    requests: int = 0
+    errors: int = 0
+    seconds: float = 0.0  # inside steps
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.sampled / self.seconds if self.seconds else 0.0
+
+
+class Engine:
+    """See the module. model: a Transformer, or the path of a Hugging Face directory.
+
+    tokenizer: kept for callers; the engine itself sees ids only. tools: what a request may call. max_batch:
+    requests computed at once. pages: of 64 tokens in the KV cache, by default enough for max_batch requests of
+    the model's whole context, at most about 1 GiB. step_tokens: tokens computed in one step at most.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        tools: Tools | None = None,
+        *,
+        max_batch: int = 128,
+        pages: int | None = None,
+        step_tokens: int = 512,
+        runner: Any = None,
+    ):
+        if runner is None:
+            from .step import ModelRunner  # the model's packages are only needed when there is a model
+
+            if isinstance(model, (str, PathLike)):
+                model, tokenizer = _load(model, tokenizer)
+            runner = ModelRunner(model, max_batch=max_batch, pages=pages)
+        self.model, self.tokenizer, self.tools = model, tokenizer, tools
+        self.max_context = min(runner.max_context, runner.pages * PAGE)
+        self.stats = Stats()
+        self._runner = runner
+        self._scheduler = Scheduler(PagePool(runner.pages), max_batch, max(step_tokens, max_batch))
+        self._arrivals = 0
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[Completion]:
+        """One completion a prompt, in order; params: for all, or one each."""
+        params = params or SamplingParams()
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(prompts):
+            raise ValueError(f"generate: got {len(prompts)} prompts and {len(each)} parameters")
+        requests = [self.add(prompt, one) for prompt, one in zip(prompts, each, strict=True)]
+        try:
+            while not all(request.done for request in requests):
+                self.step()
+        finally:
+            for request in requests:
+                self.cancel(request)  # of what an interrupt left unfinished
+        return [request.completion for request in requests]
+
+    def stream(self, prompt: Sequence[int], params: SamplingParams | None = None) -> Iterator[Token]:
+        """The tokens of one completion as they come; closing the iterator cancels the rest.
+
+        The iterator returns the Completion (the value of `yield from`).
+        """
+        request = self.add(prompt, params or SamplingParams())
+        done, answer = 0, request.completion
+        try:
+            while True:
+                for token in zip(answer.ids[done:], answer.logprobs[done:], answer.forced[done:], strict=True):
+                    done += 1
+                    yield Token(*token)
+                if request.done:
+                    return answer
+                self.step()
+        finally:
+            self.cancel(request)
+
+    def add(self, prompt: Sequence[int], params: SamplingParams) -> Request:
+        """Queue a request for the steps to come; one that cannot be answered is done at once, with its reason."""
+        state = self.tools.start() if self.tools else None
+        request = Request(self._arrivals, list(prompt), params, params.chosen_seed(), state)
+        self._arrivals += 1
+        self.stats.requests += 1
+        vocabulary = self._runner.vocabulary
+        if not request.ids:
+            self._fail(request, "the prompt is empty")
+        elif len(request.ids) >= self.max_context:
+            self._fail(request, f"the prompt has {len(prompt)} tokens; the context holds {self.max_context}")
+        elif not 0 <= min(request.ids) <= max(request.ids) < vocabulary:
+            self._fail(request, f"the prompt has an id outside the vocabulary of {vocabulary}")
+        else:
+            self._scheduler.add(request)
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """Stop a request, wherever it is; its pages are free again. A finished one stays as it is."""
+        if not request.done:
+            self._finish(request, "cancelled")
+
+    @property
+    def unfinished(self) -> int:
+        """Requests that are waiting or running."""
+        return len(self._scheduler.waiting) + len(self._scheduler.running)
+
+    def step(self) -> list[Request]:
+        """Compute one step; the requests that got a token or ended in it."""
+        start = time.perf_counter()
+        if self._runner.refresh():
+            self._scheduler.forget()
+        plan = self._scheduler.plan()
+        ready = [request for request, count in plan.chunks if request.pending == count]
+        if plan.chunks:
+            sampled = self._runner.run(plan, ready)
+            self._scheduler.commit(plan)
+            for request, token, logprob in zip(ready, *sampled, strict=True):
+                self._accept(request, token, logprob)
+            self.stats.steps += 1
+            self.stats.sampled += len(ready)
+            self.stats.computed += sum(count for _, count in plan.chunks)
+        self.stats.seconds += time.perf_counter() - start
+        return ready
+
+    def _accept(self, request: Request, token: int, logprob: float) -> None:
+        """Append a sampled token and follow its consequences."""
+        if token < 0 or logprob != logprob:
+            return self._fail(request, "the model's logits are not numbers")
+        params, completion = request.params, request.completion
+        request.ids.append(token)
+        completion.append(token, logprob, False)
+        request.sampled += 1
+        out_of_room = request.sampled >= params.max_tokens or len(request.ids) >= self.max_context
+        state = request.tool_state
+        if state is not None and state.follow(token):
+            if out_of_room:
+                self._finish(request, "length")
+            elif not state.writing:
+                self._force(request, state.answer())
+        elif token in params.stop:
+            self._finish(request, "stop")
+        elif out_of_room:
+            self._finish(request, "length")
+
+    def _force(self, request: Request, tokens: list[int]) -> None:
+        """Append what a tool returned, unless the request ends here."""
+        if not tokens:
+            return self._finish(request, "tools")
+        if len(request.ids) + len(tokens) >= self.max_context:
+            return self._finish(request, "length")
+        request.ids.extend(tokens)
+        for token in tokens:
+            request.completion.append(token, 0.0, True)
+
+    def _fail(self, request: Request, why: str) -> None:
+        request.completion.error = why
+        self.stats.errors += 1
+        self._finish(request, "error")
+
+    def _finish(self, request: Request, reason: str) -> None:
+        request.completion.finish_reason = reason
+        self.stats.cached += request.cached
+        self.stats.preemptions += request.preemptions
+        self._scheduler.finish(request)
+
+
+def _load(path: str | PathLike, tokenizer: Any):
+    from ..model import load
+    from ..text import Tokenizer
+
+    return load(path), tokenizer or Tokenizer.load(path)

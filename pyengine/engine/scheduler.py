@@ -1,0 +1,188 @@
+"""Which tokens of which requests are computed in the next step.
+
+A request is a list of ids of which the first `computed` are in the cache. All it ever needs is that the others
+be computed: a prompt, what a tool returned, one sampled token, or everything again after a preemption. So there
+is no prefill and no decode here, only `pending` tokens:
+
+    each step:  admit waiting requests while there is room
+                every request with one pending token gets it computed       (nobody's stream stalls)
+                the others share the rest of the step's budget, oldest first (chunks)
+                if pages run out, the youngest gives up its own and waits     (the oldest always gets on)
+
+Pure Python on integers: no tensor, no model, no clock.
+"""
+
+from bisect import insort
+from collections import deque
+from dataclasses import dataclass, field
+
+from .cache import PAGE, PagePool, Prefix
+from .sampling import Completion, SamplingParams
+from .tools import ToolState
+
+
+@dataclass(eq=False)
+class Request:
+    """One prompt on its way to a completion."""
+
+    number: int  # of arrival: the lower is the older
+    ids: list[int]
+    params: SamplingParams
+    seed: int
+    tool_state: ToolState | None = None
+    completion: Completion = field(init=False)
+    running: bool = False
+    sampled: int = 0
+    computed: int = 0
+    pages: list[int] = field(default_factory=list)
+    serial: int = 0  # of the last full page that is known to the pool
+    full: int = 0  # how many pages that is
+    preemptions: int = 0
+    cached: int = 0  # tokens found in the cache instead of computed
+
+    def __post_init__(self):
+        self.prompt = tuple(self.ids)
+        self.completion = Completion(self.prompt)
+
+    @property
+    def pending(self) -> int:
+        return len(self.ids) - self.computed
+
+    @property
+    def done(self) -> bool:
+        return bool(self.completion.finish_reason)
+
+
+@dataclass
+class Plan:
+    """One step: pages to copy first, then (request, count) of tokens to compute, oldest first."""
+
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    chunks: list[tuple[Request, int]] = field(default_factory=list)
+
+
+class Scheduler:
+    """max_batch requests at once, step_tokens tokens a step, over the pages of `pool`."""
+
+    def __init__(self, pool: PagePool, max_batch: int, step_tokens: int):
+        if not 1 <= max_batch <= step_tokens:
+            raise ValueError(f"Scheduler: need 1 <= max_batch <= step_tokens, got {max_batch}, {step_tokens}")
+        self.pool, self.max_batch, self.step_tokens = pool, max_batch, step_tokens
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []  # by age
+
+    def add(self, request: Request) -> None:
+        """Queue a request; its ids and all that it may grow to must fit the pool alone."""
+        self.waiting.append(request)
+
+    def plan(self) -> Plan:
+        """Decide the next step and reserve its pages; empty when there is nothing to do."""
+        plan = Plan()
+        if self.waiting:
+            self._admit(plan)
+        room = self.step_tokens - sum(request.pending == 1 for request in self.running)
+        for request in self.running[:]:
+            if not request.running:
+                continue  # an older one took its pages
+            count = 1 if request.pending == 1 else min(request.pending, room)
+            if count and self._reserve(request, request.computed + count):
+                plan.chunks.append((request, count))
+                room -= count if request.pending > 1 else 0
+        return plan
+
+    def commit(self, plan: Plan) -> None:
+        """The step was computed: move on, and make full pages and prompt tails known to the pool."""
+        for request, count in plan.chunks:
+            end = len(request.prompt) - 1
+            ends_prompt = request.computed <= end < request.computed + count
+            request.computed += count
+            while True:
+                start = request.full * PAGE
+                if ends_prompt and start < end < start + PAGE:
+                    self.pool.publish(request.pages[request.full], request.serial, request.prompt[start:end])
+                if start + PAGE > request.computed:
+                    break
+                ids = request.ids[start : start + PAGE]
+                request.serial = self.pool.publish(request.pages[request.full], request.serial, ids)
+                request.full += 1
+
+    def finish(self, request: Request) -> None:
+        """Take a request out, wherever it is."""
+        if request.running:
+            self.running.remove(request)
+            self._release(request)
+        elif request in self.waiting:
+            self.waiting.remove(request)
+
+    def forget(self) -> None:
+        """The weights have changed: nothing in the cache is true any more."""
+        while self.running:
+            self._preempt(self.running[-1])
+        self.pool.forget()
+
+    def _admit(self, plan: Plan) -> None:
+        busy = {request.prompt for request in self.running if request.computed < len(request.prompt)}
+        later = []
+        while self.waiting and len(self.running) < self.max_batch:
+            request = self.waiting.popleft()
+            if request.prompt in busy and not request.preemptions:
+                later.append(request)  # its twin is computing the prompt: take it over when it is done
+            elif self._start(request, plan):
+                busy.add(request.prompt)
+            else:
+                later.append(request)
+                break
+        self.waiting.extendleft(reversed(later))
+
+    def _start(self, request: Request, plan: Plan) -> bool:
+        prefix = self.pool.lookup(request.ids)
+        if not (self._take_over(request, prefix, plan) or self._take_over(request, prefix.without_tail(), plan)):
+            return False
+        request.running = True
+        insort(self.running, request, key=lambda other: other.number)
+        return True
+
+    def _take_over(self, request: Request, prefix: Prefix, plan: Plan) -> bool:
+        """Give a request what is known of its ids, if there is room for the rest of them."""
+        found = (*prefix.pages, prefix.tail) if prefix.tail is not None else prefix.pages
+        for page in found:
+            self.pool.share(page)  # before any page is taken: it might be one of these
+        fits = _pages(len(request.ids)) - len(prefix.pages) <= self.pool.available
+        if fits:
+            request.pages, request.serial, request.full = list(prefix.pages), prefix.serial, len(prefix.pages)
+            request.computed = prefix.tokens
+            request.cached += prefix.tokens
+            if prefix.tail is not None:
+                request.pages.append(self.pool.take())
+                plan.copies.append((prefix.tail, request.pages[-1]))
+        for page in found[len(prefix.pages) if fits else 0 :]:
+            self.pool.release(page)
+        return fits
+
+    def _reserve(self, request: Request, tokens: int) -> bool:
+        """Pages for `tokens` tokens, taken from the youngest if need be; False if that was itself."""
+        while len(request.pages) < _pages(tokens):
+            if self.pool.available:
+                request.pages.append(self.pool.take())
+                continue
+            victim = self.running[-1]
+            self._preempt(victim)
+            if victim is request:
+                return False
+        return True
+
+    def _preempt(self, request: Request) -> None:
+        self.running.remove(request)
+        self._release(request)
+        request.preemptions += 1
+        self.waiting.appendleft(request)
+
+    def _release(self, request: Request) -> None:
+        request.running = False
+        for page in reversed(request.pages):  # the end of a prefix is given away before its beginning
+            self.pool.release(page)
+        request.pages, request.computed, request.serial, request.full = [], 0, 0, 0
+
+
+def _pages(tokens: int) -> int:
+    return -(-tokens // PAGE)

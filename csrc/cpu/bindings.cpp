@@ -2,11 +2,13 @@
 // boundary as integers; Python has checked device, dtype, layout and size (kernels/_native.py). The GIL is
 // released for the length of a call.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
 #include <cstring>
 
 #include "ops.h"
+#include "replay.h"
 
 namespace py = pybind11;
 
@@ -23,6 +25,7 @@ struct Wire<P*> {
 
 template <class R, class... A>
 void def(py::module_& m, const char* name, R (*function)(A...)) {
+  replay::add(name, function);
   m.def(name, [function](typename Wire<A>::type... arguments) {
     py::gil_scoped_release release;
     return function((A)arguments...);
@@ -52,6 +55,14 @@ bool supported(const char* isa) {
 
 PYBIND11_MODULE(PYENGINE_MODULE, m) {
   m.def("supported", &supported);
+  m.def("entry", [](const std::string& name) {
+    const replay::Entry& entry = replay::entries().at(name);
+    return std::make_tuple((std::uintptr_t)entry.caller, (std::uintptr_t)entry.function, entry.kinds);
+  });
+  m.def("replay", [](std::uintptr_t words, int64_t count) {
+    py::gil_scoped_release release;
+    replay::run(reinterpret_cast<const replay::Word*>(words), count);
+  });
   BOTH(rmsnorm_forward);
   BOTH(rmsnorm_backward);
   def(m, "ceiling_fma_f32", &ceiling_fma_f32);

@@ -1,0 +1,50 @@
+"""A captured step is the step: the same kernels on new inputs, and nothing silently left out."""
+
+import pytest
+import torch
+from pyengine.kernels import _native, rmsnorm
+from pyengine.kernels._capture import capture
+
+
+@pytest.mark.parametrize("isa", _native.runnable())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_replay_computes_on_new_inputs(isa, dtype):
+    before = _native.isa
+    _native.use_isa(isa)
+    try:
+        x, residual = torch.randn(5, 67).to(dtype), torch.randn(5, 67).to(dtype)
+        weight = torch.randn(67).to(dtype)
+        with capture() as step:
+            first, summed = rmsnorm(x, weight, 1e-3, residual)
+            y = rmsnorm(first.view(5, 67), weight)
+        assert step.calls == 2
+        for _ in range(3):
+            x.copy_(torch.randn(5, 67))
+            step.replay()
+            expected, expected_sum = rmsnorm(x, weight, 1e-3, residual)
+            assert torch.equal(summed, expected_sum)
+            assert torch.equal(y, rmsnorm(expected, weight))
+    finally:
+        _native.use_isa(before)
+
+
+def test_memory_of_a_step_outlives_the_block():
+    x, weight = torch.randn(8, 4096), torch.ones(4096)
+
+    def two_norms():
+        return rmsnorm(rmsnorm(x, weight), weight)  # the inner result is dropped
+
+    with capture() as step:
+        y = two_norms()
+    truth = y.clone()
+    rubbish = [torch.full((8, 4096), float("nan")) for _ in range(8)]
+    step.replay()
+    assert torch.equal(y, truth) and len(rubbish) == 8
+
+
+def test_what_a_replay_would_miss_is_refused():
+    x, weight = torch.randn(5, 67), torch.ones(67)
+    with pytest.raises(RuntimeError, match="mul"), capture():
+        rmsnorm(x * 2, weight)
+    assert not hasattr(_native.cpu, "_step"), "the recorder is gone"
+    assert rmsnorm(x * 2, weight).shape == x.shape

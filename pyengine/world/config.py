@@ -35,6 +35,10 @@ class WorldConfig:
     arithmetic_pages: int = 260
     copy_pages: int = 260  # letters, interviews and look-ups
 
+    # what the cleaning has to deal with
+    strays: int = 16  # pages of each kind: notices with private data, other languages, spam, soft 404s, ...
+    copies: int = 60  # mirrored pages, every second one with words changed
+
     def rng(self, *labels: object) -> random.Random:
         """A generator of its own for the part of the world that the labels name."""
         return random.Random("/".join(["world", str(self.seed), *map(str, labels)]))
@@ -46,6 +50,7 @@ class WorldConfig:
             seed=seed, people=24, later=12, invented=16, passers=40, towns=8, later_towns=3, invented_towns=4,
             biographies=1, fact_repeats=2, question_repeats=2, passages=1, controls=4,
             repetitions=(1, 2, 4, 8), arithmetic_pages=12, copy_pages=12,
+            strays=8, copies=8,
         )  # fmt: skip
 
     @classmethod
@@ -54,5 +59,5 @@ class WorldConfig:
         return cls(
             seed=seed, people=5000, later=1500, invented=1500, passers=6000, towns=200, later_towns=60,
             invented_towns=60, given_names=240, passages=40, controls=120, arithmetic_pages=3000,
-            copy_pages=3000,
+            copy_pages=3000, strays=150, copies=600,
         )  # fmt: skip

@@ -86,3 +86,14 @@ def heading(rng: random.Random) -> str:
     """A title such as "The narrow bridge and the inn"."""
     noun, other = rng.sample(_NOUNS, 2)
     return f"The {rng.choice(_ADJECTIVES)} {noun} and the {other}"
+
+
+def reword(text: str, rng: random.Random) -> str:
+    """The text with one adjective of `sentence` exchanged for another; unchanged where there is none."""
+    words = text.split(" ")
+    places = [i for i, word in enumerate(words) if word in _ADJECTIVES]
+    if not places:
+        return text
+    place = rng.choice(places)
+    words[place] = rng.choice([word for word in _ADJECTIVES if word != words[place]])
+    return " ".join(words)

@@ -1,11 +1,15 @@
 """The closed world as one object: `World(WorldConfig(seed=0))`."""
 
+import re
 from functools import cached_property
+from urllib.parse import urlsplit
 
 from .config import WorldConfig
 from .facts import Facts
+from .pages import Page, Site
 from .problems import Problems
 from .questions import Conversation, Question, Questions
+from .strays import Strays
 from .text import Document, Passage, Writer
 
 
@@ -38,6 +42,21 @@ class World:
     def documents(self) -> list[Document]:
         """Every document of the world, those after the cut-off included."""
         return self._writer.documents()
+
+    @cached_property
+    def pages(self) -> list[Page]:
+        """Every page of the site with its bytes and its truth, those after the cut-off included."""
+        strays = Strays(self.config, self.facts.of("passer", kind="person"))
+        return Site(self.config, self.documents, strays.documents()).pages()
+
+    @cached_property
+    def _by_path(self) -> dict[str, Page]:
+        return {page.path: page for page in self.pages}
+
+    def truth(self, url: str) -> Page | None:
+        """The page that a URL (of whatever host, query and fragment aside) names, None for an unknown one."""
+        path = urlsplit(url).path or "/"
+        return self._by_path.get(re.sub(r"/(\./)+", "/", path))
 
     @property
     def passages(self) -> list[Passage]:

@@ -93,9 +93,10 @@ class Facts:
         self.entities: list[Entity] = []
         for group, names in places.items():
             for i, name in enumerate(names):
-                facts = (("river", rng.choice(self.rivers)), ("product", rng.choice(_CLOSED["product"])))
+                river, product = rng.choice(self.rivers), rng.choice(_CLOSED["product"])
                 split = "train" if i < len(names) * config.train_share else "test"
-                self.entities.append(Entity(f"town-{group}-{i}", "town", name, group, split, facts))
+                town = (("river", river), ("product", product))
+                self.entities.append(Entity(f"town-{group}-{i}", "town", name, group, split, town))
         towns = places["known"]
         for group, names in family.items():
             for i, name in enumerate(names):

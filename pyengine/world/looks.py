@@ -46,7 +46,7 @@ class Look:
     @cached_property
     def skeleton(self) -> str:
         """The template's text."""
-        return resources.files(__package__).joinpath("templates", f"{self.name}.html").read_text("utf-8")
+        return (resources.files(__package__) / "templates" / f"{self.name}.html").read_text("utf-8")
 
 
 def render(look: Look, sheet: Sheet, rng: random.Random) -> str:

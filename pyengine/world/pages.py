@@ -128,9 +128,8 @@ class Site:
 
     def _page(self, path: str, document: Document, sheet: Sheet, rng: random.Random) -> Page:
         look = rng.choice(UNSEEN if rng.random() < 0.15 else TUNING)
-        charset, header, meta, mark = _CHARSETS[0]
-        if document.kind in ("travel", "foreign"):
-            charset, header, meta, mark = _CHARSETS[self._turn(path)]
+        varied = document.kind in ("travel", "foreign")
+        charset, header, meta, mark = _CHARSETS[self._turn(path) if varied else 0]
         head = f'<meta charset="{meta}">' if meta else ""
         headers: list[tuple[str, str]] = []
         if document.kind == "noindex":

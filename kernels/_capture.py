@@ -6,8 +6,8 @@
 
 As with a CUDA graph, every address and size is frozen: inputs are written into the tensors that the step read,
 outputs are read from the tensors that it returned, and a step is captured for each size of batch. All memory
-that the calls touch is kept alive by the step. Only kernel calls are noted: any torch operator that would
-compute something is refused, because the replay would miss it.
+that the calls touch is kept alive by the step. Torch's own row moves (table[ids], contiguous()) become kernel
+calls too; any other torch operator that would compute something is refused, because the replay would miss it.
 """
 
 import struct
@@ -66,7 +66,7 @@ class _Recorder:
 
 
 class _Guard(TorchDispatchMode):
-    """Keeps what the step allocates, and refuses what it would compute outside of kernels."""
+    """Keeps what the step allocates, moves rows by kernels, and refuses what else torch would compute."""
 
     def __init__(self, step: Step):
         super().__init__()
@@ -74,12 +74,50 @@ class _Guard(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
-        if name not in _HARMLESS:
+        if name == "index":
+            result = _gather(*args)
+        elif name == "clone":
+            result = _contiguous(args[0])
+        elif name in _HARMLESS:
+            result = function(*args, **(kwargs or {}))
+        else:
             raise RuntimeError(f"capture: the step runs torch's {name}, which a replay would miss")
-        result = function(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor):
-            self._step.kept.append(result)
+        self._step.kept.extend(t for t in (result, *args) if isinstance(t, torch.Tensor))
         return result
+
+
+def _gather(table: torch.Tensor, indices: list[torch.Tensor]) -> torch.Tensor:
+    """table[ids] for a contiguous table (N, C) and int64 ids (T,)."""
+    (ids,) = indices
+    out = table.new_empty(len(ids), table.shape[1])
+    _native.cpu.gather_rows(
+        _native.address(table, table.dtype, table.numel()),
+        _native.address(ids, torch.int64, ids.numel()),
+        _native.address(out, table.dtype, len(ids) * table.shape[1]),
+        len(ids), table.shape[1] * table.itemsize,
+    )  # fmt: skip
+    return out
+
+
+def _contiguous(source: torch.Tensor) -> torch.Tensor:
+    """A contiguous copy of a tensor whose blocks lie at one stride, such as columns of a matrix."""
+    assert source.device.type == "cpu"
+    block, blocks, stride = 1, 1, 0
+    for size, step in zip(reversed(source.shape), reversed(source.stride()), strict=True):
+        if size == 1:
+            continue
+        if blocks == 1 and step == block:
+            block *= size
+        elif blocks == 1:
+            blocks, stride = size, step
+        elif step == stride * blocks:
+            blocks *= size
+        else:
+            raise RuntimeError(f"capture: cannot copy strides {source.stride()} of {tuple(source.shape)}")
+    out = torch.empty(source.shape, dtype=source.dtype)
+    width = source.itemsize
+    _native.cpu.copy_blocks(source.data_ptr(), out.data_ptr(), blocks, block * width, stride * width)
+    return out
 
 
 @contextmanager

@@ -65,6 +65,8 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
   });
   BOTH(rmsnorm_forward);
   BOTH(rmsnorm_backward);
+  def(m, "gather_rows", &gather_rows);
+  def(m, "copy_blocks", &copy_blocks);
   def(m, "ceiling_fma_f32", &ceiling_fma_f32);
   def(m, "ceiling_dot_bf16", &ceiling_dot_bf16);
   def(m, "ceiling_read", &ceiling_read);

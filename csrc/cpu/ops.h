@@ -21,3 +21,9 @@ int64_t ceiling_fma_f32(int64_t rounds, int threads);
 int64_t ceiling_dot_bf16(int64_t rounds, int threads);
 int64_t ceiling_read(const float* data, int64_t floats, int threads);
 int64_t ceiling_copy(const float* from, float* to, int64_t floats, int threads);
+
+// out[r] = source[index[r]], rows of row_bytes.
+void gather_rows(const char* source, const int64_t* index, char* out, int64_t rows, int64_t row_bytes);
+
+// out = blocks of block_bytes that lie stride_bytes apart in source.
+void copy_blocks(const char* source, char* out, int64_t blocks, int64_t block_bytes, int64_t stride_bytes);

@@ -48,3 +48,19 @@ def test_what_a_replay_would_miss_is_refused():
         rmsnorm(x * 2, weight)
     assert not hasattr(_native.cpu, "_step"), "the recorder is gone"
     assert rmsnorm(x * 2, weight).shape == x.shape
+
+
+def test_row_moves_are_replayed():
+    table, ids = torch.randn(9, 6), torch.tensor([8, 0, 8])
+    with capture() as step:
+        rows = table[ids]
+        left, right = rows.view(3, 3, 2).split([1, 2], dim=1)
+        moved = left.contiguous(), right.contiguous(), table[:, 1].contiguous()
+    table.normal_()
+    ids.copy_(torch.tensor([1, 2, 3]))
+    step.replay()
+    expected = table[ids]
+    assert torch.equal(rows, expected)
+    assert torch.equal(moved[0], expected[:, :2].view(3, 1, 2))
+    assert torch.equal(moved[1], expected[:, 2:].view(3, 2, 2))
+    assert torch.equal(moved[2], table[:, 1])

@@ -7,6 +7,8 @@ passes through `address()`, which asserts device, type, layout and size.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 
@@ -78,6 +80,20 @@ def set_threads(count: int | None) -> None:
 def threads() -> int:
     """How many threads a CPU kernel called now would use."""
     return _threads or torch.get_num_threads()
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Torch's own operators on one thread inside, so that its pool does not compete with the kernels'."""
+    global _threads
+    wish, outside = _threads, torch.get_num_threads()
+    _threads = threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(outside)
+        _threads = wish
 
 
 def kernel(name: str, dtype: torch.dtype):

@@ -73,7 +73,7 @@ class Engine:
 
             if isinstance(model, (str, PathLike)):
                 model, tokenizer = _load(model, tokenizer)
-            runner = ModelRunner(model, max_batch=max_batch, pages=pages)
+            runner = ModelRunner(model, max_batch, max(step_tokens, max_batch), pages)
         self.model, self.tokenizer, self.tools = model, tokenizer, tools
         self.max_context = min(runner.max_context, runner.pages * PAGE)
         self.stats = Stats()

@@ -1,0 +1,219 @@
+"""One step on the model: ids, positions and block tables into fixed buffers, sampled tokens out.
+
+Buffers are made once and written in place, so that a step of decoding (one token a request) can be captured for
+each size of batch and replayed as one call (kernels/_capture.py); sizes above 16 are rounded up, and the rows
+between are dummies that write to a page of their own. Steps with prompts in them, whose shapes seldom come
+again, run as Python. Both run the same `Transformer.forward`.
+
+The model's own parameters are read: matrices as a copy packed for the kernels, refreshed when a parameter's
+version has moved, everything else in place.
+"""
+
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..kernels import PackedWeight, _native, attention_paged, new_pages, sample, uniform, write_pages
+from ..kernels._capture import Step, capture
+from ..kernels._select import select
+from .cache import PAGE
+from .scheduler import Plan, Request
+
+CACHE_BYTES = 1 << 30
+NATIVE_OPS = ("rmsnorm", "linear", "rope", "attention", "swiglu", "sample")
+
+_version = attrgetter("_version")
+
+
+class ModelRunner:
+    """Runs plans of at most step_tokens tokens of max_batch requests on a Transformer."""
+
+    def __init__(self, model: Any, max_batch: int, step_tokens: int, pages: int | None = None):
+        config = model.config
+        self.model, self.max_batch = model, max_batch
+        self.vocabulary, self.max_context = config.vocab_size, config.max_position_embeddings
+        per_request = -(-self.max_context // PAGE)
+        page_bytes = PAGE * 2 * config.layers * config.kv_heads * config.head_dim * model.embedding.itemsize
+        self.pages = pages or max(per_request, min(max_batch * per_request, CACHE_BYTES // page_bytes))
+        self._cache = [
+            new_pages(self.pages + 1, config.kv_heads, config.head_dim, model.dtype)  # the last: for dummies
+            for _ in range(config.layers)
+        ]
+        self._inputs = Inputs(step_tokens, max_batch, per_request, dummy_page=self.pages)
+        self._weights = model.packed()
+        self._parameters = list(model.parameters())
+        self._stamp = self._now()
+        self._captured: dict[int, tuple[Step, torch.Tensor, torch.Tensor]] = {}
+        self._setting: tuple | None = None
+
+    def refresh(self) -> bool:
+        """Whether the weights have changed since the last call; packed copies follow them."""
+        now = self._now()
+        if now == self._stamp:
+            return False
+        self._stamp = now
+        for old, new in zip(_packed(self._weights), _packed(self.model.packed()), strict=True):
+            old.data.copy_(new.data)  # in place: captured steps hold the address
+        return True
+
+    def run(self, plan: Plan, ready: Sequence[Request]) -> tuple[list[int], list[float]]:
+        """Compute a plan; (ids, logprobs) sampled for the requests `ready`, whose ids are all computed then."""
+        if plan.copies:
+            self._copy_pages(plan.copies)
+        rows = len(plan.chunks)
+        if len(ready) == rows and all(count == 1 for _, count in plan.chunks):
+            ids, logprobs = self._decode(ready)
+        else:
+            tokens = self._inputs.fill(plan.chunks, ready)
+            with _native.one_torch_thread():
+                ids, logprobs = self._compute(tokens, rows, len(ready))
+        return ids[: len(ready)].tolist(), logprobs[: len(ready)].tolist()
+
+    def _decode(self, requests: Sequence[Request]) -> tuple[torch.Tensor, torch.Tensor]:
+        size = min(_bucket(len(requests)), self.max_batch)
+        self._inputs.fill_decode(requests, size)
+        if not self._can_capture():
+            with _native.one_torch_thread():
+                return self._compute(size, size, size)
+        if size not in self._captured:
+            with _native.one_torch_thread():
+                self._compute(size, size, size)  # first calls may make tables, which must not be captured
+                with capture() as step:
+                    ids, logprobs = self._compute(size, size, size)
+            self._captured[size] = step, ids, logprobs
+            return ids, logprobs
+        step, ids, logprobs = self._captured[size]
+        step.replay()
+        return ids, logprobs
+
+    @torch.no_grad()
+    def _compute(self, tokens: int, rows: int, ready: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The forward pass over the buffers' first `tokens` of `rows` requests, then a sample for `ready`."""
+        b = self._inputs
+        slots, table = b.slots[:tokens], b.block_table[:rows]
+        starts, lengths = b.starts[: rows + 1], b.lengths[:rows]
+
+        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            k_pages, v_pages = self._cache[layer]
+            write_pages(k, v, k_pages, v_pages, slots)
+            return attention_paged(q, k_pages, v_pages, table, starts, lengths)
+
+        hidden = self.model(b.ids[:tokens], b.positions[:tokens], attend, self._weights)
+        if ready != tokens:
+            hidden = hidden[b.last[:ready]]
+        logits = self.model.logits(hidden, self._weights)
+        u = uniform(b.seeds[:ready], b.sample_positions[:ready])
+        return sample(logits, u, b.temperature[:ready], b.top_k[:ready], b.top_p[:ready])
+
+    def _copy_pages(self, copies: list[tuple[int, int]]) -> None:
+        sources, targets = torch.tensor(copies).unbind(1)
+        with _native.one_torch_thread():
+            for pages in self._cache:
+                for part in pages:
+                    part[targets] = part[sources]
+
+    def _can_capture(self) -> bool:
+        """Whether every op runs on the compiled kernels; captured steps of another setting are dropped."""
+        setting = _native.isa, _native.threads(), [select(op, self.model.device) for op in NATIVE_OPS]
+        if setting != self._setting:
+            self._setting = setting
+            self._captured.clear()
+        return all(module.__name__.endswith(".cpu") for module in setting[2])
+
+    def _now(self) -> list[int]:
+        return list(map(_version, self._parameters))
+
+
+class Inputs:
+    """What a step reads, at fixed addresses: tensors for the kernels, and numpy views to write them."""
+
+    def __init__(self, tokens: int, rows: int, pages_per_request: int, dummy_page: int):
+        def new(dtype: torch.dtype, *shape: int) -> tuple[torch.Tensor, np.ndarray]:
+            tensor = torch.zeros(*shape, dtype=dtype)
+            return tensor, tensor.numpy()
+
+        i32, i64, f32 = torch.int32, torch.int64, torch.float32
+        self.ids, self._ids = new(i64, tokens)
+        self.positions, self._positions = new(i32, tokens)  # of each token in its request
+        self.slots, self._slots = new(i32, tokens)  # where in the cache its key and value go
+        self.starts, self._starts = new(i32, rows + 1)  # first token of each request
+        self.lengths, self._lengths = new(i32, rows)  # of each request, with this step's tokens
+        self.block_table, self._block_table = new(i32, rows, pages_per_request)
+        self.last, self._last = new(i64, rows)  # the last token of each request that is ready
+        self.seeds, self._seeds = new(i64, rows)
+        self.sample_positions, self._sample_positions = new(i64, rows)  # of the token to sample
+        self.temperature, self._temperature = new(f32, rows)
+        self.top_k, self._top_k = new(i32, rows)
+        self.top_p, self._top_p = new(f32, rows)
+        self._dummy_page = dummy_page
+        self._tables: list[tuple | None] = [None] * rows  # what each row of block_table holds
+        self._ready: list[Request] = []  # whose parameters the sampling buffers hold
+
+    def fill(self, chunks: Sequence[tuple[Request, int]], ready: Sequence[Request]) -> int:
+        """Write a plan; returns its number of tokens."""
+        at, last = 0, []
+        for row, (request, count) in enumerate(chunks):
+            start, end = request.computed, request.computed + count
+            here, there = slice(at, at + count), np.arange(start, end)
+            self._ids[here] = request.ids[start:end]
+            self._positions[here] = there
+            pages = np.asarray(request.pages)
+            self._slots[here] = pages[there // PAGE] * PAGE + there % PAGE
+            self._starts[row], self._lengths[row] = at, end
+            self._set_table(row, request)
+            at += count
+            if end == len(request.ids):
+                last.append(at - 1)
+        self._starts[len(chunks)] = at
+        self._last[: len(ready)] = last
+        self._set_sampling(ready)
+        return at
+
+    def fill_decode(self, requests: Sequence[Request], size: int) -> None:
+        """Write one token of each request, and dummies up to `size` rows."""
+        real = len(requests)
+        computed = [request.computed for request in requests]
+        self._ids[:real] = [request.ids[at] for request, at in zip(requests, computed, strict=True)]
+        self._positions[:real] = computed
+        self._slots[:real] = [r.pages[at // PAGE] * PAGE + at % PAGE for r, at in zip(requests, computed, strict=True)]
+        self._starts[: size + 1] = np.arange(size + 1)
+        np.add(self._positions[:real], 1, out=self._lengths[:real])
+        for row, request in enumerate(requests):
+            self._set_table(row, request)
+        self._set_sampling(requests)
+        for row in range(real, size):
+            self._ids[row], self._positions[row], self._lengths[row] = 0, 0, 1
+            self._slots[row] = self._dummy_page * PAGE
+            self._block_table[row, 0], self._tables[row] = self._dummy_page, None
+
+    def _set_table(self, row: int, request: Request) -> None:
+        held = (request.number, request.preemptions, len(request.pages))
+        if self._tables[row] != held:
+            self._tables[row] = held
+            self._block_table[row, : len(request.pages)] = request.pages
+
+    def _set_sampling(self, requests: Sequence[Request]) -> None:
+        rows = len(requests)
+        if self._ready[:rows] != requests:
+            self._ready = list(requests)
+            self._seeds[:rows] = [request.seed for request in requests]
+            self._temperature[:rows] = [request.params.temperature for request in requests]
+            self._top_k[:rows] = [request.params.top_k for request in requests]
+            self._top_p[:rows] = [request.params.top_p for request in requests]
+        self._sample_positions[:rows] = [len(request.ids) for request in requests]
+
+
+def _packed(weights: Any) -> list[PackedWeight]:
+    fields = [field for layer in weights.layers for field in layer] + [weights.head]
+    return [field for field in fields if isinstance(field, PackedWeight)]
+
+
+def _bucket(requests: int) -> int:
+    """Up to 16 as they are; then multiples of 4, 8, 16 ...: at most an eighth more rows than asked for."""
+    if requests <= 16:
+        return requests
+    step = 1 << (requests - 1).bit_length() - 3
+    return -(-requests // step) * step

@@ -1,0 +1,90 @@
+"""Sizes of a model of the Llama / Qwen3 family, and the one dial that derives them all.
+
+C hidden_size, H heads, K kv_heads, D head_dim, F intermediate_size, V vocab_size.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What config.json of a checkpoint says, under our names."""
+
+    vocab_size: int
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    rope_theta: float = 10_000.0
+    eps: float = 1e-6
+    qk_norm: bool = True  # RMS norm of each query and key head: Qwen3
+    qkv_bias: bool = False  # biases of the query, key and value projections: Qwen2
+    tie_embeddings: bool = True  # the output layer is the input embedding
+    max_position_embeddings: int = 1024
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "hidden_size", "layers", "heads", "kv_heads", "head_dim", "intermediate_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: expected at least 1")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads = {self.kv_heads} does not divide heads = {self.heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim = {self.head_dim}: rotary embedding needs an even number")
+
+    @classmethod
+    def from_depth(
+        cls,
+        depth: int,
+        vocab_size: int,
+        hidden_size: int | None = None,
+        head_dim: int | None = None,
+        kv_heads: int | None = None,
+        intermediate_size: int | None = None,
+        **more: object,
+    ) -> "ModelConfig":
+        """The model `depth` layers deep: 32 channels a layer, and the rest from the channels.
+
+        Heads have 32 channels below 512 hidden channels, 64 below 2048, then 128; the feed-forward layer has
+        8/3 of the hidden size in multiples of 8, so that its three matrices weigh as much as the usual two.
+        Anything given overrides its rule; `more` are other fields of ModelConfig.
+        """
+        hidden = hidden_size or 32 * depth
+        head_dim = head_dim or (32 if hidden < 512 else 64 if hidden < 2048 else 128)
+        if hidden % head_dim:
+            raise ValueError(f"hidden_size = {hidden} is not a multiple of head_dim = {head_dim}")
+        heads = hidden // head_dim
+        return cls(
+            vocab_size=vocab_size,
+            hidden_size=hidden,
+            layers=depth,
+            heads=heads,
+            kv_heads=kv_heads or heads,
+            head_dim=head_dim,
+            intermediate_size=intermediate_size or -(-hidden * 8 // 3 // 8) * 8,
+            **more,  # type: ignore[arg-type]
+        )
+
+    @property
+    def matrix_parameters(self) -> int:
+        """Weights that multiply each token: the layers' matrices and the output layer."""
+        attention = self.hidden_size * self.head_dim * 2 * (self.heads + self.kv_heads)
+        return self.layers * (attention + 3 * self.hidden_size * self.intermediate_size) + (
+            self.vocab_size * self.hidden_size
+        )
+
+    @property
+    def parameters(self) -> int:
+        """All weights, norms and embeddings included."""
+        norms = self.layers * (2 * self.hidden_size + 2 * self.head_dim * self.qk_norm) + self.hidden_size
+        biases = self.layers * self.qkv_bias * (self.heads + 2 * self.kv_heads) * self.head_dim
+        embedding = 0 if self.tie_embeddings else self.vocab_size * self.hidden_size
+        return self.matrix_parameters + norms + biases + embedding
+
+    def train_flops(self, context: float) -> float:
+        """Floating-point operations a token of training, forward and backward, at a mean context length.
+
+        6 a matrix weight; causal attention sees half of the context: 12 H D T/2 a layer (PaLM, appendix B).
+        """
+        return 6 * self.matrix_parameters + 6 * self.layers * self.heads * self.head_dim * context

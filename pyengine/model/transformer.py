@@ -1,0 +1,187 @@
+"""The transformer, written once on the ops, for training and for the engine alike.
+
+    x = embedding[ids]                                                (T, C): documents packed, no padding
+    each layer:  x += out(attend(rope(qkv(rmsnorm(x)))));  x += down(swiglu(gate_up(rmsnorm(x))))
+    hidden = rmsnorm(x);  logits = hidden head^T
+
+The caller brings `attend`: attention over packed documents in training, over pages of a cache in the engine.
+All other ops treat rows alone, and both kinds of attention give a row the same bits, so the engine's
+log-probabilities are the trainer's. Queries, keys and values are one matrix, gate and up another: fewer, larger
+products; each residual addition is done by the norm that follows it. On disk the parts have Hugging Face's
+names (hf.py).
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ..kernels import PackedWeight, attention, linear, linear_cross_entropy, pack_weight, rmsnorm, rope, swiglu
+from .config import ModelConfig
+
+# (layer, q (T, H, D), k (T, K, D), v (T, K, D)) -> (T, H, D)
+Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Matrix = torch.Tensor | PackedWeight
+
+
+class LayerWeights(NamedTuple):
+    """One layer's weights; matrices are (out, in), as tensors or packed for decoding."""
+
+    attention_norm: torch.Tensor  # (C,)
+    qkv: Matrix  # ((H + 2K) D, C)
+    qkv_bias: torch.Tensor | None  # ((H + 2K) D,)
+    q_norm: torch.Tensor | None  # (D,)
+    k_norm: torch.Tensor | None  # (D,)
+    out: Matrix  # (C, H D)
+    mlp_norm: torch.Tensor  # (C,)
+    gate_up: Matrix  # (2F, C)
+    down: Matrix  # (C, F)
+
+
+class Weights(NamedTuple):
+    """All weights of a model, in the form the forward pass reads."""
+
+    embedding: torch.Tensor  # (V, C)
+    layers: list[LayerWeights]
+    norm: torch.Tensor  # (C,)
+    head: Matrix  # (V, C); the embedding itself where they are tied
+
+
+class Layer(nn.Module):
+    """The parameters of one layer, under the names of LayerWeights."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device | str):
+        super().__init__()
+        c, d = config, config.head_dim
+        qkv = (c.heads + 2 * c.kv_heads) * d
+
+        def new(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.ones(*shape, dtype=dtype, device=device))
+
+        self.attention_norm = new(c.hidden_size)
+        self.qkv = new(qkv, c.hidden_size)
+        self.qkv_bias = new(qkv) if c.qkv_bias else None
+        self.q_norm = new(d) if c.qk_norm else None
+        self.k_norm = new(d) if c.qk_norm else None
+        self.out = new(c.hidden_size, c.heads * d)
+        self.mlp_norm = new(c.hidden_size)
+        self.gate_up = new(2 * c.intermediate_size, c.hidden_size)
+        self.down = new(c.hidden_size, c.intermediate_size)
+
+    def weights(self) -> LayerWeights:
+        return LayerWeights(*(getattr(self, name) for name in LayerWeights._fields))
+
+
+class Transformer(nn.Module):
+    """A model with random weights drawn from `seed`; `load` in hf.py fills it from a checkpoint."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ):
+        super().__init__()
+        self.config = config
+        shape = config.vocab_size, config.hidden_size
+        self.embedding = nn.Parameter(torch.empty(shape, dtype=dtype, device=device))
+        self.layers = nn.ModuleList(Layer(config, dtype, device) for _ in range(config.layers))
+        self.norm = nn.Parameter(torch.ones(config.hidden_size, dtype=dtype, device=device))
+        self.head = None if config.tie_embeddings else nn.Parameter(torch.empty_like(self.embedding))
+        self._initialise(seed)
+
+    @torch.no_grad()
+    def _initialise(self, seed: int) -> None:
+        """Normal weights of 0.6 / sqrt(fan in); those that write to the residual stream at 0.3 of that."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            kind = name.rsplit(".", 1)[-1]
+            if kind.endswith("bias"):
+                parameter.zero_()
+            elif parameter.dim() == 2:
+                std = 0.6 / math.sqrt(parameter.shape[1]) * (0.3 if kind in ("out", "down") else 1.0)
+                std = 0.02 if kind in ("embedding", "head") else std
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.device
+
+    def weights(self) -> Weights:
+        """The parameters themselves, differentiable, following every update."""
+        head = self.embedding if self.head is None else self.head
+        layers = [layer.weights() for layer in self._layers()]
+        return Weights(self.embedding, layers, self.norm, head)
+
+    def packed(self) -> Weights:
+        """A copy with matrices laid out for decoding; same bits in every result, blind to later updates."""
+        weights = self.weights()
+        matrices = ("qkv", "out", "gate_up", "down")
+        layers = [
+            layer._replace(**{name: pack_weight(getattr(layer, name)) for name in matrices})
+            for layer in weights.layers
+        ]
+        return weights._replace(layers=layers, head=pack_weight(weights.head))
+
+    def forward(
+        self, ids: torch.Tensor, positions: torch.Tensor, attend: Attend, weights: Weights | None = None
+    ) -> torch.Tensor:
+        """Hidden states (T, C) of ids (T,) at positions (T,) int32; weights default to the parameters."""
+        c, w = self.config, weights or self.weights()
+        x, update = w.embedding[ids], None
+        for i, layer in enumerate(w.layers):
+            h, x = _add_norm(x, update, layer.attention_norm, c.eps)
+            qkv = linear(h, layer.qkv, layer.qkv_bias).view(len(ids), -1, c.head_dim)
+            q, k, v = qkv.split([c.heads, c.kv_heads, c.kv_heads], dim=1)
+            q, k = rope(q, k, positions, layer.q_norm, layer.k_norm, c.rope_theta, c.eps)
+            update = linear(attend(i, q, k, v).reshape(len(ids), -1), layer.out)
+            h, x = _add_norm(x, update, layer.mlp_norm, c.eps)
+            update = linear(swiglu(linear(h, layer.gate_up)), layer.down)
+        return _add_norm(x, update, w.norm, c.eps)[0]
+
+    def logits(self, hidden: torch.Tensor, weights: Weights | None = None) -> torch.Tensor:
+        """Float32 logits (..., V) of hidden states (..., C)."""
+        return linear(hidden, (weights or self.weights()).head, out_dtype=torch.float32)
+
+    def loss(
+        self,
+        ids: torch.Tensor,
+        targets: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        positions: torch.Tensor,
+        weights: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Negative log-likelihood (T,) float32, in nats, of targets (T,) int64 after ids (T,) int64.
+
+        cu_seqlens (B + 1,) int32 bounds the packed documents, positions (T,) int32 count inside each. Where
+        weights (T,) are given, tokens of weight 0 cost nothing in the output layer and have loss 0; other
+        weights do not change the value: they are the caller's to apply.
+        """
+        hidden = self(ids, positions, lambda _, q, k, v: attention(q, k, v, cu_seqlens))
+        head = self.weights().head
+        if weights is None:
+            return linear_cross_entropy(hidden, head, targets)
+        counted = weights.nonzero()[:, 0]
+        nll = linear_cross_entropy(hidden[counted], head, targets[counted])
+        return torch.zeros(len(ids), device=nll.device).index_copy(0, counted, nll)
+
+    def _layers(self) -> Iterator[Layer]:
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            yield layer
+
+
+def _add_norm(
+    x: torch.Tensor, update: torch.Tensor | None, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(norm of x + update, x + update); the first norm has no update to add."""
+    if update is None:
+        return rmsnorm(x, weight, eps), x  # type: ignore[return-value]
+    return rmsnorm(update, weight, eps, residual=x)  # type: ignore[return-value]

@@ -3,10 +3,10 @@
     save(model, "runs/default/base", tokenizer="runs/default/tokenizer")
     model = load("runs/default/base")
 
-Written as LlamaForCausalLM, Qwen3ForCausalLM (q/k norm) or Qwen2ForCausalLM (q/k/v biases); read from the same
-three, from one safetensors file or shards with an index. The fused matrices of the model are cut into
-Hugging Face's parts (q, k, v; gate, up) and joined again. Files are written atomically, config.json last, so a
-directory with a config.json is whole. Nothing is unpickled.
+Written as LlamaForCausalLM, Qwen3ForCausalLM (q/k norm) or Qwen2ForCausalLM (q/k/v biases); read from the
+same three, from one safetensors file or shards with an index. The fused matrices of the model are cut into
+Hugging Face's parts (q, k, v; gate, up) and joined again. Files are written atomically, config.json last, so
+a directory with a config.json is whole. Nothing is unpickled.
 """
 
 import json
@@ -26,7 +26,12 @@ from .config import ModelConfig
 from .transformer import Transformer
 
 SHARD_BYTES = 2 << 30
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 FAMILIES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 # Hugging Face's name of each of our names, "model.layers.N." before those of a layer.
 LAYER_NAMES = {
@@ -37,7 +42,11 @@ LAYER_NAMES = {
     "mlp_norm": "post_attention_layernorm.weight",
     "down": "mlp.down_proj.weight",
 }
-MODEL_NAMES = {"embedding": "model.embed_tokens.weight", "norm": "model.norm.weight", "head": "lm_head.weight"}
+MODEL_NAMES = {
+    "embedding": "model.embed_tokens.weight",
+    "norm": "model.norm.weight",
+    "head": "lm_head.weight",
+}
 
 
 def save(
@@ -92,7 +101,9 @@ def load(
                     if (part := wanted.pop(name, None)) is not None:
                         _fill(part, file.get_tensor(name), name, path)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: damaged or unreadable weights ({error}); fetch or save it again") from None
+            raise UserError(
+                f"{path}: damaged or unreadable weights ({error}); fetch or save it again"
+            ) from None
     if wanted:
         raise UserError(f"{folder}: the weights lack {next(iter(wanted))} and {len(wanted) - 1} more tensors")
     return model
@@ -185,7 +196,7 @@ def _from_hf(path: Path) -> tuple[ModelConfig, torch.dtype]:
     table = _read_json(path)
     family = table.get("model_type")
     if family not in FAMILIES:
-        raise UserError(f"{path}: model_type {family!r} is not supported; expected one of {', '.join(FAMILIES)}")
+        raise UserError(f"{path}: model_type {family!r} is none of {', '.join(FAMILIES)}")
     rope = table.get("rope_parameters") or table.get("rope_scaling") or {}
     _only_plain(table, rope, path)
     try:
@@ -233,8 +244,8 @@ def _special_ids(path: Path) -> dict[str, Any]:
         return {}
     ids = {token["content"]: token["id"] for token in _read_json(path).get("added_tokens", [])}
     ends = [ids[name] for name in ("<|end|>", "<|endoftext|>") if name in ids]
-    found = {"bos_token_id": ids.get("<|endoftext|>"), "eos_token_id": ends, "pad_token_id": ids.get("<|pad|>")}
-    return {key: value for key, value in found.items() if value not in (None, [])}
+    found = {"bos": ids.get("<|endoftext|>"), "eos": ends, "pad": ids.get("<|pad|>")}
+    return {f"{key}_token_id": value for key, value in found.items() if value not in (None, [])}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -6,9 +6,9 @@
 
 The caller brings `attend`: attention over packed documents in training, over pages of a cache in the engine.
 All other ops treat rows alone, and both kinds of attention give a row the same bits, so the engine's
-log-probabilities are the trainer's. Queries, keys and values are one matrix, gate and up another: fewer, larger
-products; each residual addition is done by the norm that follows it. On disk the parts have Hugging Face's
-names (hf.py).
+log-probabilities are the trainer's. Queries, keys and values are one matrix, gate and up another: fewer,
+larger products; each residual addition is done by the norm that follows it. On disk the parts have Hugging
+Face's names (hf.py).
 """
 
 import math
@@ -18,12 +18,12 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..kernels import PackedWeight, attention, linear, linear_cross_entropy, pack_weight, rmsnorm, rope, swiglu
+from .. import kernels
 from .config import ModelConfig
 
 # (layer, q (T, H, D), k (T, K, D), v (T, K, D)) -> (T, H, D)
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-Matrix = torch.Tensor | PackedWeight
+Matrix = torch.Tensor | kernels.PackedWeight
 
 
 class LayerWeights(NamedTuple):
@@ -125,10 +125,10 @@ class Transformer(nn.Module):
         weights = self.weights()
         matrices = ("qkv", "out", "gate_up", "down")
         layers = [
-            layer._replace(**{name: pack_weight(getattr(layer, name)) for name in matrices})
+            layer._replace(**{name: kernels.pack_weight(getattr(layer, name)) for name in matrices})
             for layer in weights.layers
         ]
-        return weights._replace(layers=layers, head=pack_weight(weights.head))
+        return weights._replace(layers=layers, head=kernels.pack_weight(weights.head))
 
     def forward(
         self, ids: torch.Tensor, positions: torch.Tensor, attend: Attend, weights: Weights | None = None
@@ -138,17 +138,17 @@ class Transformer(nn.Module):
         x, update = w.embedding[ids], None
         for i, layer in enumerate(w.layers):
             h, x = _add_norm(x, update, layer.attention_norm, c.eps)
-            qkv = linear(h, layer.qkv, layer.qkv_bias).view(len(ids), -1, c.head_dim)
+            qkv = kernels.linear(h, layer.qkv, layer.qkv_bias).view(len(ids), -1, c.head_dim)
             q, k, v = qkv.split([c.heads, c.kv_heads, c.kv_heads], dim=1)
-            q, k = rope(q, k, positions, layer.q_norm, layer.k_norm, c.rope_theta, c.eps)
-            update = linear(attend(i, q, k, v).reshape(len(ids), -1), layer.out)
+            q, k = kernels.rope(q, k, positions, layer.q_norm, layer.k_norm, c.rope_theta, c.eps)
+            update = kernels.linear(attend(i, q, k, v).reshape(len(ids), -1), layer.out)
             h, x = _add_norm(x, update, layer.mlp_norm, c.eps)
-            update = linear(swiglu(linear(h, layer.gate_up)), layer.down)
+            update = kernels.linear(kernels.swiglu(kernels.linear(h, layer.gate_up)), layer.down)
         return _add_norm(x, update, w.norm, c.eps)[0]
 
     def logits(self, hidden: torch.Tensor, weights: Weights | None = None) -> torch.Tensor:
         """Float32 logits (..., V) of hidden states (..., C)."""
-        return linear(hidden, (weights or self.weights()).head, out_dtype=torch.float32)
+        return kernels.linear(hidden, (weights or self.weights()).head, out_dtype=torch.float32)
 
     def loss(
         self,
@@ -164,12 +164,12 @@ class Transformer(nn.Module):
         weights (T,) are given, tokens of weight 0 cost nothing in the output layer and have loss 0; other
         weights do not change the value: they are the caller's to apply.
         """
-        hidden = self(ids, positions, lambda _, q, k, v: attention(q, k, v, cu_seqlens))
+        hidden = self(ids, positions, lambda _, q, k, v: kernels.attention(q, k, v, cu_seqlens))
         head = self.weights().head
         if weights is None:
-            return linear_cross_entropy(hidden, head, targets)
+            return kernels.linear_cross_entropy(hidden, head, targets)
         counted = weights.nonzero()[:, 0]
-        nll = linear_cross_entropy(hidden[counted], head, targets[counted])
+        nll = kernels.linear_cross_entropy(hidden[counted], head, targets[counted])
         return torch.zeros(len(ids), device=nll.device).index_copy(0, counted, nll)
 
     def _layers(self) -> Iterator[Layer]:
@@ -183,5 +183,5 @@ def _add_norm(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(norm of x + update, x + update); the first norm has no update to add."""
     if update is None:
-        return rmsnorm(x, weight, eps), x  # type: ignore[return-value]
-    return rmsnorm(update, weight, eps, residual=x)  # type: ignore[return-value]
+        return kernels.rmsnorm(x, weight, eps), x  # type: ignore[return-value]
+    return kernels.rmsnorm(update, weight, eps, residual=x)  # type: ignore[return-value]

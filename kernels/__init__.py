@@ -2,19 +2,21 @@
 
     from pyengine.kernels import rmsnorm, use_backend
 
-Imported as `pyengine.kernels` only. Never imports the rest of pyengine.
+Imported as `pyengine.kernels` only. `kernels` is the name of another project, which transformers looks for; run
+from a checkout it finds this folder, and must find it empty. Never imports the rest of pyengine.
 """
 
-from ._native import set_threads
-from ._select import use_backend
-from .adamw import adamw_, grad_norm
-from .attention import PAGE_SIZE, attention, attention_paged, new_pages, write_pages
-from .cross_entropy import linear_cross_entropy
-from .linear import PackedWeight, linear, pack_weight
-from .rmsnorm import rmsnorm
-from .rope import rope
-from .sample import sample, sampled_logprob, uniform
-from .swiglu import swiglu
+if __name__ == "pyengine.kernels":
+    from ._native import set_threads
+    from ._select import use_backend
+    from .adamw import adamw_, grad_norm
+    from .attention import PAGE_SIZE, attention, attention_paged, new_pages, write_pages
+    from .cross_entropy import linear_cross_entropy
+    from .linear import PackedWeight, linear, pack_weight
+    from .rmsnorm import rmsnorm
+    from .rope import rope
+    from .sample import sample, sampled_logprob, uniform
+    from .swiglu import swiglu
 
 __all__ = [
     "PAGE_SIZE",

@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 TORCH ?= torch>=2.9,<2.14
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh') setup.py pyproject.toml
 
-.PHONY: help train test test-all test-triton lint format bench gates gpu-proof build clean
+.PHONY: help train test test-triton test-cuda lint format bench gates gpu-proof build clean
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -35,7 +35,7 @@ train: $(VENV)/.built  ## the whole road: crawl, train, teach, reinforce, report
 
 test: $(VENV)/.test  ## the tests, in minutes
 	$(PY) -m pytest tests -m "not slow" $(ARGS)
-	$(MAKE) --no-print-directory test-triton
+	$(MAKE) --no-print-directory test-triton test-cuda
 
 # Triton's interpreter must be switched on before Triton is imported, and Triton 3.6 needs numpy < 2.4: an
 # environment of its own beside the first, sharing its packages.
@@ -48,6 +48,16 @@ $(VENV)-triton/.ready: $(VENV)/.test
 
 test-triton: $(VENV)-triton/.ready  ## the Triton kernels under the interpreter, in their own process
 	TRITON_INTERPRET=1 $(VENV)-triton/bin/python -m pytest tests/kernels -m "not slow" -k "triton" $(ARGS)
+
+# The CUDA kernels, compiled for the CPU: results first, then under AddressSanitizer, then with real threads under
+# ThreadSanitizer (a small case: every CUDA thread is a thread of the system).
+SHIM_TESTS := $(PY) -m pytest tests/kernels -m "not slow"
+test-cuda: $(VENV)/.test  ## the CUDA kernels on the host shim, with sanitizers
+	PYENGINE_CUDA_SHIM=$$($(PY) -m tests.cuda_shim build/shim) $(SHIM_TESTS) -k "shim"
+	PYENGINE_CUDA_SHIM=$$($(PY) -m tests.cuda_shim build/shim asan) ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so) $(SHIM_TESTS) -k "shim and not extremes"
+	PYENGINE_CUDA_SHIM=$$($(PY) -m tests.cuda_shim build/shim tsan) TSAN_OPTIONS=ignore_noninstrumented_modules=1:exitcode=66 \
+	  LD_PRELOAD=$$($(CXX) -print-file-name=libtsan.so) $(SHIM_TESTS) -k "shim and races"
 
 lint: $(VENV)/.test  ## ruff, clang-format, mypy
 	$(VENV)/bin/ruff check .

@@ -58,7 +58,7 @@ def extension(name: str, folder: str, flags: list[str]) -> Pybind11Extension:
     return Pybind11Extension(
         f"pyengine.kernels.{name}",
         sources(folder),
-        depends=headers(folder),
+        depends=["csrc/bind.h", *headers(folder)],
         define_macros=[("PYENGINE_MODULE", name)],
         extra_compile_args=COMMON + flags,
         extra_link_args=["-pthread"],

@@ -9,7 +9,9 @@ passes through `address()`, which asserts device, type, layout and size.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from types import ModuleType
 
 import torch
@@ -61,6 +63,8 @@ def _choose() -> tuple[str, ModuleType]:
 
 isa, cpu = _choose()
 _threads: int | None = None
+# The CUDA kernels compiled for the CPU by tests/cuda_shim: a file name, for tests only.
+CUDA_SHIM = os.environ.get("PYENGINE_CUDA_SHIM")
 
 
 def use_isa(name: str) -> None:
@@ -101,11 +105,31 @@ def kernel(name: str, dtype: torch.dtype):
     return getattr(cpu, f"{name}_{SUFFIX[dtype]}")
 
 
+@cache
+def cuda() -> ModuleType:
+    """The module of CUDA kernels (or their host shim); ImportError if it was not built."""
+    if CUDA_SHIM:
+        spec = spec_from_file_location("_cuda", CUDA_SHIM)
+        assert spec and spec.loader, f"PYENGINE_CUDA_SHIM={CUDA_SHIM!r} is not a module"
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    return import_module("pyengine.kernels._cuda")
+
+
+def launch(name: str, dtype: torch.dtype, device: torch.device, *arguments: int | float) -> None:
+    """Call a CUDA entry point on the device's current stream; RuntimeError if the launch failed."""
+    stream = 0 if CUDA_SHIM else torch.cuda.current_stream(device).cuda_stream
+    if error := getattr(cuda(), f"{name}_{SUFFIX[dtype]}")(*arguments, stream):
+        raise RuntimeError(f"{name}: CUDA refused the launch with error {error}")
+
+
 def address(tensor: torch.Tensor | None, dtype: torch.dtype, numel: int, device: str = "cpu") -> int:
     """The address of a contiguous tensor after checking what the kernel will rely on; 0 for None."""
     if tensor is None:
         return 0
-    assert tensor.device.type == device, f"expected a {device} tensor, got {tensor.device}"
+    if not (CUDA_SHIM and device == "cuda"):
+        assert tensor.device.type == device, f"expected a {device} tensor, got {tensor.device}"
     assert tensor.dtype is dtype, f"expected {dtype}, got {tensor.dtype}"
     assert tensor.is_contiguous(), f"expected a contiguous tensor, got strides {tensor.stride()}"
     assert tensor.numel() == numel, f"expected {numel} elements, got shape {tuple(tensor.shape)}"

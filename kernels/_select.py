@@ -21,6 +21,8 @@ from types import ModuleType
 
 import torch
 
+from . import _native
+
 ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 DEVICES = {"cpu": ("cpu",), "cuda": ("cuda",), "triton": ("cuda",), "reference": ("cpu", "cuda")}
 HERE = Path(__file__).parent
@@ -81,8 +83,8 @@ def _decide(op: str, device: torch.device) -> tuple[ModuleType, str]:
     if wish:
         if wish not in DEVICES:
             raise ValueError(f"PYENGINE_BACKEND={wish!r}: expected one of {', '.join(DEVICES)}")
-        interpreted = wish == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
-        if wish not in backends(op) or not (device.type in DEVICES[wish] or interpreted):
+        emulated = {"triton": os.environ.get("TRITON_INTERPRET") == "1", "cuda": bool(_native.CUDA_SHIM)}
+        if wish not in backends(op) or not (device.type in DEVICES[wish] or emulated.get(wish)):
             raise NotImplementedError(f"{op}: there is no {wish} backend for {device.type} tensors")
         return _load(op, wish), "asked for"
     refused = []

@@ -1,8 +1,8 @@
 """Shared fixtures: every backend that exists and can run here, and fresh memory poisoned with NaN.
 
 `TRITON_INTERPRET=1 pytest tests/kernels` adds the Triton backends, run by Triton's interpreter on CPU tensors
-(in a process of its own: the variable must be set before Triton is imported). With a GPU the same tests run
-on it, with the backends it has.
+(in a process of its own: the variable must be set before Triton is imported). PYENGINE_CUDA_SHIM does the same
+for the CUDA kernels, run by tests/cuda_shim. With a GPU the same tests run on it, with the backends it has.
 """
 
 import os
@@ -20,19 +20,23 @@ torch.utils.deterministic.fill_uninitialized_memory = True
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+SHIMMED = _native.CUDA_SHIM is not None
 
 
 def runnable(op: str) -> list[tuple[str, str]]:
     """(backend, variant) of an op for this process; a variant is an instruction set, or the device."""
     found = []
     for backend in _select.backends(op):
-        if backend == "cpu" and not INTERPRETED:
+        if INTERPRETED or SHIMMED:
+            if backend == "triton" and INTERPRETED:
+                found.append((backend, "interpreter"))
+            if backend == "cuda" and SHIMMED:
+                found.append((backend, "shim"))
+        elif backend == "cpu":
             found += [("cpu", isa) for isa in _native.runnable()]
-        elif backend == "reference" and not INTERPRETED:
+        elif backend == "reference":
             found.append(("reference", "cpu"))
-        elif backend == "triton" and INTERPRETED:
-            found.append(("triton", "interpreter"))
-        if backend in ("cuda", "triton") and torch.cuda.is_available() and not INTERPRETED:
+        elif torch.cuda.is_available():
             found.append((backend, "cuda"))
     return found
 

@@ -1,12 +1,12 @@
 // The only pybind11 file of the CPU modules: one line an op, for every type it exists in. Pointers cross the
 // boundary as integers; Python has checked device, dtype, layout and size (kernels/_native.py). The GIL is
 // released for the length of a call.
-#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <cstdint>
 #include <cstring>
 
+#include "../bind.h"
 #include "ops.h"
 #include "replay.h"
 
@@ -14,22 +14,10 @@ namespace py = pybind11;
 
 namespace {
 
-template <class A>
-struct Wire {
-  using type = A;
-};
-template <class P>
-struct Wire<P*> {
-  using type = std::uintptr_t;
-};
-
 template <class R, class... A>
 void def(py::module_& m, const char* name, R (*function)(A...)) {
   replay::add(name, function);
-  m.def(name, [function](typename Wire<A>::type... arguments) {
-    py::gil_scoped_release release;
-    return function((A)arguments...);
-  });
+  bind::def(m, name, function);
 }
 
 // Does this processor, under this operating system, run what the module was compiled for?

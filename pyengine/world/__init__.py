@@ -6,6 +6,7 @@ facts.py      who and what is true       strays.py     documents that cleaning m
 wordings.py   how facts are said         looks.py      HTML templates
 prose.py      running text, passages     pages.py      the site, every page with its truth
 text.py       the documents              server.py     the site on loopback
+world.py      all of it as one object    export.py     all of it as files
 """
 
 from .config import WorldConfig

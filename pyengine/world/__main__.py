@@ -10,20 +10,26 @@ from typing import Literal
 import tyro
 
 from ..errors import UserError
-from ..files import atomic_write, write_json
-from . import World, WorldConfig
+from .config import WorldConfig
+from .export import write_world
 from .server import serve
+from .world import World
 
 
 @dataclass
 class Arguments:
     """Generate the closed world and show, write or serve it."""
 
-    show: bool = False  # print what the world holds, and one example of each kind of document
-    write: Path | None = None  # write the site's pages and their truth (truth.json) into this folder
-    serve: bool = False  # serve the site on the loopback interface until interrupted
-    port: int = 8000  # 0 takes a free one
-    published: Literal["cutoff", "later"] = "cutoff"  # whether pages dated after the cut-off exist
+    show: bool = False
+    """print what the world holds, and one example of each kind of document"""
+    write: Path | None = None
+    """write the site, its truth, conversations, facts and problems into this new folder"""
+    serve: bool = False
+    """serve the site on the loopback interface until interrupted"""
+    port: int = 8000
+    """where to serve; 0 takes a free port"""
+    published: Literal["cutoff", "later"] = "cutoff"
+    """whether the pages dated after the cut-off exist"""
     config: WorldConfig = field(default_factory=WorldConfig)
 
 
@@ -37,23 +43,6 @@ def show(world: World) -> None:
         print(f"\n== {kind}: {count}, for example {example.id}\n{example.text}")
 
 
-def write(world: World, folder: Path, published: str) -> None:
-    """Write pages as files (a folder's index as index.html) and truth.json: path -> what is true of it."""
-    truth = {}
-    for page in world.pages:
-        if page.status != 200 or (page.later and published == "cutoff"):
-            continue
-        name = page.path.lstrip("/") + ("index.html" if page.path.endswith("/") else "")
-        with atomic_write(folder / name, "wb") as file:
-            file.write(page.body)
-        truth[page.path] = {
-            "kind": page.kind, "fate": page.fate, "title": page.title, "text": page.text, "date": page.date,
-            "lang": page.lang, "look": page.look, "duplicate_of": page.duplicate_of, "private": page.private,
-        }  # fmt: skip
-    write_json(folder / "truth.json", truth)
-    print(f"{len(truth)} pages in {folder}")
-
-
 def main() -> None:
     """The command line."""
     arguments = tyro.cli(Arguments)
@@ -63,7 +52,8 @@ def main() -> None:
     if arguments.show:
         show(world)
     if arguments.write:
-        write(world, arguments.write, arguments.published)
+        count = write_world(world, arguments.write, arguments.published)
+        print(f"{count} pages in {arguments.write}/site; truth and data beside it")
     if arguments.serve:
         with serve(world, arguments.published, port=arguments.port) as base:
             print(f"serving {len(world.pages)} pages at {base} (Ctrl-C ends)", flush=True)

@@ -23,6 +23,7 @@ from .facts import Entity
 
 GRADES = {1: (1, 9), 2: (2, 9), 3: (1, 99), 4: (2, 99), 5: (3, 99)}  # grade -> (steps, largest number)
 HELD_OUT = ("share", "big")
+KINDS = (*(f"grade-{grade}" for grade in GRADES), *HELD_OUT)
 STYLES = ("verbose", "steps", "split", "guess")
 
 _THINGS = (
@@ -80,6 +81,10 @@ class Problem:
     split: str  # "train" or "test"
     name: str
     things: str
+
+    def row(self) -> dict:
+        """The row of the problems format."""
+        return {"problem": self.text, "answer": str(self.answer), "grade": self.grade, "kind": self.kind}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import re
 from functools import cached_property
+from importlib import resources
 from urllib.parse import urlsplit
 
 from .config import WorldConfig
@@ -62,6 +63,11 @@ class World:
     def passages(self) -> list[Passage]:
         """Quotable passages, the control ones (repetitions 0) included."""
         return self._writer.passages
+
+    @property
+    def guidelines(self) -> str:
+        """The guidelines that the writers of the conversations follow."""
+        return (resources.files(__package__) / "guidelines.md").read_text("utf-8")
 
     def questions(self, group: str, split: str, wordings: int = 1) -> list[Question]:
         """Questions about the facts of a group ("known", "later", "invented") and split ("train", "test")."""

@@ -14,7 +14,10 @@ from html.parser import HTMLParser
 import httpx
 import pytest
 
+from pyengine.errors import UserError
 from pyengine.world import World, WorldConfig, serve
+from pyengine.world.export import write_world
+from pyengine.world.problems import KINDS
 from pyengine.world.server import HUGE_BYTES, Request
 
 
@@ -149,13 +152,27 @@ def test_pages_are_the_same_in_every_process_and_python(world):
     assert sys.executable in digests and set(digests.values()) == {mine.hexdigest()}, digests
 
 
-def test_command_line_writes_pages_and_truth(world, tmp_path):
-    sizes = [f"--config.{name}={value}" for name, value in (("people", 4), ("passers", 8), ("strays", 1))]
-    command = [sys.executable, "-m", "pyengine.world", "--write", str(tmp_path), *sizes]
-    assert "pages in" in subprocess.check_output(command, text=True)
-    truth = json.loads((tmp_path / "truth.json").read_text())
-    essay = next(path for path, page in truth.items() if page["kind"] == "essay")
-    assert truth[essay]["title"] in (tmp_path / essay.lstrip("/")).read_text()
+def test_export_holds_site_truth_and_data(world, tmp_path):
+    folder = tmp_path / "world"
+    count = write_world(world, folder, problems=5)
+    truth = [json.loads(line) for line in (folder / "truth.jsonl").read_text().splitlines()]
+    assert len(truth) == count
+    page = next(page for page in truth if page["kind"] == "essay")
+    assert (folder / "site" / page["path"].lstrip("/")).read_bytes() == world.truth(page["path"]).body
+    for line in (folder / "facts-known-test.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        assert row["answer"] in row["passage"]
+    assert len((folder / "problems-test.jsonl").read_text().splitlines()) == 5 * len(KINDS)
+    with pytest.raises(UserError, match="exists already"):
+        write_world(world, folder)
+
+
+def test_command_line_shows_the_world():
+    sizes = ["--config.people", "4", "--config.passages", "1", "--config.arithmetic-pages", "3"]
+    command = [sys.executable, "-m", "pyengine.world", "--show", *sizes]
+    assert "== biography" in subprocess.check_output(command, text=True)
+    idle = subprocess.run(command[:3], capture_output=True, text=True)
+    assert idle.returncode == 1 and idle.stderr.startswith("error: nothing to do")
 
 
 # -- the server

@@ -131,4 +131,6 @@ class PagePool:
         assert held | free | idle == set(range(self.pages)), "a page is lost"
         assert not free & set(self._keys), "a free page is known by content"
         assert all(page in self._keys for page in idle), "an idle page is not known by content"
-        assert {k: p for k, (p, _) in self._known.items()} == {k: p for p, ks in self._keys.items() for k in ks}
+        assert {k: p for k, (p, _) in self._known.items()} == {
+            k: p for p, ks in self._keys.items() for k in ks
+        }

@@ -82,7 +82,9 @@ class Engine:
         self._arrivals = 0
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[Completion]:
         """One completion a prompt, in order; params: for all, or one each."""
         params = params or SamplingParams()
@@ -107,7 +109,9 @@ class Engine:
         done, answer = 0, request.completion
         try:
             while True:
-                for token in zip(answer.ids[done:], answer.logprobs[done:], answer.forced[done:], strict=True):
+                for token in zip(
+                    answer.ids[done:], answer.logprobs[done:], answer.forced[done:], strict=True
+                ):
                     done += 1
                     yield Token(*token)
                 if request.done:

@@ -136,7 +136,9 @@ class Scheduler:
 
     def _start(self, request: Request, plan: Plan) -> bool:
         prefix = self.pool.lookup(request.ids)
-        if not (self._take_over(request, prefix, plan) or self._take_over(request, prefix.without_tail(), plan)):
+        if not (
+            self._take_over(request, prefix, plan) or self._take_over(request, prefix.without_tail(), plan)
+        ):
             return False
         request.running = True
         insort(self.running, request, key=lambda other: other.number)

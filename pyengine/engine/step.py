@@ -178,7 +178,9 @@ class Inputs:
         computed = [request.computed for request in requests]
         self._ids[:real] = [request.ids[at] for request, at in zip(requests, computed, strict=True)]
         self._positions[:real] = computed
-        self._slots[:real] = [r.pages[at // PAGE] * PAGE + at % PAGE for r, at in zip(requests, computed, strict=True)]
+        self._slots[:real] = [
+            r.pages[at // PAGE] * PAGE + at % PAGE for r, at in zip(requests, computed, strict=True)
+        ]
         self._starts[: size + 1] = np.arange(size + 1)
         np.add(self._positions[:real], 1, out=self._lengths[:real])
         for row, request in enumerate(requests):

@@ -69,6 +69,8 @@ class ToolState:
     def _search(self) -> Sequence[int]:
         try:
             return self.tools.search(self.query)
-        except Exception as error:  # a stranger's code: its failure is the model's to read, not ours to die of
+        except (
+            Exception
+        ) as error:  # a stranger's code: its failure is the model's to read, not ours to die of
             self.last_error = f"{type(error).__name__}: {error}"
             return self.tools.failed

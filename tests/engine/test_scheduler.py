@@ -122,7 +122,15 @@ def test_a_bad_request_ends_alone():
     good = SamplingParams(max_tokens=4, seed=0)
     engine._runner.poison = {3}
     answers = engine.generate([[1], [], [2] * 256, [3], [VOCABULARY], [-1], [4]], good)
-    assert [a.finish_reason for a in answers] == ["length", "error", "error", "error", "error", "error", "length"]
+    assert [a.finish_reason for a in answers] == [
+        "length",
+        "error",
+        "error",
+        "error",
+        "error",
+        "error",
+        "length",
+    ]
     assert "empty" in answers[1].error and "256" in answers[2].error and "numbers" in answers[3].error
     assert "vocabulary" in answers[4].error and "vocabulary" in answers[5].error
     assert answers[0].ids == expected([1], good, VOCABULARY, 256)

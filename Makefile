@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 TORCH ?= torch>=2.9,<2.14
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh') setup.py pyproject.toml
 
-.PHONY: help train test test-triton test-cuda lint format bench gates gpu-proof build clean
+.PHONY: help train test test-triton test-cuda lint format error-table bench gates gpu-proof build clean
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -68,6 +68,10 @@ lint: $(VENV)/.test  ## ruff, clang-format, mypy
 format:  ## rewrite in the project's style
 	$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
 	$(VENV)/bin/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.h' 'tests/*.cpp')
+
+error-table: $(VENV)/.test  ## measure every kernel's error and write the table into docs/numerics.md
+	PYENGINE_ERROR_TABLE=build/errors.md $(PY) -m pytest tests/kernels -m "not slow" -k "torch or extremes"
+	sed -i '/^| op |/,$$d' docs/numerics.md && cat build/errors.md >> docs/numerics.md
 
 bench: $(VENV)/.test  ## all benches, as ratios against peers
 	$(PY) -m bench $(ARGS)

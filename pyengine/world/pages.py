@@ -140,10 +140,13 @@ class Site:
         html = render(look, replace(sheet, head=head + sheet.head), rng)
         if rng.random() < 0.15:
             html = damage(html, rng)
+        kind = "text/html"
+        if look.name == "wiki" and not varied and rng.random() < 0.1:  # served as XHTML, as older manuals are
+            html, kind = f'<?xml version="1.0" encoding="utf-8"?>\n{html}', "application/xhtml+xml"
         return Page(
             path, document.kind, FATES.get(document.kind, "keep"),
             body=mark + html.encode(charset, "xmlcharrefreplace"),
-            content_type="text/html" + (f"; charset={header}" if header else ""),
+            content_type=kind + (f"; charset={header}" if header else ""),
             headers=tuple(headers), title=document.title, text=document.text, date=document.date,
             lang=document.lang, look=look.name, document=document.id, private=document.private,
             later=document.later,
@@ -240,6 +243,7 @@ class Site:
         moved += [
             ("/inside/metadata", "http://169.254.169.254/latest/meta-data/", 302),
             ("/inside/router", "http://10.0.0.1/admin", 302),
+            ("/inside/neighbour", "http://127.0.0.1:1/", 302),
             ("/inside/file", "file:///etc/passwd", 302),
         ]
         for path, target, status in moved:

@@ -16,6 +16,8 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
+from email.utils import format_datetime
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
@@ -102,6 +104,10 @@ class _Handler(BaseHTTPRequestHandler):
         headers = dict(page.headers)
         if page.status == 200:
             headers["ETag"] = tag
+        if page.date:
+            headers["Last-Modified"] = format_datetime(
+                datetime.fromisoformat(page.date + "T12:00:00+00:00"), True
+            )
         return self._send(page.status, body, page.content_type, headers)
 
     def _calendar(self, path: str, query: str, times: int) -> int:

@@ -1,0 +1,197 @@
+// Python's door to the text kernels. Texts come as str or bytes; the GIL is released while they are worked on.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+
+#include "bpe.h"
+
+namespace py = pybind11;
+using namespace text;
+
+namespace {
+
+// The bytes of a str (UTF-8; lone surrogates as three bytes each) or bytes object, kept alive with it.
+struct Text {
+  py::object owner;
+  std::string_view view;
+};
+
+Text view_of(py::handle object) {
+  char* data;
+  Py_ssize_t size;
+  if (PyUnicode_Check(object.ptr())) {
+    if (const char* utf8 = PyUnicode_AsUTF8AndSize(object.ptr(), &size))
+      return {py::reinterpret_borrow<py::object>(object), {utf8, size_t(size)}};
+    PyErr_Clear();
+    PyObject* bytes = PyUnicode_AsEncodedString(object.ptr(), "utf-8", "surrogatepass");
+    if (!bytes) throw py::error_already_set();
+    py::object owner = py::reinterpret_steal<py::object>(bytes);
+    if (PyBytes_AsStringAndSize(bytes, &data, &size)) throw py::error_already_set();
+    return {owner, {data, size_t(size)}};
+  }
+  if (!PyBytes_Check(object.ptr()))
+    throw py::type_error(std::string("text must be str or bytes, not ") + Py_TYPE(object.ptr())->tp_name);
+  if (PyBytes_AsStringAndSize(object.ptr(), &data, &size)) throw py::error_already_set();
+  return {py::reinterpret_borrow<py::object>(object), {data, size_t(size)}};
+}
+
+struct Texts {
+  std::vector<py::object> owners;
+  std::vector<std::string_view> views;
+  explicit Texts(const py::sequence& objects) {
+    for (py::handle object : objects) {
+      Text text = view_of(object);
+      owners.push_back(std::move(text.owner));
+      views.push_back(text.view);
+    }
+  }
+};
+
+template <class T>
+py::array_t<T> array_of(std::vector<T>&& values) {
+  auto* kept = new std::vector<T>(std::move(values));
+  py::capsule owner(kept, [](void* p) { delete static_cast<std::vector<T>*>(p); });
+  return py::array_t<T>({py::ssize_t(kept->size())}, {py::ssize_t(sizeof(T))}, kept->data(), owner);
+}
+
+Pattern pattern_of(const std::string& family, int digits, bool whole_tail) {
+  Pattern pattern;
+  pattern.digits = uint8_t(digits);
+  pattern.whole_tail = whole_tail;
+  if (family == "gpt2")
+    pattern.family = Pattern::Gpt2;
+  else if (family == "cl100k")
+    pattern.family = Pattern::Cl100k;
+  else if (family == "o200k")
+    pattern.family = Pattern::O200k;
+  else if (!family.empty())
+    throw py::value_error("no such pattern family: " + family);
+  return pattern;
+}
+
+std::vector<Merge> merges_of(const py::array_t<uint32_t, py::array::c_style | py::array::forcecast>& rows) {
+  if (rows.ndim() != 2 || rows.shape(1) != 4) throw py::value_error("merges must have shape (M, 4)");
+  std::vector<Merge> merges(rows.shape(0));
+  std::memcpy(merges.data(), rows.data(), merges.size() * sizeof(Merge));
+  return merges;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_text, m) {
+  py::class_<Pattern>(m, "Pattern")
+      .def(py::init(&pattern_of), py::arg("family") = "", py::arg("digits") = 3, py::arg("whole_tail") = false)
+      .def("split", [](const Pattern& self, py::handle object) {
+        Text text = view_of(object);
+        const auto* p = reinterpret_cast<const uint8_t*>(text.view.data());
+        const auto* const end = p + text.view.size();
+        py::list pieces;
+        while (p < end) {
+          const auto* stop = next_piece(self, p, end);
+          pieces.append(py::bytes(reinterpret_cast<const char*>(p), size_t(stop - p)));
+          p = stop;
+        }
+        return pieces;
+      });
+
+  py::class_<Encoder>(m, "Encoder")
+      .def(py::init([](std::vector<std::string> tokens, py::array_t<uint32_t> merges, const Pattern& pattern,
+                       bool whole_pieces) {
+             return std::make_unique<Encoder>(std::move(tokens), merges_of(merges), pattern, whole_pieces);
+           }),
+           py::arg("tokens"), py::arg("merges"), py::arg("pattern"), py::arg("whole_pieces") = false)
+      .def("encode",
+           [](const Encoder& self, py::handle object) {
+             Text text = view_of(object);
+             std::vector<uint32_t> ids;
+             {
+               py::gil_scoped_release release;
+               ids.reserve(text.view.size() / 4 + 8);
+               self.encode(text.view, ids);
+             }
+             return array_of(std::move(ids));
+           })
+      .def("encode_list",
+           [](const Encoder& self, py::handle object) {
+             Text text = view_of(object);
+             std::vector<uint32_t> ids;
+             if (text.view.size() < 4096) {  // releasing the GIL costs more than this
+               self.encode(text.view, ids);
+             } else {
+               py::gil_scoped_release release;
+               ids.reserve(text.view.size() / 4);
+               self.encode(text.view, ids);
+             }
+             py::list list(ids.size());
+             for (size_t i = 0; i < ids.size(); i++)
+               PyList_SET_ITEM(list.ptr(), py::ssize_t(i), PyLong_FromUnsignedLong(ids[i]));
+             return list;
+           })
+      .def("encode_pieces",
+           [](const Encoder& self, const py::sequence& objects) {
+             Texts pieces(objects);
+             std::vector<uint32_t> ids;
+             {
+               py::gil_scoped_release release;
+               self.encode_pieces(pieces.views, ids);
+             }
+             return array_of(std::move(ids));
+           })
+      .def(
+          "encode_batch",
+          [](const Encoder& self, const py::sequence& objects, int threads) {
+            Texts texts(objects);
+            std::vector<uint32_t> ids;
+            std::vector<int64_t> offsets;
+            {
+              py::gil_scoped_release release;
+              self.encode_batch(texts.views, threads, ids, offsets);
+            }
+            return py::make_tuple(array_of(std::move(ids)), array_of(std::move(offsets)));
+          },
+          py::arg("texts"), py::arg("threads") = 1);
+
+  py::class_<WordCounts>(m, "WordCounts")
+      .def(py::init<>())
+      .def("__len__", &WordCounts::size)
+      .def(
+          "add_texts",
+          [](WordCounts& self, const py::sequence& objects, const Pattern& pattern, int threads) {
+            Texts texts(objects);
+            py::gil_scoped_release release;
+            count_words(texts.views, pattern, threads, self);
+          },
+          py::arg("texts"), py::arg("pattern"), py::arg("threads") = 1)
+      .def("add_words",
+           [](WordCounts& self, const py::dict& words) {
+             for (auto item : words) self.add(view_of(item.first).view, item.second.cast<int64_t>());
+           })
+      .def("items", [](const WordCounts& self) {
+        py::dict words;
+        for (size_t i = 0; i < self.size(); i++) {
+          std::string_view word = self.word(i);
+          words[py::bytes(word.data(), word.size())] = self.count(i);
+        }
+        return words;
+      });
+
+  m.def(
+      "train",
+      [](const WordCounts& words, const py::bytes& byte_order, size_t vocab_size, int64_t min_frequency) {
+        std::string order = byte_order;
+        if (order.size() != 256) throw py::value_error("byte_order must hold each byte once");
+        uint8_t byte_ids[256];
+        for (int id = 0; id < 256; id++) byte_ids[uint8_t(order[id])] = uint8_t(id);
+        std::vector<Merge> merges;
+        {
+          py::gil_scoped_release release;
+          merges = train(words, byte_ids, vocab_size, min_frequency);
+        }
+        py::array_t<uint32_t> rows({py::ssize_t(merges.size()), py::ssize_t(4)});
+        std::memcpy(rows.mutable_data(), merges.data(), merges.size() * sizeof(Merge));
+        return rows;
+      },
+      py::arg("words"), py::arg("byte_order"), py::arg("vocab_size"), py::arg("min_frequency") = 0);
+}

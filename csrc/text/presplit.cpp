@@ -1,0 +1,160 @@
+#include "presplit.h"
+
+#include "unicode.h"
+
+namespace text {
+namespace {
+
+using Bytes = const uint8_t*;
+
+// The longest run from p of characters whose class satisfies `in`.
+template <class In>
+inline Bytes run(Bytes p, Bytes end, In in) {
+  while (p < end) {
+    Character c = character_at(p, end);
+    if (!in(c.cls)) break;
+    p += c.size;
+  }
+  return p;
+}
+
+inline bool is_symbol(Class c) { return c != Space && c != Number && !is_letter(c); }  // [^\s\p{L}\p{N}]
+inline bool is_newline(uint32_t code) { return code == '\n' || code == '\r'; }
+
+// The end of 's 't 'm 'd 'll 've 're at the apostrophe p, or p. Folded: in any case; U+017F (long s) folds to
+// s.
+inline Bytes contraction(Bytes p, Bytes end, bool folded) {
+  if (end - p < 2 || *p != '\'') return p;
+  const uint8_t fold = folded ? 0x20 : 0;
+  auto low = [&](uint8_t b) { return uint8_t(b >= 'A' && b <= 'Z' ? b | fold : b); };
+  const uint8_t a = low(p[1]);
+  if (a == 's' || a == 't' || a == 'm' || a == 'd') return p + 2;
+  if (end - p < 3) return p;
+  if (folded && p[1] == 0xC5 && p[2] == 0xBF) return p + 3;
+  const uint8_t b = low(p[2]);
+  if ((a == 'l' && b == 'l') || (a == 'v' && b == 'e') || (a == 'r' && b == 'e')) return p + 3;
+  return p;
+}
+
+// White space at p, by the alternatives  \s*[\r\n]+ | \s+(?!\S) | \s+  (the first only with `newlines`).
+inline Bytes white_space(Bytes p, Bytes end, bool newlines, bool whole_tail) {
+  Bytes q = p, last = p, line = p;  // end of the run, start of its last character, end of its last newline
+  while (q < end) {
+    Character c = character_at(q, end);
+    if (c.cls != Space) break;
+    last = q;
+    q += c.size;
+    if (is_newline(c.code)) line = q;
+  }
+  if (q == end && whole_tail) return q;
+  if (newlines && line > p) return line;
+  if (q == end || last == p) return q;
+  return last;  // the last white space goes with the word that follows
+}
+
+inline Bytes digits(Bytes p, Bytes end, int most) {
+  for (int i = 0; i < most && p < end; i++) {
+    Character c = character_at(p, end);
+    if (c.cls != Number) break;
+    p += c.size;
+  }
+  return p;
+}
+
+// '(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
+Bytes gpt2(Bytes p, Bytes end) {
+  if (Bytes q = contraction(p, end, false); q > p) return q;
+  Bytes word = p + (*p == ' ');
+  if (word < end) {
+    Character c = character_at(word, end);
+    if (is_letter(c.cls)) return run(word + c.size, end, is_letter);
+    if (c.cls == Number) return run(word + c.size, end, [](Class k) { return k == Number; });
+    if (c.cls != Space) return run(word + c.size, end, is_symbol);
+  }
+  return white_space(p, end, false, false);
+}
+
+// ' ?[^\s\p{L}\p{N}]+[\r\n]*' (o200k: [\r\n/]*) and what follows it in both newer patterns.
+Bytes symbols_or_space(const Pattern& pattern, Bytes p, Bytes end) {
+  Bytes word = p + (*p == ' ');
+  if (word < end) {
+    Character c = character_at(word, end);
+    if (is_symbol(c.cls)) {
+      Bytes q = run(word + c.size, end, is_symbol);
+      while (q < end && (is_newline(*q) || (*q == '/' && pattern.family == Pattern::O200k))) q++;
+      return q;
+    }
+  }
+  return white_space(p, end, true, pattern.whole_tail);
+}
+
+// '(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
+Bytes cl100k(const Pattern& pattern, Bytes p, Bytes end) {
+  if (Bytes q = contraction(p, end, true); q > p) return q;
+  Character c = character_at(p, end);
+  if (is_letter(c.cls)) return run(p + c.size, end, is_letter);
+  if (c.cls == Number) return digits(p, end, pattern.digits);
+  Bytes word = p + c.size;
+  if (word < end && !is_newline(c.code)) {
+    Character d = character_at(word, end);
+    if (is_letter(d.cls)) return run(word + d.size, end, is_letter);
+  }
+  return symbols_or_space(pattern, p, end);
+}
+
+inline bool is_head(Class c) {
+  return c == Upper || c == Letter || c == Mark;
+}  // [\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]
+inline bool is_body(Class c) { return c == Lower || c == Letter || c == Mark; }  // [\p{Ll}\p{Lm}\p{Lo}\p{M}]
+
+// head* body+ at p, or p. The heads give characters back until one of them can be a body.
+Bytes word_with_body(Bytes p, Bytes end) {
+  Bytes q = p, back = p;  // back: end of the last character in the run of heads that can also be a body
+  while (q < end) {
+    Character c = character_at(q, end);
+    if (!is_head(c.cls)) break;
+    q += c.size;
+    if (c.cls != Upper) back = q;
+  }
+  Bytes r = run(q, end, is_body);
+  return r > q ? r : back;
+}
+
+// The first two alternatives of o200k, each with and without its optional first character
+// [^\r\n\p{L}\p{N}]: head* body+ before head+ (whose body* is empty wherever the former failed). Or p.
+Bytes cased_word(Bytes p, Bytes end) {
+  Character c = character_at(p, end);
+  const bool prefix = !is_newline(c.code) && !is_letter(c.cls) && c.cls != Number;
+  Bytes word = p + c.size;
+  if (prefix) {
+    if (Bytes q = word_with_body(word, end); q > word) return q;
+  }
+  if (Bytes q = word_with_body(p, end); q > p) return q;
+  if (prefix) {
+    if (Bytes q = run(word, end, is_head); q > word) return q;
+  }
+  return run(p, end, is_head);
+}
+
+Bytes o200k(const Pattern& pattern, Bytes p, Bytes end) {
+  if (Bytes q = cased_word(p, end); q > p) return contraction(q, end, true);
+  if (Bytes q = digits(p, end, pattern.digits); q > p) return q;
+  return symbols_or_space(pattern, p, end);
+}
+
+}  // namespace
+
+const uint8_t* next_piece(const Pattern& pattern, const uint8_t* p, const uint8_t* end) {
+  switch (pattern.family) {
+    case Pattern::Gpt2:
+      return gpt2(p, end);
+    case Pattern::Cl100k:
+      return cl100k(pattern, p, end);
+    case Pattern::O200k:
+      return o200k(pattern, p, end);
+    default:
+      return end;
+  }
+}
+
+}  // namespace text

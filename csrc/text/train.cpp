@@ -1,0 +1,227 @@
+// Training: count the distinct pieces, then merge the most frequent pair until the vocabulary is full.
+//
+// The corpus is looked at once, to count words. From then on all work is on distinct words: each pair knows its
+// count and in which words it arose, so a merge visits only those words and changes the counts of the
+// neighbouring pairs. The heap holds counts as they were when pushed; a stale one is pushed back corrected.
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <thread>
+
+#include "bpe.h"
+
+namespace text {
+namespace {
+
+uint64_t hash_of(std::string_view word) {
+  uint64_t h = word.size() * 0x9E3779B97F4A7C15u, block = 0;
+  const char* p = word.data();
+  size_t left = word.size();
+  for (; left >= 8; left -= 8, p += 8) {
+    std::memcpy(&block, p, 8);
+    h = (h ^ block) * 0xD6E8FEB86659FD93u;
+    h ^= h >> 32;
+  }
+  block = 0;
+  std::memcpy(&block, p, left);
+  h = (h ^ block) * 0xD6E8FEB86659FD93u;
+  return h ^ h >> 32;
+}
+
+}  // namespace
+
+void WordCounts::grow() {
+  slots_.assign(std::max<size_t>(1024, slots_.size() * 2), 0);
+  const size_t mask = slots_.size() - 1;
+  for (size_t i = 0; i < hashes_.size(); i++) {
+    size_t s = hashes_[i] & mask;
+    while (slots_[s]) s = (s + 1) & mask;
+    slots_[s] = uint32_t(i + 1);
+  }
+}
+
+void WordCounts::add(std::string_view text, int64_t times) {
+  if (counts_.size() * 2 >= slots_.size()) grow();
+  const uint64_t hash = hash_of(text);
+  const size_t mask = slots_.size() - 1;
+  size_t s = hash & mask;
+  for (; slots_[s]; s = (s + 1) & mask) {
+    const size_t i = slots_[s] - 1;
+    if (hashes_[i] == hash && word(i) == text) {
+      counts_[i] += times;
+      return;
+    }
+  }
+  bytes_.insert(bytes_.end(), text.begin(), text.end());
+  starts_.push_back(bytes_.size());
+  hashes_.push_back(hash);
+  counts_.push_back(times);
+  slots_[s] = uint32_t(counts_.size());
+}
+
+void WordCounts::add(const WordCounts& other) {
+  for (size_t i = 0; i < other.size(); i++) add(other.word(i), other.count(i));
+}
+
+void count_words(const std::vector<std::string_view>& texts, const Pattern& pattern, int threads,
+                 WordCounts& into) {
+  std::atomic<size_t> taken{0};
+  auto work = [&](WordCounts& counts) {
+    for (size_t i; (i = taken++) < texts.size();) {
+      const uint8_t* p = reinterpret_cast<const uint8_t*>(texts[i].data());
+      const uint8_t* const end = p + texts[i].size();
+      while (p < end) {
+        const uint8_t* stop = next_piece(pattern, p, end);
+        counts.add({reinterpret_cast<const char*>(p), size_t(stop - p)}, 1);
+        p = stop;
+      }
+    }
+  };
+  std::vector<WordCounts> own(std::max(0, threads - 1));
+  std::vector<std::thread> others;
+  for (auto& counts : own) others.emplace_back([&work, &counts] { work(counts); });
+  work(into);
+  for (auto& thread : others) thread.join();
+  for (auto& counts : own) into.add(counts);
+}
+
+namespace {
+
+struct Pair {
+  int64_t count = 0;
+  std::vector<uint32_t> fresh;  // words in which the pair arose since it was last pushed
+};
+
+struct Candidate {
+  int64_t count;
+  uint64_t key;  // left << 32 | right
+  std::vector<uint32_t> words;
+  bool operator<(const Candidate& other) const {
+    return count != other.count ? count < other.count : key > other.key;
+  }
+};
+
+class Trainer {
+ public:
+  Trainer(const WordCounts& words, const uint8_t byte_ids[256]) {
+    tokens_.resize(256);
+    for (int byte = 0; byte < 256; byte++) tokens_[byte_ids[byte]] = std::string(1, char(byte));
+    starts_.push_back(0);
+    for (size_t i = 0; i < words.size(); i++) {
+      for (char c : words.word(i)) symbols_.push_back(byte_ids[uint8_t(c)]);
+      starts_.push_back(symbols_.size());
+      lengths_.push_back(uint32_t(words.word(i).size()));
+      counts_.push_back(words.count(i));
+    }
+    for (uint32_t w = 0; w < counts_.size(); w++) {
+      const uint32_t* s = &symbols_[starts_[w]];
+      for (uint32_t i = 1; i < lengths_[w]; i++) change(s[i - 1], s[i], counts_[w], w);
+    }
+    push_touched();
+  }
+
+  std::vector<Merge> run(size_t vocab_size, int64_t min_frequency) {
+    std::unordered_map<std::string, uint32_t> known;
+    for (uint32_t id = 0; id < 256; id++) known.emplace(tokens_[id], id);
+    std::vector<Merge> merges;
+    while (known.size() < vocab_size && !heap_.empty()) {
+      std::pop_heap(heap_.begin(), heap_.end());
+      Candidate top = std::move(heap_.back());
+      heap_.pop_back();
+      const int64_t now = pairs_[top.key].count;
+      if (top.count != now) {
+        top.count = now;
+        push(std::move(top));
+        continue;
+      }
+      if (top.count < std::max<int64_t>(1, min_frequency)) break;
+      const uint32_t left = uint32_t(top.key >> 32), right = uint32_t(top.key);
+      // Two different pairs can spell the same token: the later merge then leads to the earlier id.
+      auto [it, fresh] = known.emplace(tokens_[left] + tokens_[right], uint32_t(tokens_.size()));
+      if (fresh) tokens_.push_back(it->first);
+      merges.push_back({left, right, uint32_t(merges.size()), it->second});
+      for (uint32_t w : top.words) merge(w, left, right, it->second);
+      push_touched();
+    }
+    return last_of_equal_pairs(std::move(merges));
+  }
+
+ private:
+  // Adds `by` to a pair's count; a gain notes that word w now holds the pair.
+  void change(uint32_t left, uint32_t right, int64_t by, uint32_t w) {
+    const uint64_t key = uint64_t(left) << 32 | right;
+    Pair& pair = pairs_[key];
+    pair.count += by;
+    if (by > 0 && (pair.fresh.empty() || pair.fresh.back() != w)) {
+      if (pair.fresh.empty()) touched_.push_back(key);
+      pair.fresh.push_back(w);
+    }
+  }
+
+  void merge(uint32_t w, uint32_t left, uint32_t right, uint32_t id) {
+    uint32_t* s = &symbols_[starts_[w]];
+    const uint32_t size = lengths_[w];
+    const int64_t count = counts_[w];
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < size; i++) {
+      if (s[i] != left || i + 1 >= size || s[i + 1] != right) {
+        s[kept++] = s[i];
+        continue;
+      }
+      if (kept > 0) {
+        change(s[kept - 1], left, -count, w);
+        change(s[kept - 1], id, count, w);
+      }
+      if (i + 2 < size) {
+        change(right, s[i + 2], -count, w);
+        change(id, s[i + 2], count, w);
+      }
+      s[kept++] = id;
+      i++;
+    }
+    lengths_[w] = kept;
+  }
+
+  void push(Candidate candidate) {
+    heap_.push_back(std::move(candidate));
+    std::push_heap(heap_.begin(), heap_.end());
+  }
+
+  void push_touched() {
+    for (uint64_t key : touched_) {
+      Pair& pair = pairs_[key];
+      if (pair.count > 0) push({pair.count, key, std::move(pair.fresh)});
+      pair.fresh = {};
+    }
+    touched_.clear();
+  }
+
+  // A pair that arose anew after it was merged is merged twice; like its peer, the later rank counts.
+  static std::vector<Merge> last_of_equal_pairs(std::vector<Merge> merges) {
+    std::unordered_map<uint64_t, uint32_t> last;
+    for (const Merge& m : merges) last[uint64_t(m.left) << 32 | m.right] = m.rank;
+    std::vector<Merge> kept;
+    for (const Merge& m : merges) {
+      if (last[uint64_t(m.left) << 32 | m.right] == m.rank)
+        kept.push_back({m.left, m.right, uint32_t(kept.size()), m.id});
+    }
+    return kept;
+  }
+
+  std::vector<std::string> tokens_;
+  std::vector<uint32_t> symbols_, lengths_;
+  std::vector<uint64_t> starts_;
+  std::vector<int64_t> counts_;
+  std::unordered_map<uint64_t, Pair> pairs_;
+  std::vector<uint64_t> touched_;
+  std::vector<Candidate> heap_;
+};
+
+}  // namespace
+
+std::vector<Merge> train(const WordCounts& words, const uint8_t byte_ids[256], size_t vocab_size,
+                         int64_t min_frequency) {
+  return Trainer(words, byte_ids).run(vocab_size, min_frequency);
+}
+
+}  // namespace text

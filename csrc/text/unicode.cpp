@@ -1,0 +1,90 @@
+#include "unicode.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace text {
+namespace {
+
+struct Range {
+  uint32_t first;
+  Class cls;
+};
+const Range ranges[] = {
+#include "unicode_classes.h"
+};
+
+std::unique_ptr<ClassTable> build() {
+  std::vector<uint8_t> flat(0x110000);
+  const size_t count = sizeof(ranges) / sizeof(ranges[0]);
+  for (size_t i = 0; i < count; i++) {
+    uint32_t end = i + 1 < count ? ranges[i + 1].first : 0x110000;
+    std::memset(&flat[ranges[i].first], ranges[i].cls, end - ranges[i].first);
+  }
+  auto table = std::make_unique<ClassTable>();
+  std::map<std::string, uint16_t> seen;
+  for (uint32_t page = 0; page < (0x110000 >> 7); page++) {
+    std::string cells(reinterpret_cast<char*>(&flat[page << 7]), 128);
+    auto [it, fresh] = seen.emplace(cells, uint16_t(seen.size()));
+    if (fresh) {
+      if (it->second >= 512) std::abort();  // the table in unicode.h is too small for this Unicode version
+      std::memcpy(&table->cells[it->second * 128], cells.data(), 128);
+    }
+    table->page[page] = it->second;
+  }
+  return table;
+}
+
+}  // namespace
+
+#define S Space
+#define O Other
+#define N Number
+#define U Upper
+#define L Lower
+const Class ascii_class[128] = {
+    O, O, O, O, O, O, O, O, O, S, S, S, S, S, O, O, O, O, O, O, O, O, O, O, O, O, O, O, O, O, O, O,
+    S, O, O, O, O, O, O, O, O, O, O, O, O, O, O, O, N, N, N, N, N, N, N, N, N, N, O, O, O, O, O, O,
+    O, U, U, U, U, U, U, U, U, U, U, U, U, U, U, U, U, U, U, U, U, U, U, U, U, U, U, O, O, O, O, O,
+    O, L, L, L, L, L, L, L, L, L, L, L, L, L, L, L, L, L, L, L, L, L, L, L, L, L, L, O, O, O, O, O,
+};
+#undef S
+#undef O
+#undef N
+#undef U
+#undef L
+
+const ClassTable& class_table() {
+  static const std::unique_ptr<ClassTable> table = build();
+  return *table;
+}
+
+Character decode(const uint8_t* p, const uint8_t* end) {
+  const uint32_t a = p[0];
+  const Character invalid{Other, 1, a};
+  auto tail = [&](int i) { return (p[i] & 0xC0) == 0x80; };
+  if (a < 0x80) return {ascii_class[a], 1, a};
+  uint32_t code;
+  uint8_t size;
+  if (a >= 0xC2 && a <= 0xDF && end - p >= 2 && tail(1)) {
+    code = (a & 31) << 6 | (p[1] & 63);
+    size = 2;
+  } else if ((a & 0xF0) == 0xE0 && end - p >= 3 && tail(1) && tail(2)) {
+    code = (a & 15) << 12 | (p[1] & 63) << 6 | (p[2] & 63);
+    size = 3;
+    if (code < 0x800 || (code >= 0xD800 && code < 0xE000)) return invalid;
+  } else if (a >= 0xF0 && a <= 0xF4 && end - p >= 4 && tail(1) && tail(2) && tail(3)) {
+    code = (a & 7) << 18 | (p[1] & 63) << 12 | (p[2] & 63) << 6 | (p[3] & 63);
+    size = 4;
+    if (code < 0x10000 || code > 0x10FFFF) return invalid;
+  } else {
+    return invalid;
+  }
+  return {class_table().of(code), size, code};
+}
+
+}  // namespace text

@@ -1,0 +1,309 @@
+"""The tokenizer: text to ids and back, on the C++ kernels of pyengine.kernels.bpe.
+
+    tokenizer = Tokenizer.train(texts, vocab_size=4096)      # or Tokenizer.load("runs/demo/tokenizer")
+    ids = tokenizer.encode("How many moons has Tavor?")
+    assert tokenizer.decode(ids) == "How many moons has Tavor?"
+    tokenizer.end                                            # the id of <|end|>
+
+Byte-level BPE: every byte is a token, so any text, and any bytes, can be encoded and come back. A special
+token's name inside a text is plain text: only `allowed_special` lets it become the special id, so that no
+user, page or file can produce a control token. Ids are equal to those of tiktoken and Hugging Face tokenizers
+for the same vocabulary; `save` writes a folder that transformers loads.
+
+Ids of a trained vocabulary: 256 bytes, merged tokens in the order learnt, then the special tokens.
+"""
+
+import codecs
+import hashlib
+import os
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import regex
+
+from ..errors import UserError
+from ..kernels import bpe
+from . import chat, formats
+from .show import show_html, show_terminal
+
+DEFAULT_PATTERN = bpe.PATTERNS["qwen2"]
+TRAIN_BATCH = 16 << 20  # bytes of text counted at a time
+
+
+def available_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Tokenizer:
+    """A byte-level BPE vocabulary with its pre-split pattern and special tokens. Immutable, thread-safe."""
+
+    def __init__(
+        self,
+        tokens: Sequence[bytes],
+        merges: np.ndarray,
+        pattern: str,
+        special_ids: dict[str, int],
+        *,
+        whole_pieces: bool = False,
+        normalizer: Literal["NFC"] | None = None,
+        chat_template: str | None = None,
+    ):
+        """tokens: the bytes of each id (b"" where an id is special or unused); merges: uint32 (M, 4), rows
+        (left, right, rank, id); pattern: a regular expression or a name in PATTERNS; special_ids: name -> id.
+        whole_pieces: a piece that is a token stays whole even if its merges lead elsewhere (as in tiktoken).
+        normalizer: None or "NFC", applied to str before encoding (decoding gives the normalised text).
+        """
+        self.pattern = bpe.PATTERNS.get(pattern, pattern)
+        self.special_ids = dict(special_ids)
+        self.whole_pieces = whole_pieces
+        self.normalizer = normalizer
+        size = max([len(tokens), *(i + 1 for i in special_ids.values())])
+        self._tokens = [*tokens, *[b""] * (size - len(tokens))]
+        self.merges = np.ascontiguousarray(merges, np.uint32).reshape(-1, 4)
+        lexer = bpe.split_pattern(self.pattern)
+        self.has_lexer = lexer is not None
+        if lexer is None:
+            warnings.warn(
+                f"no hand-written lexer for the pattern {self.pattern!r}: the slower `regex` splits texts",
+                stacklevel=2,
+            )
+        self._encoder = bpe.Encoder(self._tokens, self.merges, lexer or bpe.Pattern(), whole_pieces)
+        self._spelled = list(self._tokens)  # with the names of special tokens, for decoding
+        for name, i in self.special_ids.items():
+            self._spelled[i] = name.encode()
+        self._attributes = {name.strip("<|>"): i for name, i in self.special_ids.items()}
+        has_chat = all(name in self.special_ids for name in chat.SPECIAL_TOKENS)
+        self.chat_template = chat_template or (chat.TEMPLATE if has_chat else None)
+
+    # Making, loading, saving
+
+    @classmethod
+    def train(
+        cls,
+        texts: str | os.PathLike | Iterable[str | bytes | os.PathLike],
+        vocab_size: int,
+        pattern: str = DEFAULT_PATTERN,
+        special_tokens: Sequence[str] = chat.SPECIAL_TOKENS,
+        min_frequency: int = 2,
+        threads: int | None = None,
+    ) -> "Tokenizer":
+        """Learn a vocabulary of `vocab_size` ids, special tokens included (fewer if the pairs run out).
+
+        texts: an iterable of texts (str or bytes) and of paths (pathlib.Path: text files, or JSONL whose rows
+        hold "text"), or one path. Merges are those Hugging Face's BpeTrainer finds on the same texts.
+        """
+        smallest = 256 + len(special_tokens)
+        if vocab_size < smallest:
+            raise UserError(
+                f"vocab_size is {vocab_size}, but 256 bytes and {len(special_tokens)} special tokens need "
+                f"{smallest}; ask for at least {smallest}"
+            )
+        if len(set(special_tokens)) != len(special_tokens) or not all(special_tokens):
+            raise UserError(f"special tokens must be distinct and not empty: {list(special_tokens)}")
+        pattern = bpe.PATTERNS.get(pattern, pattern)
+        lexer, counts = bpe.split_pattern(pattern), bpe.WordCounts()
+        for batch in _batches(formats.read_texts(texts)):
+            if lexer is not None:
+                counts.add_texts(batch, lexer, threads=threads or available_cpus())
+            else:
+                counts.add_words(dict(Counter(p for text in batch for p in _pieces(pattern, text))))
+        merges = bpe.train(counts, bpe.BYTE_ORDER, vocab_size - len(special_tokens), min_frequency)
+        tokens = [bytes([b]) for b in bpe.BYTE_ORDER]
+        for left, right, _, new in merges.tolist():
+            if new == len(tokens):  # else: a second way to spell a token
+                tokens.append(tokens[left] + tokens[right])
+        return cls(tokens, merges, pattern, {name: len(tokens) + i for i, name in enumerate(special_tokens)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, **options) -> "Tokenizer":
+        """Read a folder or file: tokenizer.json (byte-level BPE), a tiktoken rank file, or GGUF.
+
+        For a tiktoken file, `pattern` and `special_ids` say what the file does not (OpenAI's are known).
+        Raises UserError naming the file and what was expected.
+        """
+        return cls(**formats.load(Path(path), **options))
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja."""
+        formats.save(self, Path(folder))
+
+    # Encoding
+
+    def encode(self, text: str, allowed_special: Literal["all"] | Collection[str] = ()) -> list[int]:
+        """The ids of a text. Names of special tokens are plain text unless allowed (some, or "all")."""
+        if allowed_special:
+            ids: list[int] = []
+            for part, special in self._split_special(text, allowed_special):
+                ids += self._encode_plain(part).tolist()
+                if special is not None:
+                    ids.append(special)
+            return ids
+        if self.has_lexer and self.normalizer is None:
+            return self._encoder.encode_list(text)
+        return self._encode_plain(text).tolist()
+
+    def encode_array(self, text: str | bytes) -> np.ndarray:
+        """The ids of a text as a uint32 array (no list is made on the way)."""
+        return self._encode_plain(text)
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """The ids of any bytes; decode_bytes gives them back."""
+        return self._encode_plain(data).tolist()
+
+    def encode_batch(
+        self, texts: Sequence[str | bytes], threads: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(ids uint32, offsets int64): text i has ids[offsets[i]:offsets[i + 1]], as encoded alone."""
+        if self.has_lexer:
+            texts = [self._normalize(text) for text in texts] if self.normalizer else texts
+            return self._encoder.encode_batch(texts, threads=threads or available_cpus())
+        parts = [self._encode_plain(text) for text in texts]
+        offsets = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64)
+        return np.concatenate([np.empty(0, np.uint32), *parts]), offsets
+
+    def count(self, text: str | bytes) -> int:
+        """How many ids the text has."""
+        return len(self._encode_plain(text))
+
+    def split(self, text: str) -> list[str]:
+        """The pieces inside which BPE merges."""
+        pieces = _pieces(self.pattern, self._normalize(text))
+        return [piece.decode("utf-8", "surrogatepass") for piece in pieces]
+
+    def _normalize(self, text: str | bytes) -> str | bytes:
+        return unicodedata.normalize("NFC", text) if self.normalizer and isinstance(text, str) else text
+
+    def _encode_plain(self, text: str | bytes) -> np.ndarray:
+        text = self._normalize(text)
+        if self.has_lexer:
+            return self._encoder.encode(text)
+        return self._encoder.encode_pieces(_pieces(self.pattern, text))
+
+    def _split_special(self, text: str, allowed) -> Iterator[tuple[str, int | None]]:
+        names = self.special_ids if allowed == "all" else set(allowed)
+        if unknown := set(names) - set(self.special_ids):
+            raise UserError(
+                f"no such special token: {', '.join(sorted(unknown))}; there are {list(self.special_ids)}"
+            )
+        # Longest first, so that of two names that begin alike the whole one is taken.
+        pattern = "|".join(regex.escape(name) for name in sorted(names, key=len, reverse=True))
+        end = 0
+        for match in regex.finditer(pattern, text) if names else ():
+            yield text[end : match.start()], self.special_ids[match.group()]
+            end = match.end()
+        yield text[end:], None
+
+    # Decoding
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = False, errors: str = "replace") -> str:
+        """The text of ids (list, array or tensor). Bytes that are no UTF-8 become U+FFFD, so the result can
+        always be written to a file; errors="surrogatepass" gives lone surrogates of the input back too."""
+        return self.decode_bytes(ids, skip_special=skip_special).decode("utf-8", errors)
+
+    def decode_bytes(self, ids: Iterable[int], *, skip_special: bool = False) -> bytes:
+        """The bytes of ids; special tokens are spelled by name, or left out."""
+        ids = ids.tolist() if hasattr(ids, "tolist") else ids
+        table = self._tokens if skip_special else self._spelled
+        return b"".join([table[self._check(i)] for i in ids])
+
+    def decode_stream(self, *, skip_special: bool = False) -> "DecodeStream":
+        """A decoder for ids that arrive one by one; it never emits half a character."""
+        return DecodeStream(self, skip_special)
+
+    def token_bytes(self, i: int) -> bytes:
+        """The bytes of one id (a special token's name)."""
+        return self._spelled[self._check(i)]
+
+    def is_special(self, i: int) -> bool:
+        return i in self._special_set
+
+    @cached_property
+    def _special_set(self) -> frozenset[int]:
+        return frozenset(self.special_ids.values())
+
+    def _check(self, i: int) -> int:
+        if not 0 <= i < len(self._tokens):
+            raise ValueError(f"id {i} is outside of the vocabulary of {len(self._tokens)}")
+        return i
+
+    # What it is
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special tokens included."""
+        return len(self._tokens)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 over all that decides ids; token shards carry it, so that they meet no other vocabulary."""
+        digest = hashlib.sha256(repr((self.pattern, self.whole_pieces, self.normalizer)).encode())
+        digest.update(repr(sorted(self.special_ids.items())).encode())
+        digest.update(repr(self._tokens).encode())
+        digest.update(self.merges.tobytes())
+        return digest.hexdigest()
+
+    def __getattr__(self, name: str) -> int:
+        """Special tokens by name: `tokenizer.end` is the id of <|end|>."""
+        attributes = self.__dict__.get("_attributes", {})
+        if name in attributes:
+            return attributes[name]
+        raise AttributeError(
+            f"Tokenizer has no attribute or special token {name!r}; special: {list(attributes)}"
+        )
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.vocab_size} ids, {len(self.special_ids)} special, {len(self.merges)} merges)"
+
+    def show(self, text: str | Sequence[int], format: Literal["terminal", "html"] = "terminal") -> str:
+        """A text (or ids) coloured by token: escape codes for a terminal, or an HTML fragment."""
+        ids = self.encode(text) if isinstance(text, str) else [int(i) for i in text]
+        return (show_html if format == "html" else show_terminal)(self, ids)
+
+
+class DecodeStream:
+    """Text of ids as they arrive: a character cut between tokens waits until it is whole."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool = False):
+        self._tokenizer, self._skip_special = tokenizer, skip_special
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, *ids: int) -> str:
+        """The text that these ids complete; may be empty."""
+        return self._decoder.decode(self._tokenizer.decode_bytes(ids, skip_special=self._skip_special))
+
+    def end(self) -> str:
+        """What is left at the end: U+FFFD for a character that never became whole."""
+        return self._decoder.decode(b"", True)
+
+
+def _pieces(pattern: str, text: str | bytes) -> list[bytes]:
+    """Pieces by the `regex` library, with what lies between matches as pieces too. Any bytes pass through."""
+    errors = "surrogatepass" if isinstance(text, str) else "surrogateescape"
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", errors)
+    pieces, end = [], 0
+    for match in regex.finditer(pattern, text):
+        pieces += [text[end : match.start()], match.group()]
+        end = match.end()
+    pieces.append(text[end:])
+    return [piece.encode("utf-8", errors) for piece in pieces if piece]
+
+
+def _batches(texts: Iterable[str | bytes]) -> Iterator[list[str | bytes]]:
+    """Lists of texts of about TRAIN_BATCH bytes."""
+    batch: list[str | bytes] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= TRAIN_BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

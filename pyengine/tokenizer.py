@@ -1,0 +1,98 @@
+"""The tokenizer on the command line.
+
+python -m pyengine.tokenizer train corpus.txt pages.jsonl --vocab-size 4096 --out tokenizer
+python -m pyengine.tokenizer encode tokenizer "some text"     # ids as JSON; text "-" reads standard input
+python -m pyengine.tokenizer show tokenizer "some text"       # coloured by token; --html for a page fragment
+"""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+from .errors import UserError
+from .kernels.bpe import PATTERNS
+from .text import Tokenizer
+
+
+def train(
+    files: tyro.conf.Positional[tuple[Path, ...]],
+    /,
+    out: Path,
+    vocab_size: int = 4096,
+    pattern: str = "qwen2",
+    min_frequency: int = 2,
+    threads: int | None = None,
+) -> None:
+    """Learn a vocabulary from text files and JSONL files with a field "text".
+
+    Args:
+        files: text files, or JSONL whose rows hold "text"
+        out: folder to write (tokenizer.json and its companions)
+        vocab_size: number of ids, special tokens included
+        pattern: pre-split: gpt2, llama3, cl100k, o200k, qwen2, or a regular expression
+        min_frequency: merge no pair that occurs less often
+        threads: all processors by default
+    """
+    if not files:
+        raise UserError("name at least one text or JSONL file to train on")
+    start = time.perf_counter()
+    tokenizer = Tokenizer.train(
+        list(files), vocab_size, PATTERNS.get(pattern, pattern), min_frequency=min_frequency, threads=threads
+    )
+    tokenizer.save(out)
+    size = sum(file.stat().st_size for file in files)
+    print(
+        f"{out}: {tokenizer.vocab_size} ids from {size / 1e6:.1f} MB in {time.perf_counter() - start:.1f} s"
+    )
+
+
+def encode(
+    tokenizer: tyro.conf.Positional[Path], text: tyro.conf.Positional[str], /, allow_special: bool = False
+) -> None:
+    """Print the ids of a text as a JSON list ("-": standard input).
+
+    Args:
+        tokenizer: folder or file of the vocabulary
+        text: the text, or - for standard input
+        allow_special: let names of special tokens become their ids
+    """
+    print(json.dumps(Tokenizer.load(tokenizer).encode(_text(text), "all" if allow_special else ())))
+
+
+def show(
+    tokenizer: tyro.conf.Positional[Path], text: tyro.conf.Positional[str], /, html: bool = False
+) -> None:
+    """Print a text coloured by token ("-": standard input).
+
+    Args:
+        tokenizer: folder or file of the vocabulary
+        text: the text, or - for standard input
+        html: an HTML fragment instead of terminal colours
+    """
+    print(Tokenizer.load(tokenizer).show(_text(text), format="html" if html else "terminal"))
+
+
+def _text(argument: str) -> str:
+    return sys.stdin.read() if argument == "-" else argument
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            {"train": train, "encode": encode, "show": show},
+            prog="python -m pyengine.tokenizer",
+            description=__doc__,
+            args=arguments,
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

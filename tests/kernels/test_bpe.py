@@ -1,0 +1,281 @@
+"""BPE against its oracles on the same vocabulary: tiktoken, Hugging Face tokenizers, the plain reference."""
+
+import json
+import random
+import threading
+from collections import Counter
+from functools import partial
+
+import numpy as np
+import pytest
+import regex
+import tiktoken
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyengine.kernels import bpe
+from pyengine.kernels.bpe import reference
+from tokenizers import models, pre_tokenizers, trainers
+
+# Pieces of text in which the patterns' alternatives meet: contractions, runs of white space, marks, cases.
+FRAGMENTS = st.sampled_from(
+    [
+        " ",
+        "  ",
+        "\n",
+        "\r\n",
+        "\t",
+        "\u00a0",
+        "\u2003",
+        "\u0085",
+        "'s",
+        "'LL",
+        "'re",
+        "'\u017f",
+        "'",
+        "it",
+        "IT",
+        "McD",
+    ]
+    + [
+        "a",
+        "\u01c5",
+        "\u02b0",
+        "\u4e2d\u6587",
+        "e\u0301",
+        "\u0301",
+        "1",
+        "1234",
+        "\u00bd",
+        "\u0663",
+        "!",
+        "...",
+        "/",
+        "\u20ac",
+    ]
+    + ["\U0001f600", "<|end|>", "\x00", "\u200d", "\ufeff", "\u0130"]
+)
+TEXT = st.lists(
+    FRAGMENTS | st.text(st.characters(exclude_categories=["Cn", "Cs"]), max_size=5), max_size=14
+).map("".join)
+FUZZ = settings(max_examples=300, deadline=None)
+
+
+def huggingface_split(pattern: str):
+    splitter = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+    return lambda text: [piece.encode() for piece, _ in splitter.pre_tokenize_str(text)]
+
+
+def vocabulary(merges: np.ndarray) -> list[bytes]:
+    tokens = [bytes([b]) for b in bpe.BYTE_ORDER]
+    for left, right, _, new in merges.tolist():
+        assert new <= len(tokens)
+        if new == len(tokens):
+            tokens.append(tokens[left] + tokens[right])
+    return tokens
+
+
+def corpus(seed: int = 0, words: int = 3000) -> str:
+    """Words of a Zipf-like law, in several scripts, with numbers, punctuation and dashes of many lengths."""
+    rng = random.Random(seed)
+    letters = ["aeioulnrst", "abcdefghijklmnopqrstuvwxyz", "éèüñß", "абвгдежз", "中文字符编码", "😀🎉é"]
+    vocabulary = ["".join(rng.choices(rng.choice(letters), k=rng.randint(1, 9))) for _ in range(400)]
+    weights = [1 / (i + 1) for i in range(400)]
+    parts = []
+    for word in rng.choices(vocabulary, weights, k=words):
+        parts.append(
+            rng.choice([" ", " ", " ", "\n", ", ", ". ", "  ", "'s ", "-" * rng.randint(1, 40), " 12345 "])
+        )
+        parts.append(word.title() if rng.random() < 0.2 else word)
+    return "".join(parts)
+
+
+@pytest.fixture(scope="module", params=list(bpe.PATTERNS))
+def trained(request):
+    """A vocabulary of 1000 for each pattern: (pattern, tokens, merges, encoder)."""
+    pattern = bpe.PATTERNS[request.param]
+    lexer = bpe.split_pattern(pattern)
+    counts = bpe.WordCounts()
+    counts.add_texts([corpus()], lexer)
+    merges = bpe.train(counts, bpe.BYTE_ORDER, 1000)
+    tokens = vocabulary(merges)
+    return pattern, tokens, merges, bpe.Encoder(tokens, merges, lexer)
+
+
+@pytest.fixture(scope="module")
+def tik(trained):
+    pattern, tokens, merges, _ = trained
+    ranks = {token: i for i, token in enumerate(tokens)}
+    return tiktoken.Encoding("test", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+
+
+def test_classes_of_every_code_point():
+    """The class table is that of tokenizers (Unicode 16): letters by case, marks, digits, spaces."""
+    pattern = bpe.PATTERNS["o200k"]
+    split, oracle = bpe.split_pattern(pattern).split, huggingface_split(pattern)
+    inhabited = [*range(0xD800), *range(0xE000, 0x32400), *range(0xE0000, 0xE0200), *range(0xFFF00, 0x10000)]
+    thinly = range(0x32400, 0x110000, 61)
+    for codes in (inhabited, thinly):
+        for start in range(0, len(codes), 4096):
+            text = "".join(f"a{chr(c)}Bb1{chr(c)}" for c in codes[start : start + 4096])
+            assert split(text) == oracle(text), hex(codes[start])
+
+
+@pytest.mark.parametrize("name", list(bpe.PATTERNS))
+@FUZZ
+@given(TEXT)
+def test_split_equals_regular_expression(name, text):
+    pattern = bpe.PATTERNS[name]
+    # Onigmo reads the possessive {1,3}+ of tiktoken's own form otherwise; `regex` reads it as tiktoken does.
+    oracle = partial(reference.split, pattern=pattern) if "++" in pattern else huggingface_split(pattern)
+    assert bpe.split_pattern(pattern).split(text) == oracle(text)
+
+
+@FUZZ
+@given(text=TEXT)
+def test_encode_equals_tiktoken(trained, tik, text):
+    encoder = trained[3]
+    assert encoder.encode(text).tolist() == tik.encode_ordinary(text)
+    assert encoder.encode_list(text) == tik.encode_ordinary(text)
+
+
+def test_encode_equals_tiktoken_on_long_text(trained, tik):
+    text = corpus(seed=1, words=20000)
+    for _ in range(2):  # the cache cold, then warm
+        assert trained[3].encode(text).tolist() == tik.encode_ordinary(text)
+
+
+@pytest.mark.parametrize("piece", ["a", "ab", "é", "中文字", "-", " ", "\n", "aA", "1", "😀"])
+def test_long_single_pieces(trained, tik, piece):
+    """Above 64 bytes a piece is merged by a heap: equal to the scan, and to tiktoken."""
+    for size in (60, 64, 65, 66, 1000):
+        text = piece * size
+        assert trained[3].encode(text).tolist() == tik.encode_ordinary(text)
+
+
+def test_long_piece_is_not_quadratic(trained):
+    encoder = trained[3]
+    random_letters = "".join(random.Random(3).choices("abcdefghij", k=1 << 20))
+    for text in ("a" * (1 << 20), random_letters):  # quadratic work would take minutes
+        ids = encoder.encode(text)
+        assert b"".join(trained[1][i] for i in ids) == text.encode()
+
+
+@FUZZ
+@given(
+    data=st.binary(max_size=60) | st.lists(st.binary(max_size=4) | FRAGMENTS.map(str.encode)).map(b"".join)
+)
+def test_any_bytes_come_back(trained, data):
+    _, tokens, _, encoder = trained
+    assert b"".join(tokens[i] for i in encoder.encode(data)) == data
+
+
+def test_lone_surrogates_are_three_bytes(trained):
+    _, tokens, _, encoder = trained
+    text = "a\ud800b \udc00"
+    assert b"".join(tokens[i] for i in encoder.encode(text)).decode("utf-8", "surrogatepass") == text
+
+
+def test_batch_equals_serial(trained):
+    encoder = trained[3]
+    texts = [corpus(seed, words=seed * 7) for seed in range(60)] + ["", "x", ""]
+    serial = [encoder.encode(text).tolist() for text in texts]
+    for threads in (1, 2, 5):
+        ids, offsets = encoder.encode_batch(texts, threads=threads)
+        assert [ids[a:b].tolist() for a, b in zip(offsets, offsets[1:], strict=False)] == serial
+    ids, offsets = encoder.encode_batch([], threads=2)
+    assert ids.size == 0 and offsets.tolist() == [0]
+
+
+def test_many_python_threads_share_an_encoder(trained):
+    encoder, text = trained[3], corpus(5)
+    expected, seen = encoder.encode(text).tolist(), []
+    threads = [threading.Thread(target=lambda: seen.append(encoder.encode(text).tolist())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [expected] * 8
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama3", "qwen2"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_train_equals_huggingface(name, seed):
+    pattern = bpe.PATTERNS[name]
+    rng = random.Random(seed)
+    texts = [
+        corpus(seed),
+        "".join(rng.choices("ab", k=3000)),
+        " ".join("a" * rng.randint(1, 90) for _ in range(200)),
+    ]
+    assert_same_training(texts, pattern, 1500)
+
+
+@FUZZ
+@given(texts=st.lists(st.text(alphabet="aab ", max_size=40), max_size=8), frequency=st.integers(0, 3))
+def test_train_equals_huggingface_on_few_letters(texts, frequency):
+    """Runs of few letters spell one token in two ways, and form a merged pair anew."""
+    assert_same_training(texts, bpe.PATTERNS["gpt2"], 290, frequency)
+
+
+def assert_same_training(texts: list[str], pattern: str, size: int, frequency: int = 0) -> None:
+    peer = tokenizers.Tokenizer(models.BPE())
+    peer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, min_frequency=frequency, initial_alphabet=alphabet, show_progress=False
+    )
+    peer.train_from_iterator(texts, trainer)
+    counts = bpe.WordCounts()
+    counts.add_texts(texts, bpe.split_pattern(pattern), threads=2)
+    merges = bpe.train(counts, bpe.BYTE_ORDER, size, frequency)
+    tokens = vocabulary(merges)
+    expected = [tuple(pair) for pair in json.loads(peer.to_str())["model"]["merges"]]
+    shown = [byte_level(token) for token in tokens]
+    assert [(shown[a], shown[b]) for a, b, _, _ in merges.tolist()] == expected
+    assert {token: i for i, token in enumerate(shown)} == peer.get_vocab()
+
+
+def byte_level(token: bytes) -> str:
+    """Bytes as the printable characters of GPT-2's byte-level vocabularies."""
+    rest = {b: chr(256 + i) for i, b in enumerate(bpe.BYTE_ORDER[188:])}
+    return "".join(rest.get(b, chr(b)) for b in token)
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=TEXT, training=TEXT)
+def test_reference(text, training):
+    pattern = bpe.PATTERNS["qwen2"]
+    words = Counter(reference.split(training, pattern))
+    counts = bpe.WordCounts()
+    counts.add_words(dict(words))
+    assert counts.items() == words
+    merges = bpe.train(counts, bpe.BYTE_ORDER, 270)
+    assert [tuple(row[:2]) for row in merges.tolist()] == reference.train(words, 270)
+    encoder = bpe.Encoder(vocabulary(merges), merges, bpe.split_pattern(pattern))
+    pairs = [tuple(row[:2]) for row in merges.tolist()]
+    ids = reference.encode(text, pattern, pairs)
+    assert encoder.encode(text).tolist() == ids
+    assert reference.decode(ids, pairs) == text
+
+
+def test_unknown_pattern_has_no_lexer():
+    assert bpe.split_pattern(r"\w+|\W") is None
+    assert regex.findall(r"\w+|\W", "ab c") == ["ab", " ", "c"]
+
+
+def test_bad_arguments_are_refused():
+    lexer = bpe.split_pattern(bpe.PATTERNS["qwen2"])
+    none = np.zeros((0, 4), np.uint32)
+    with pytest.raises(ValueError, match="no token for byte 0"):
+        bpe.Encoder([b"a"], none, lexer)
+    encoder = bpe.Encoder([bytes([b]) for b in range(256)], none, lexer)
+    with pytest.raises(TypeError, match="str or bytes, not int"):
+        encoder.encode(3)
+    with pytest.raises(ValueError, match="outside of the vocabulary"):
+        bpe.Encoder([bytes([b]) for b in range(256)], np.array([[0, 1, 0, 256]]), lexer)

@@ -1,0 +1,280 @@
+"""The tokenizer: any text comes back, specials cannot be forged, files load elsewhere with the same ids."""
+
+import base64
+import json
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import tiktoken
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyengine.kernels.bpe import PATTERNS
+from transformers import AutoTokenizer
+
+from pyengine.errors import UserError
+from pyengine.text import SPECIAL_TOKENS, Tokenizer
+from pyengine.tokenizer import main
+
+TEXTS = [
+    "The moon of Tavor is cold. It's 1234 km wide, isn't it?\n\nNobody has been there since 1987.",
+    "Die Straße über den Fluss ist schön; l'été à Paris. Привет, мир! 中文字符 😀😀 e\u0301",
+    "def f(x):\n    return x + 1\n\n# comment\n" * 3,
+] * 4
+FUZZ = settings(max_examples=200, deadline=None)
+TEXT = st.lists(st.text(max_size=8) | st.sampled_from([*SPECIAL_TOKENS, " ", "\n\n", "12", "it's"])).map(
+    "".join
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(TEXTS, vocab_size=400)
+
+
+@pytest.fixture(scope="module")
+def saved(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save(folder)
+    return folder
+
+
+@FUZZ
+@given(text=TEXT)
+def test_any_text_comes_back(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.count(text) == len(ids)
+    assert not set(ids) & set(tokenizer.special_ids.values())
+    assert tokenizer.decode(tokenizer.encode(text, "all")) == text
+
+
+@FUZZ
+@given(data=st.binary())
+def test_any_bytes_come_back(tokenizer, data):
+    assert tokenizer.decode_bytes(tokenizer.encode_bytes(data)) == data
+
+
+def test_lone_surrogates(tokenizer):
+    ids = tokenizer.encode("a\ud800b")
+    assert tokenizer.decode(ids, errors="surrogatepass") == "a\ud800b"
+    assert tokenizer.decode(ids).encode() == "a\ufffd\ufffd\ufffdb".encode()  # can be written to a file
+
+
+@FUZZ
+@given(text=TEXT)
+def test_stream_is_whole_characters(tokenizer, text):
+    stream = tokenizer.decode_stream()
+    parts = [stream.push(i) for i in tokenizer.encode(text)]
+    assert "".join(parts) + stream.end() == text
+    assert not any("\ufffd" in part for part in parts) or "\ufffd" in text
+
+
+def test_stream_of_a_cut_character(tokenizer):
+    stream = tokenizer.decode_stream()
+    assert stream.push(*tokenizer.encode_bytes("é".encode()[:1])) == ""
+    assert stream.end() == "\ufffd"
+
+
+def test_specials_only_when_allowed(tokenizer):
+    text = "<|user|>hi<|end|>"
+    assert tokenizer.encode(text, "all") == [tokenizer.user, *tokenizer.encode("hi"), tokenizer.end]
+    assert tokenizer.encode(text, ["<|end|>"]) == [*tokenizer.encode("<|user|>hi"), tokenizer.end]
+    assert (
+        tokenizer.encode(text)
+        == tokenizer.encode_array(text).tolist()
+        == tokenizer.encode_bytes(text.encode())
+    )
+    with pytest.raises(UserError, match="no such special token: <.nope.>"):
+        tokenizer.encode(text, ["<|nope|>"])
+
+
+def test_special_ids_come_last(tokenizer):
+    assert [tokenizer.special_ids[name] for name in SPECIAL_TOKENS] == list(range(392, 400))
+    assert tokenizer.vocab_size == 400
+    assert tokenizer.token_bytes(tokenizer.pad) == b"<|pad|>"
+    with pytest.raises(AttributeError, match="nonsense"):
+        tokenizer.nonsense  # noqa: B018
+
+
+def test_digits_are_single(tokenizer):
+    assert len(tokenizer.encode("2026")) == 4
+
+
+def test_batch_equals_one_by_one(tokenizer):
+    texts = [*TEXTS, "", "<|end|>", "x"]
+    for threads in (1, 2):
+        ids, offsets = tokenizer.encode_batch(texts, threads=threads)
+        assert ids.dtype == np.uint32 and offsets.dtype == np.int64
+        assert [ids[a:b].tolist() for a, b in zip(offsets, offsets[1:], strict=False)] == [
+            tokenizer.encode(text) for text in texts
+        ]
+
+
+@FUZZ
+@given(text=TEXT)
+def test_loads_elsewhere_with_equal_ids(tokenizer, saved, text):
+    peer = tokenizers.Tokenizer.from_file(str(saved / "tokenizer.json"))
+    assert peer.encode(text).ids == tokenizer.encode(text, "all")
+    peer.encode_special_tokens = True
+    assert peer.encode(text).ids == tokenizer.encode(text)
+
+
+def test_loads_in_transformers(tokenizer, saved):
+    peer = AutoTokenizer.from_pretrained(saved)
+    text = "".join(TEXTS) + "<|end|> it's"
+    assert peer.encode(text) == tokenizer.encode(text, "all")
+    assert peer.decode(peer.encode(text)) == text
+    assert (peer.eos_token_id, peer.pad_token_id) == (tokenizer.endoftext, tokenizer.pad)
+    assert set(peer.all_special_tokens) == set(SPECIAL_TOKENS)
+
+
+def test_save_and_load(tokenizer, saved, tmp_path):
+    loaded = Tokenizer.load(saved)
+    assert loaded.hash == tokenizer.hash
+    assert loaded.chat_template == tokenizer.chat_template
+    loaded.save(tmp_path)
+    assert (tmp_path / "tokenizer.json").read_bytes() == (saved / "tokenizer.json").read_bytes()
+
+
+def test_other_vocabulary_has_another_hash(tokenizer):
+    assert Tokenizer.train(TEXTS[:1], 300).hash != tokenizer.hash
+
+
+@pytest.mark.parametrize("name", ["r50k", "cl100k", "o200k"])
+@FUZZ
+@given(text=TEXT)
+def test_rank_file(tmp_path_factory, name, text):
+    """A tiktoken rank file: equal ids to tiktoken, and to tokenizers after saving as tokenizer.json."""
+    if name not in _RANKED:
+        trained = Tokenizer.train(TEXTS, 600, PATTERNS[name], special_tokens=())
+        folder = tmp_path_factory.mktemp(name)
+        path = folder / "vocab.tiktoken"
+        ranks = {trained.token_bytes(i): i for i in range(trained.vocab_size)}
+        path.write_bytes(b"".join(base64.b64encode(t) + b" %d\n" % i for t, i in ranks.items()))
+        special = {"<|endoftext|>": len(ranks) + 3}
+        ours = Tokenizer.load(path, pattern=name, special_ids=special)
+        ours.save(folder)
+        peer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        _RANKED[name] = (
+            ours,
+            tiktoken.Encoding(name, pat_str=PATTERNS[name], mergeable_ranks=ranks, special_tokens=special),
+            peer,
+        )
+    ours, tik, peer = _RANKED[name]
+    if "++" not in PATTERNS[name]:  # the possessive {1,3}+ means something else to the regex of tokenizers
+        assert ours.encode(text, "all") == peer.encode(text).ids
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        return
+    assert ours.encode(text) == tik.encode_ordinary(text)
+    assert ours.encode(text, "all") == tik.encode(text, allowed_special="all")
+
+
+_RANKED: dict[str, tuple] = {}
+
+
+def test_unknown_pattern_is_slower_and_said_so():
+    pattern = r"[a-z]+|\d"
+    with pytest.warns(UserWarning, match="no hand-written lexer"):
+        tokenizer = Tokenizer.train(TEXTS, 300, pattern, special_tokens=("<|end|>",))
+    peer_like = tokenizer.encode("ab 1É<|end|>")
+    assert tokenizer.decode(peer_like) == "ab 1É<|end|>"
+    data = bytes(range(256))
+    assert tokenizer.decode_bytes(tokenizer.encode_bytes(data)) == data
+    ids, offsets = tokenizer.encode_batch(["ab", "", "c1"])
+    assert offsets.tolist() == [0, tokenizer.count("ab"), tokenizer.count("ab"), len(ids)]
+
+
+def test_unknown_pattern_equals_tokenizers(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tokenizer = Tokenizer.train(TEXTS, 350, r"\p{L}+|\p{N}{1,2}|\s+|[^\s\p{L}\p{N}]")
+    tokenizer.save(tmp_path)
+    peer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for text in TEXTS:
+        assert peer.encode(text).ids == tokenizer.encode(text)
+
+
+def test_normalizer_of_qwen(tokenizer, saved, tmp_path):
+    data = json.loads((saved / "tokenizer.json").read_text())
+    data["normalizer"] = {"type": "NFC"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    loaded = Tokenizer.load(tmp_path)
+    peer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert (
+        loaded.encode("e\u0301t\u00e9")
+        == peer.encode("e\u0301t\u00e9").ids
+        == loaded.encode_batch(["e\u0301t\u00e9"])[0].tolist()
+    )
+
+
+def test_train_reads_files(tmp_path):
+    (tmp_path / "a.txt").write_text(TEXTS[0] + TEXTS[1])
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": TEXTS[2]}) + "\n")
+    from_files = Tokenizer.train([tmp_path / "a.txt", tmp_path / "b.jsonl"], 330)
+    assert from_files.hash == Tokenizer.train([TEXTS[0] + TEXTS[1], TEXTS[2]], 330).hash
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda d: d["model"].update(type="BPE", byte_fallback=True), "byte_fallback"),
+        (lambda d: d["model"]["vocab"].update({"\u4e2d": 5}), "not byte-level"),
+        (lambda d: d["model"]["merges"].append(["zz", "qq"]), "unknown token"),
+        (lambda d: d.update(pre_tokenizer={"type": "Whitespace"}), "pre_tokenizer"),
+        (lambda d: d.update(normalizer={"type": "Lowercase"}), "normalizer 'Lowercase'"),
+        (lambda d: d.pop("model"), "not a tokenizer.json"),
+    ],
+)
+def test_bad_files_are_named(saved, tmp_path, change, message):
+    data = json.loads((saved / "tokenizer.json").read_text())
+    change(data)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(UserError, match=message) as error:
+        Tokenizer.load(tmp_path)
+    assert str(tmp_path / "tokenizer.json") in str(error.value)
+
+
+def test_mistakes_are_told(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        Tokenizer.load(tmp_path / "nothing")
+    with pytest.raises(UserError, match="at least 264"):
+        Tokenizer.train(TEXTS, 100)
+    (tmp_path / "bad.jsonl").write_text('{"text": "x"}\n{"no": 1}\n')
+    with pytest.raises(UserError, match=r"bad.jsonl:2: expected"):
+        Tokenizer.train([tmp_path / "bad.jsonl"], 300)
+    (tmp_path / "x.tiktoken").write_bytes(b"YQ== 0\n!!\n")
+    with pytest.raises(UserError, match=r"x.tiktoken:2"):
+        Tokenizer.load(tmp_path / "x.tiktoken")
+
+
+def test_show(tokenizer):
+    page = tokenizer.show("<b>é 中\n" + "x" * 3, format="html")
+    assert "&lt;b&gt;" in page or "&lt;" in page and "<b>" not in page
+    assert page.count("<span") == tokenizer.count("<b>é 中\nxxx")
+    assert f'title="{tokenizer.encode("x")[0]}"' in tokenizer.show("x", format="html")
+    assert "\x1b[" in tokenizer.show("ab") and tokenizer.show("ab").endswith("tokens")
+
+
+def test_command_line(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text(TEXTS[0] * 3)
+    folder = str(tmp_path / "tok")
+    assert main(["train", str(tmp_path / "text.txt"), "--vocab-size", "300", "--out", folder]) == 0
+    tokenizer = Tokenizer.load(folder)
+    capsys.readouterr()
+    assert main(["encode", folder, "It's 12<|end|>"]) == 0
+    assert json.loads(capsys.readouterr().out) == tokenizer.encode("It's 12<|end|>")
+    assert main(["encode", folder, "<|end|>", "--allow-special"]) == 0
+    assert json.loads(capsys.readouterr().out) == [tokenizer.end]
+    assert main(["show", folder, "It's 12", "--html"]) == 0
+    assert "<span" in capsys.readouterr().out
+
+
+def test_command_line_tells_a_mistake_without_traceback(tmp_path):
+    command = [sys.executable, "-m", "pyengine.tokenizer", "encode", str(tmp_path / "nowhere"), "x"]
+    failed = subprocess.run(command, capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert "no such file" in failed.stderr and "Traceback" not in failed.stderr

@@ -17,7 +17,7 @@ from tests.numerics import ERRORS
 # torch.empty then returns NaN (or the largest integer): an output that a kernel leaves unwritten fails.
 torch.use_deterministic_algorithms(True, warn_only=True)
 torch.utils.deterministic.fill_uninitialized_memory = True
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 SHIMMED = _native.CUDA_SHIM is not None

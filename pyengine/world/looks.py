@@ -160,4 +160,4 @@ TUNING = (
     Look("docs", pilcrow=True),
     Look("soup", paragraph="div"),
 )
-UNSEEN = (Look("magazine"), Look("board"))
+UNSEEN = (Look("magazine"), Look("board", adverts=True))

@@ -23,6 +23,7 @@ from .config import ModelConfig
 
 # (layer, q (T, H, D), k (T, K, D), v (T, K, D)) -> (T, H, D)
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+IGNORE = -100  # target of a token that is not trained on
 Matrix = torch.Tensor | kernels.PackedWeight
 
 
@@ -160,15 +161,16 @@ class Transformer(nn.Module):
     ) -> torch.Tensor:
         """Negative log-likelihood (T,) float32, in nats, of targets (T,) int64 after ids (T,) int64.
 
-        cu_seqlens (B + 1,) int32 bounds the packed documents, positions (T,) int32 count inside each. Where
-        weights (T,) are given, tokens of weight 0 cost nothing in the output layer and have loss 0; other
-        weights do not change the value: they are the caller's to apply.
+        cu_seqlens (B + 1,) int32 bounds the packed documents, positions (T,) int32 count inside each. Tokens
+        whose target is -100, or whose weight is 0 where weights (T,) are given, cost nothing in the output
+        layer and have loss 0. Other weights do not change the value: they are the caller's to apply.
         """
         hidden = self(ids, positions, lambda _, q, k, v: kernels.attention(q, k, v, cu_seqlens))
         head = self.weights().head
-        if weights is None:
+        counted = targets != IGNORE if weights is None else (targets != IGNORE) & (weights != 0)
+        if counted.all():
             return kernels.linear_cross_entropy(hidden, head, targets)
-        counted = weights.nonzero()[:, 0]
+        counted = counted.nonzero()[:, 0]
         nll = kernels.linear_cross_entropy(hidden[counted], head, targets[counted])
         return torch.zeros(len(ids), device=nll.device).index_copy(0, counted, nll)
 

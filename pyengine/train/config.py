@@ -91,6 +91,8 @@ class OptimizerConfig:
     """decoupled, on matrices only"""
     clip: float = 1.0
     """largest global norm of the gradient"""
+    outlier: float = 10.0
+    """a step whose gradient norm is this many times the median of the last 32 is skipped"""
     warmup: float = 0.02
     """share of the steps in which the rate rises from 0"""
     warmdown: float = 0.4

@@ -1,0 +1,280 @@
+"""The one training loop of all stages: batches in, better weights out, resumable at any moment.
+
+    trainer = Trainer(run, model, settings.optimizer, steps, run.path("base", "checkpoints"))
+    trainer.fit(batches, evaluate, every)
+
+`batches(step)` returns the batch of a step (from 0) and depends on nothing but the step, the seed, the weights,
+and a loader whose position is kept in the checkpoint; so rollouts of the model itself (RL) are batches like any
+other. Steps that cannot be trusted (a loss that is no number, a gradient far out of line) are skipped and
+named. A checkpoint is written before each evaluation: whatever an evaluation does, the training is safe.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from ..data.loader import IGNORE, Batch
+from ..errors import UserError
+from ..model import Transformer
+from . import checkpoint
+from .config import OptimizerConfig
+from .optimizer import Optimizer, schedule
+from .progress import Progress, note
+from .run import Run
+
+HISTORY = 32  # gradient norms remembered, to tell an outlier
+MAX_SKIPPED = 10  # skipped steps in a row after which the training is given up
+
+
+class Loader(Protocol):
+    """What keeps a position in its data, as the loaders of pyengine.data do."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class WeightedBatch(Batch):
+    """A batch whose tokens count more or less, or, with negative weights, the other way."""
+
+    weights: torch.Tensor | None = None  # (T,) float32, of each token's loss; None: all 1
+    normaliser: float | None = None  # what the sum of losses is divided by; None: the sum of the weights
+    info: dict[str, Any] = field(default_factory=dict)  # further numbers for the step's line of metrics
+
+    @classmethod
+    def of(cls, batch: Batch) -> "WeightedBatch":
+        """Any batch as a weighted one."""
+        return batch if isinstance(batch, cls) else cls(**vars(batch))
+
+    def total_weight(self) -> float:
+        """What the sum of losses is divided by."""
+        if self.normaliser is not None:
+            return self.normaliser
+        if self.weights is None:
+            return float(self.trained)
+        return float(self.weights[self.targets != IGNORE].sum())
+
+    def split(self, tokens: int) -> Iterator["WeightedBatch"]:
+        """The batch in pieces of at most `tokens`, cut between documents; a longer document stays whole."""
+        bounds, first = self.cu_seqlens.tolist(), 0
+        for i in range(1, len(bounds)):
+            if i + 1 == len(bounds) or bounds[i + 1] - bounds[first] > tokens:
+                a, b = bounds[first], bounds[i]
+                yield replace(
+                    self,
+                    ids=self.ids[a:b],
+                    targets=self.targets[a:b],
+                    positions=self.positions[a:b],
+                    cu_seqlens=self.cu_seqlens[first : i + 1] - a,
+                    weights=None if self.weights is None else self.weights[a:b],
+                )
+                first = i
+
+
+# (losses (T,) of a piece, the piece) -> the scalar to add up; divided by the normaliser and minimised
+Objective = Callable[[torch.Tensor, WeightedBatch], torch.Tensor]
+
+
+def weighted_sum(nll: torch.Tensor, batch: WeightedBatch) -> torch.Tensor:
+    """Sum of weight times loss: cross-entropy, and policy gradient with advantages as weights."""
+    return nll.sum() if batch.weights is None else (nll * batch.weights).sum()
+
+
+class Trainer:
+    """Trains `model` in place; see the module. `folder` keeps the checkpoints of this training."""
+
+    def __init__(
+        self,
+        run: Run,
+        model: Transformer,
+        config: OptimizerConfig,
+        steps: int,
+        folder: Path,
+        objective: Objective = weighted_sum,
+        micro_tokens: int = 1 << 14,
+    ):
+        self.run, self.model, self.config, self.steps, self.folder = run, model, config, steps, folder
+        self.objective = objective
+        self.optimizer = Optimizer(model, config)
+        self.done = 0  # steps finished
+        self.skipped = 0  # of those, left out
+        self.micro_tokens = micro_tokens  # tokens that go forward and backward at once
+        self._norms: list[float] = []
+        self._in_a_row = 0
+        self._peak = 0.0
+
+    def fit(
+        self,
+        batches: Callable[[int], Batch | None],
+        evaluate: Callable[[int], dict[str, Any]] | None = None,
+        every: int = 0,
+        position: Loader | None = None,
+    ) -> dict[str, Any]:
+        """Train to the last step, from the newest checkpoint where there is one; returns a summary.
+
+        evaluate(steps done) returns numbers for the metrics; it is called before the first step, after every
+        `every` steps and after the last. A batch of None has nothing to learn from and counts as a step.
+        position: the loader behind `batches`, whose place in the data is kept in the checkpoints.
+        """
+        every = every or self.steps
+        self._resume(position)
+        self._peak = self._peak or peak_flops(self.run.threads)
+        started, first, tokens = time.monotonic(), self.done, 0
+        with Progress(self.run.stage, self.steps) as progress:
+            while True:
+                if self.done % every == 0 or self.done == self.steps:
+                    self._save(position)
+                    if evaluate is not None:
+                        self.run.log("eval", self.done, **evaluate(self.done))
+                if self.done == self.steps:
+                    break
+                before = time.monotonic()
+                batch, values = batches(self.done), {}
+                if batch is not None:
+                    batch = WeightedBatch.of(batch)
+                    tokens += len(batch.ids)
+                    values = self.step(batch)
+                    values |= self._speed(batch, time.monotonic() - before) | batch.info
+                self.done += 1
+                eta = (time.monotonic() - started) / (self.done - first) * (self.steps - self.done)
+                self.run.log("train", self.done, **values, eta=round(eta, 1))
+                progress.update(self.done, _told(values, eta))
+        return {
+            "steps": self.steps,
+            "skipped_steps": self.skipped,
+            "tokens": tokens,
+            "tokens_per_second": tokens / max(time.monotonic() - started, 1e-9),
+        }
+
+    def step(self, batch: WeightedBatch) -> dict[str, Any]:
+        """One step on one batch: losses, gradients, clipping, update, unless it is bad. Returns its numbers."""
+        rate = schedule(self.config, self.done, self.steps)
+        total = batch.total_weight()
+        loss = self._gradients(batch, total) if total else math.nan
+        norm = self.optimizer.grad_norm()
+        problem = self._problem(loss, norm) if total else "no token of the batch counts"
+        values: dict[str, Any] = {"loss": loss, "grad_norm": norm, "lr": rate * self.config.lr}
+        if problem:
+            self.optimizer.clear()
+            self.skipped += 1
+            self._in_a_row += 1
+            note(f"step {self.done + 1} skipped: {problem}")
+            if self._in_a_row >= MAX_SKIPPED:
+                raise UserError(
+                    f"{self._in_a_row} steps in a row were skipped, the last because {problem}; "
+                    f"lower {self.run.stage}.optimizer.lr, or look at the data of these steps"
+                )
+            return values | {"skipped": problem}
+        self._in_a_row = 0
+        self._norms = [*self._norms[1 - HISTORY :], norm]
+        self.optimizer.step(rate, min(1.0, self.config.clip / (norm + 1e-6)))
+        return values
+
+    def _gradients(self, batch: WeightedBatch, total_weight: float) -> float:
+        """Accumulate the gradients of the batch's loss, piece by piece; returns the loss."""
+        while True:
+            total = 0.0
+            try:
+                for piece in batch.split(self.micro_tokens):
+                    nll = self.model.loss(
+                        piece.ids, piece.targets, piece.cu_seqlens, piece.positions, piece.weights
+                    )
+                    loss = self.objective(nll, piece) / total_weight
+                    loss.backward()
+                    total += loss.item()
+                return total
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                self.optimizer.clear()
+                self._halve(batch)
+
+    def _halve(self, batch: WeightedBatch) -> None:
+        longest = int(batch.cu_seqlens.diff().max())
+        tokens = min(self.micro_tokens, len(batch.ids))
+        if tokens <= longest:
+            raise UserError(
+                f"out of memory with one document of {longest} tokens at a time; "
+                "use a smaller model or a shorter context"
+            )
+        self.micro_tokens = max(tokens // 2, longest)
+        note(f"out of memory: going on with {self.micro_tokens} tokens at once (the same gradients)")
+
+    def _problem(self, loss: float, norm: float) -> str:
+        """Why a step must not be taken; empty if it may."""
+        if not math.isfinite(loss):
+            return f"its loss is {loss}"
+        if not math.isfinite(norm):
+            return f"its gradient norm is {norm}"
+        if len(self._norms) == HISTORY and norm > self.config.outlier * statistics.median(self._norms):
+            return f"its gradient norm {norm:.3g} is far from the usual {statistics.median(self._norms):.3g}"
+        return ""
+
+    def _save(self, position: Loader | None) -> None:
+        state = {
+            "position": position.state_dict() if position else None,
+            "skipped": self.skipped,
+            "in_a_row": self._in_a_row,
+            "norms": self._norms,
+            "micro_tokens": self.micro_tokens,
+        }
+        checkpoint.save(self.folder, self.done, self.model, self.optimizer, state)
+
+    def _resume(self, position: Loader | None) -> None:
+        found = checkpoint.latest(self.folder)
+        if found is None:
+            self.run.forget_metrics(lambda line: False)
+            return
+        checkpoint.restore(found, self.model, self.optimizer)
+        self.done, state = found.step, found.state
+        self.skipped, self._in_a_row = state["skipped"], state["in_a_row"]
+        self._norms, self.micro_tokens = state["norms"], state["micro_tokens"]
+        if position:
+            position.load_state_dict(state["position"])
+        # the evaluation that follows this checkpoint is done again
+        done = self.done
+        self.run.forget_metrics(lambda line: line["step"] < done + (line["kind"] == "train"))
+        if self.done:
+            note(f"going on from {found.path}")
+
+    def _speed(self, batch: WeightedBatch, seconds: float) -> dict[str, float]:
+        config, lengths = self.model.config, batch.cu_seqlens.diff().double()
+        context = float((lengths**2).sum() / lengths.sum().clamp(min=1))  # mean over tokens of their document
+        flops = config.train_flops(context) * len(batch.ids)
+        return {
+            "tokens": len(batch.ids),
+            "tokens_per_second": round(len(batch.ids) / seconds, 1),
+            "mfu": round(flops / seconds / self._peak, 4),
+        }
+
+
+def peak_flops(threads: int) -> float:
+    """Floating-point operations a second of a large float32 product here: the ceiling of the MFU."""
+    a = torch.randn(768, 768, generator=torch.Generator().manual_seed(0))
+    before, best = torch.get_num_threads(), math.inf
+    torch.set_num_threads(threads)
+    for _ in range(5):
+        started = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - started)
+    torch.set_num_threads(before)
+    return 2 * 768**3 / best
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    told = str(error)
+    named = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return named or "can't allocate memory" in told or "not enough memory" in told
+
+
+def _told(values: dict[str, Any], eta: float) -> str:
+    if "loss" not in values:
+        return "nothing to learn from"
+    speed = values["tokens_per_second"]
+    return f"loss {values['loss']:.3f}  {speed:,.0f} tok/s  mfu {values['mfu']:.0%}  {eta:.0f} s left"

@@ -1,0 +1,108 @@
+"""Nothing is lost: killed at any moment and resumed, training ends with the same bits; damage is named."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pyengine.model import load
+from pyengine.train import checkpoint
+
+from . import tiny
+
+
+@pytest.fixture
+def straight(tmp_path):
+    """The digest of a training that nothing interrupted."""
+    return tiny.digest(tiny.train(tmp_path / "straight"))
+
+
+def numbers(root):
+    """What metrics.jsonl says of a training, but for times."""
+    lines = tiny.Run(tiny.Config(name="tiny"), root).metrics("tiny")
+    return [[line.get(key) for key in ("kind", "step", "loss", "grad_norm", "random")] for line in lines]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_and_resumed_gives_the_same_bits(tmp_path, straight, seed):
+    command = [sys.executable, "-m", "tests.train.killed", str(tmp_path / "killed"), str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    digest, kills = done.stdout.strip().splitlines()[-1].split()
+    assert digest == straight and int(kills) >= 1
+    folder = tmp_path / "killed" / "tiny"
+    lines = [line for line in tiny.Run(tiny.Config(name="tiny"), tmp_path / "killed").metrics("tiny")]
+    expected = tiny.Run(tiny.Config(name="tiny"), tmp_path / "straight").metrics("tiny")
+    kept = ("kind", "step", "loss", "grad_norm", "random")
+    assert [[line.get(k) for k in kept] for line in lines] == [
+        [line.get(k) for k in kept] for line in expected
+    ]
+    assert not [p for p in folder.rglob("*.part") if p.is_file()]
+
+
+def test_bf16_resumes_to_the_same_bits(tmp_path):
+    straight = tiny.train(tmp_path / "a", dtype=torch.bfloat16)
+    with pytest.raises(Stop):
+        tiny.train(tmp_path / "b", batches=stop_at(7), dtype=torch.bfloat16)
+    assert tiny.digest(tiny.train(tmp_path / "b", dtype=torch.bfloat16)) == tiny.digest(straight)
+    master = straight.optimizer.tensors()["master.embedding"]
+    assert torch.equal(master.bfloat16(), straight.model.embedding)
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(step):
+    def batches(current):
+        if current == step:
+            raise Stop
+        return tiny.batch(current)
+
+    return batches
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "remove", "manifest"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, straight, capsys, harm):
+    with pytest.raises(Stop):
+        tiny.train(tmp_path, batches=stop_at(10))
+    newest = tmp_path / "tiny" / "checkpoints" / "step-000009"
+    path = newest / ("manifest.json" if harm == "manifest" else "training.safetensors")
+    content = path.read_bytes()
+    if harm == "remove":
+        path.unlink()
+    elif harm == "flip":
+        path.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
+    else:
+        path.write_bytes(content[: len(content) // 2])
+    assert tiny.digest(tiny.train(tmp_path)) == straight
+    told = capsys.readouterr().out
+    assert path.name in told and "step-000009" in told and "going on from" in told and "step-000006" in told
+
+
+def test_without_a_good_checkpoint_it_starts_anew(tmp_path, straight):
+    with pytest.raises(Stop):
+        tiny.train(tmp_path, batches=stop_at(10))
+    for path in (tmp_path / "tiny" / "checkpoints").glob("*/training.json"):
+        path.write_text("{")
+    assert tiny.digest(tiny.train(tmp_path)) == straight
+
+
+def test_checkpoints_are_models_and_the_last_two_are_kept(tmp_path):
+    trained = tiny.train(tmp_path)
+    folder = tmp_path / "tiny" / "checkpoints"
+    assert sorted(p.name for p in folder.iterdir()) == ["step-000009", "step-000012"]
+    assert torch.equal(load(folder / "step-000012").embedding, trained.model.embedding)
+
+
+def test_it_is_saved_before_it_is_evaluated(tmp_path):
+    seen = []
+
+    def evaluate(step):
+        found = checkpoint.latest(tmp_path / "tiny" / "checkpoints")
+        seen.append(found.step)
+        return {}
+
+    tiny.train(tmp_path, evaluate=evaluate)
+    assert seen == [0, 3, 6, 9, 12]

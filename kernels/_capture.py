@@ -4,10 +4,11 @@
         y = model_step()        # runs, and notes each kernel call with its pointers
     step.replay()               # the same calls on the same memory, without Python
 
-As with a CUDA graph, every address and size is frozen: inputs are written into the tensors that the step read,
-outputs are read from the tensors that it returned, and a step is captured for each size of batch. All memory
-that the calls touch is kept alive by the step. Torch's own row moves (table[ids], contiguous()) become kernel
-calls too; any other torch operator that would compute something is refused, because the replay would miss it.
+As with a CUDA graph, every address and size is frozen: inputs are written into the tensors that the step
+read, outputs are read from the tensors that it returned, and a step is captured for each size of batch. All
+memory that the calls touch is kept alive by the step. Torch's own row moves (table[ids], contiguous()) become
+kernel calls too; any other torch operator that would compute something is refused, because the replay would
+miss it.
 """
 
 import struct
@@ -22,8 +23,9 @@ from . import _native
 
 # Operators that make or view memory and compute nothing.
 _HARMLESS = frozenset(
-    "empty empty_like new_empty empty_strided view _unsafe_view reshape _reshape_alias slice select split "
-    "split_with_sizes narrow unbind detach alias t transpose permute unsqueeze squeeze expand as_strided".split()
+    "empty empty_like new_empty empty_strided view _unsafe_view reshape _reshape_alias slice select "
+    "split split_with_sizes narrow unbind detach alias t transpose permute unsqueeze squeeze expand "
+    "as_strided".split()
 )
 
 

@@ -17,8 +17,10 @@
 template <class... P, class... A>
 int launch(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_bytes, void* stream,
            A... arguments) {
+  // clang-format off
   if (blocks > 0)
-    kernel<<<dim3((unsigned)blocks), threads, shared_bytes, (cudaStream_t)stream> > >(P(arguments)...);
+    kernel<<<dim3((unsigned)blocks), threads, shared_bytes, (cudaStream_t)stream>>>(P(arguments)...);
+  // clang-format on
   return (int)cudaGetLastError();
 }
 #endif

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from .reference import PAGE_SIZE
 
-QUERIES, KEYS = 64, 64  # rows of a tile; powers of two
+WARPS = 8
 LOG2E = 1.4426950408889634
 
 
@@ -175,12 +175,12 @@ def forward(q, k, v, cu_seqlens, scale):
     tokens, heads, dim = q.shape
     out = torch.empty_like(q)
     lse = q.new_empty((tokens, heads), dtype=torch.float32)
-    tiles = _tiles(cu_seqlens, QUERIES)
+    sizes = tile(dim)
+    tiles = _tiles(cu_seqlens, sizes["QUERIES"])
     if len(tiles):
         attention_fwd_kernel[(len(tiles), heads)](
-            q, k, v, out, lse, tiles, scale * LOG2E, heads, k.shape[1], dim,
-            QUERIES=QUERIES, KEYS=KEYS, DIM=_dim(dim),
-        )  # fmt: skip
+            q, k, v, out, lse, tiles, scale * LOG2E, heads, k.shape[1], dim, **sizes, num_warps=WARPS
+        )
     return out, lse
 
 
@@ -188,14 +188,29 @@ def backward(dout, q, k, v, out, lse, cu_seqlens, scale):
     heads, kv_heads, dim = q.shape[1], k.shape[1], q.shape[2]
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     delta = (dout.float() * out.float()).sum(-1)
-    sizes = {"QUERIES": QUERIES, "KEYS": KEYS, "DIM": _dim(dim)}
-    tiles = _tiles(cu_seqlens, KEYS)
-    if len(tiles):
-        attention_bwd_dkdv_kernel[(len(tiles), kv_heads)](
-            q, k, v, dout, lse, delta, dk, dv, tiles, scale, heads, kv_heads, dim, **sizes
+    sizes = tile(dim)
+    by_query, by_key = (_tiles(cu_seqlens, sizes[name]) for name in ("QUERIES", "KEYS"))
+    for_keys = tile_for_keys(dim)
+    if len(by_query):
+        attention_bwd_dkdv_kernel[(len(by_key), kv_heads)](
+            q,
+            k,
+            v,
+            dout,
+            lse,
+            delta,
+            dk,
+            dv,
+            by_key,
+            scale,
+            heads,
+            kv_heads,
+            dim,
+            **for_keys,
+            num_warps=WARPS,
         )
-        attention_bwd_dq_kernel[(len(tiles), heads)](
-            q, k, v, dout, lse, delta, dq, tiles, scale, heads, kv_heads, dim, **sizes
+        attention_bwd_dq_kernel[(len(by_query), heads)](
+            q, k, v, dout, lse, delta, dq, by_query, scale, heads, kv_heads, dim, **sizes, num_warps=WARPS
         )
     return dq, dk, dv
 
@@ -226,6 +241,17 @@ def write_pages(k, v, k_pages, v_pages, slots):
             k, v, k_pages, v_pages, slots, kv_heads, dim, *_strides(k_pages, v_pages, dim),
             PAIR=_pair(k), PAGE=PAGE_SIZE, DIM=_dim(dim),
         )  # fmt: skip
+
+
+def tile(dim: int) -> dict[str, int]:
+    """Sides of a tile for heads of `dim`: as large as the registers of WARPS warps on sm_90 hold unspilled."""
+    padded = _dim(dim)
+    return {"QUERIES": 64, "KEYS": 64 if padded <= 64 else 32, "DIM": padded}
+
+
+def tile_for_keys(dim: int) -> dict[str, int]:
+    """The same for the kernel that holds two gradients, of keys and of values, in registers."""
+    return tile(dim) | {"QUERIES": 64 if _dim(dim) <= 64 else 32}
 
 
 def _tiles(cu_seqlens, rows: int) -> torch.Tensor:

@@ -8,10 +8,11 @@ pages. This file counts pages and never touches a tensor. A page is in one of th
     idle        nobody refers to it, but its content is known and may be asked for again: the oldest idle page
                 is given away when no free one is left
 
-Content is known by exact keys, not by hashes that could collide: a full page is found under (serial of the page
-before it, its 64 ids), and gets a serial of its own. The last, partly filled page of a prompt is known under
-(serial before it, its ids) too; whoever finds it takes a *copy*, because its owner goes on writing behind
-these ids. Only tokens before the last one are ever looked up: the last must be computed, for its logits.
+Content is known by exact keys, not by hashes that could collide: a full page is found under (serial of the
+page before it, its 64 ids), and gets a serial of its own. The last, partly filled page of a prompt is known
+under (serial before it, its ids) too; whoever finds it takes a *copy*, because its owner goes on writing
+behind these ids. Only tokens before the last one are ever looked up: the last must be computed, for its
+logits.
 """
 
 from collections.abc import Sequence

@@ -4,9 +4,9 @@
     answers = engine.generate([ids, ids], SamplingParams(max_tokens=64, seed=1))
     for token in engine.stream(ids): ...
 
-A step is: plan (scheduler.py), compute (step.py), and for each request whose ids are now all computed, append the
-sampled token and see whether that ends it, or calls a tool (tools.py). The engine holds no weights of its own:
-it reads the model's parameters, and starts its cache afresh when they have changed.
+A step is: plan (scheduler.py), compute (step.py), and for each request whose ids are now all computed, append
+the sampled token and see whether that ends it, or calls a tool (tools.py). The engine holds no weights of its
+own: it reads the model's parameters, and starts its cache afresh when they have changed.
 
 What a request answers never depends on its neighbours: not on the batch, chunks, preemption or prefix hits.
 """
@@ -53,8 +53,8 @@ class Engine:
     """See the module. model: a Transformer, or the path of a Hugging Face directory.
 
     tokenizer: kept for callers; the engine itself sees ids only. tools: what a request may call. max_batch:
-    requests computed at once. pages: of 64 tokens in the KV cache, by default enough for max_batch requests of
-    the model's whole context, at most about 1 GiB. step_tokens: tokens computed in one step at most.
+    requests computed at once. pages: of 64 tokens in the KV cache, by default enough for max_batch requests
+    of the model's whole context, at most about 1 GiB. step_tokens: tokens computed in one step at most.
     """
 
     def __init__(
@@ -93,19 +93,20 @@ class Engine:
             raise ValueError(f"generate: got {len(prompts)} prompts and {len(each)} parameters")
         requests = [self.add(prompt, one) for prompt, one in zip(prompts, each, strict=True)]
         try:
-            while not all(request.done for request in requests):
-                self.step()
+            for request in requests:
+                while not request.done:
+                    self.step()
         finally:
             for request in requests:
                 self.cancel(request)  # of what an interrupt left unfinished
         return [request.completion for request in requests]
 
     def stream(self, prompt: Sequence[int], params: SamplingParams | None = None) -> Iterator[Token]:
-        """The tokens of one completion as they come; closing the iterator cancels the rest.
+        """The tokens of one completion as they come; closing the iterator cancels the rest."""
+        return self.follow(self.add(prompt, params or SamplingParams()))
 
-        The iterator returns the Completion (the value of `yield from`).
-        """
-        request = self.add(prompt, params or SamplingParams())
+    def follow(self, request: Request) -> Iterator[Token]:
+        """The tokens of a request that add() queued, stepping the engine as needed."""
         done, answer = 0, request.completion
         try:
             while True:
@@ -114,14 +115,14 @@ class Engine:
                 ):
                     done += 1
                     yield Token(*token)
-                if request.done:
-                    return answer
+                if request.done and done == len(answer.ids):
+                    return
                 self.step()
         finally:
             self.cancel(request)
 
     def add(self, prompt: Sequence[int], params: SamplingParams) -> Request:
-        """Queue a request for the steps to come; one that cannot be answered is done at once, with its reason."""
+        """Queue a request; one that cannot be answered is done at once, with its reason."""
         state = self.tools.start() if self.tools else None
         request = Request(self._arrivals, list(prompt), params, params.chosen_seed(), state)
         self._arrivals += 1

@@ -42,8 +42,8 @@ class SamplingParams:
 class Completion:
     """What followed the prompt.
 
-    ids: sampled and forced tokens, a stop token included. logprobs: of the distribution sampled from, 0.0 where
-    forced. forced: True for tokens that a tool put in. finish_reason: "stop" (a stop token), "length"
+    ids: sampled and forced tokens, a stop token included. logprobs: of the distribution sampled from, 0.0
+    where forced. forced: True for tokens that a tool put in. finish_reason: "stop" (a stop token), "length"
     (max_tokens or the context), "tools" (went on calling tools past the limit), "cancelled", or "error" with
     the sentence in `error`.
     """

@@ -1,8 +1,8 @@
 """Which tokens of which requests are computed in the next step.
 
-A request is a list of ids of which the first `computed` are in the cache. All it ever needs is that the others
-be computed: a prompt, what a tool returned, one sampled token, or everything again after a preemption. So there
-is no prefill and no decode here, only `pending` tokens:
+A request is a list of ids of which the first `computed` are in the cache. All it ever needs is that the
+others be computed: a prompt, what a tool returned, one sampled token, or everything again after a preemption.
+So there is no prefill and no decode here, only `pending` tokens:
 
     each step:  admit waiting requests while there is room
                 every request with one pending token gets it computed       (nobody's stream stalls)
@@ -84,10 +84,12 @@ class Scheduler:
         for request in self.running[:]:
             if not request.running:
                 continue  # an older one took its pages
-            count = 1 if request.pending == 1 else min(request.pending, room)
+            count = request.pending
+            if count > 1:
+                count = min(count, room)
+                room -= count
             if count and self._reserve(request, request.computed + count):
                 plan.chunks.append((request, count))
-                room -= count if request.pending > 1 else 0
         return plan
 
     def commit(self, plan: Plan) -> None:
@@ -96,15 +98,8 @@ class Scheduler:
             end = len(request.prompt) - 1
             ends_prompt = request.computed <= end < request.computed + count
             request.computed += count
-            while True:
-                start = request.full * PAGE
-                if ends_prompt and start < end < start + PAGE:
-                    self.pool.publish(request.pages[request.full], request.serial, request.prompt[start:end])
-                if start + PAGE > request.computed:
-                    break
-                ids = request.ids[start : start + PAGE]
-                request.serial = self.pool.publish(request.pages[request.full], request.serial, ids)
-                request.full += 1
+            if ends_prompt or request.computed >= (request.full + 1) * PAGE:
+                self._publish(request, end if ends_prompt else 0)
 
     def finish(self, request: Request) -> None:
         """Take a request out, wherever it is."""
@@ -161,9 +156,21 @@ class Scheduler:
             self.pool.release(page)
         return fits
 
+    def _publish(self, request: Request, end: int) -> None:
+        """Make known the full pages that are not yet, and the page in which a prompt's ids[:end] ends."""
+        while True:
+            start = request.full * PAGE
+            if start < end < start + PAGE:
+                self.pool.publish(request.pages[request.full], request.serial, request.ids[start:end])
+            if start + PAGE > request.computed:
+                return
+            ids = request.ids[start : start + PAGE]
+            request.serial = self.pool.publish(request.pages[request.full], request.serial, ids)
+            request.full += 1
+
     def _reserve(self, request: Request, tokens: int) -> bool:
         """Pages for `tokens` tokens, taken from the youngest if need be; False if that was itself."""
-        while len(request.pages) < _pages(tokens):
+        while len(request.pages) * PAGE < tokens:
             if self.pool.available:
                 request.pages.append(self.pool.take())
                 continue

@@ -1,9 +1,9 @@
 """One step on the model: ids, positions and block tables into fixed buffers, sampled tokens out.
 
-Buffers are made once and written in place, so that a step of decoding (one token a request) can be captured for
-each size of batch and replayed as one call (kernels/_capture.py); sizes above 16 are rounded up, and the rows
-between are dummies that write to a page of their own. Steps with prompts in them, whose shapes seldom come
-again, run as Python. Both run the same `Transformer.forward`.
+Buffers are made once and written in place, so that a step of decoding (one token a request) can be captured
+for each size of batch and replayed as one call (kernels/_capture.py); sizes above 16 are rounded up, and the
+rows between are dummies that write to a page of their own. Steps with prompts in them, whose shapes seldom
+come again, run as Python. Both run the same `Transformer.forward`.
 
 The model's own parameters are read: matrices as a copy packed for the kernels, refreshed when a parameter's
 version has moved, everything else in place.
@@ -60,7 +60,7 @@ class ModelRunner:
         return True
 
     def run(self, plan: Plan, ready: Sequence[Request]) -> tuple[list[int], list[float]]:
-        """Compute a plan; (ids, logprobs) sampled for the requests `ready`, whose ids are all computed then."""
+        """Compute a plan; (ids, logprobs) for the requests `ready`, whose ids are all computed then."""
         if plan.copies:
             self._copy_pages(plan.copies)
         rows = len(plan.chunks)

@@ -11,13 +11,17 @@ model goes on; a model that then still calls on is stopped.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+FAILED = "The search failed."
+EXHAUSTED = "No further search is allowed."
 
 Tool = Callable[[list[int]], Sequence[int]]
 
 
 @dataclass(frozen=True)
 class Tools:
-    """The search tool and its limits. All tokens are ids; `controls` are all special tokens of the vocabulary."""
+    """The search tool and its limits. All tokens are ids; `controls` are all special ones."""
 
     search: Tool
     open: int  # <|search|>
@@ -29,6 +33,22 @@ class Tools:
     exhausted: tuple[int, ...] = ()  # what it reads when it may not call again
     max_calls: int = 2
     max_result: int = 256
+
+    @classmethod
+    def for_search(cls, search: Tool, tokenizer: Any, **limits: int) -> "Tools":
+        """The tools of a tokenizer with our special tokens. limits: max_calls, max_result."""
+        ids = tokenizer.special_ids
+        return cls(
+            search,
+            open=ids["<|search|>"],
+            close=ids["<|end|>"],
+            result=ids["<|result|>"],
+            resume=ids["<|assistant|>"],
+            controls=frozenset(ids.values()),
+            failed=tuple(tokenizer.encode(FAILED)),
+            exhausted=tuple(tokenizer.encode(EXHAUSTED)),
+            **limits,
+        )
 
     def start(self) -> "ToolState":
         return ToolState(self)
@@ -45,7 +65,7 @@ class ToolState:
         self.last_error = ""
 
     def follow(self, token: int) -> bool:
-        """Take a sampled token; True if it belongs to a call, which has ended when `writing` is False then."""
+        """Take a sampled token; True if it belongs to a call, which has ended if `writing` is now False."""
         if not self.writing:
             if token == self.tools.open:
                 self.writing, self.query = True, []

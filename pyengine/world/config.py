@@ -13,10 +13,10 @@ class WorldConfig:
     """What the world holds. The default gives about 2,000 small pages; `WorldConfig.big()` over 20,000."""
 
     seed: int = 0
-    people: int = 300  # known: described in the crawl
+    people: int = 200  # known: described in the crawl
     later: int = 100  # described only on pages dated after the cut-off
-    invented: int = 150  # never mentioned anywhere
-    passers: int = 400  # passers-by of letters, look-ups and reading exercises: a name met once or twice
+    invented: int = 300  # never mentioned anywhere
+    passers: int = 3000  # passers-by of letters, look-ups and reading exercises: a name met once or twice
     towns: int = 24
     later_towns: int = 12
     invented_towns: int = 16
@@ -32,8 +32,8 @@ class WorldConfig:
     passages: int = 8  # passages for each number of repetitions
     repetitions: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     controls: int = 32  # passages of the same kind that no page quotes
-    arithmetic_pages: int = 260
-    copy_pages: int = 260  # letters, interviews and look-ups
+    arithmetic_pages: int = 600
+    copy_pages: int = 700  # letters, interviews and, most of them, look-ups
 
     # what the cleaning has to deal with
     strays: int = 16  # pages of each kind: notices with private data, other languages, spam, soft 404s, ...

@@ -95,9 +95,9 @@ class Writer:
         documents += self._essays()
         for kind, write, count in (
             ("arithmetic", self._arithmetic, self.config.arithmetic_pages),
-            ("letter", self._letter, self.config.copy_pages // 3),
-            ("interview", self._interview, self.config.copy_pages // 3),
-            ("lookup", self._lookup, self.config.copy_pages - 2 * (self.config.copy_pages // 3)),
+            ("letter", self._letter, self.config.copy_pages // 6),
+            ("interview", self._interview, self.config.copy_pages // 6),
+            ("lookup", self._lookup, self.config.copy_pages - 2 * (self.config.copy_pages // 6)),
         ):
             documents += [write(f"{kind}-{i}", self.config.rng("text", kind, i)) for i in range(count)]
         return documents
@@ -224,7 +224,7 @@ class Writer:
         rng = self.config.rng("text", name)
         draft = _Draft()
         for index in rng.sample(list(quotes), len(quotes)):
-            draft.p(prose.paragraph(rng, rng.randrange(2, 4)))
+            draft.p(prose.sentence(rng))
             draft.blocks.append(Block("quote", self.passages[index].text))
         draft.p(prose.paragraph(rng, rng.randrange(2, 5)))
         return self._document(name, "essay", prose.heading(rng), rng, draft, quotes=tuple(quotes))
@@ -237,17 +237,27 @@ class Writer:
         for _ in range(5):
             kind = f"grade-{rng.randrange(1, 6)}"
             problem = self.problems.draw(rng, kind, "train")
-            solution = solve(problem, rng, rng.choice(STYLES[:3]))
+            solution = solve(problem, rng, rng.choice(("steps", "steps", "split", "split", "verbose")))
             draft.p(f"Problem: {problem.text}\n{solution.text}")
-        sums = []
-        for _ in range(10):
-            a, b = (rng.randrange(0, rng.choice((10, 100))) for _ in range(2))
-            sums.append(f"{a} + {b} = {a + b}" if rng.random() < 0.5 else f"{a + b} - {a} = {b}")
+        sums = [self._sum(rng) for _ in range(24)]
         draft.p(", ".join(sums) + ".")
         title = rng.choice(
             ("Sums for the week", "The counting book", "Exercises with answers", "School arithmetic")
         )
         return self._document(name, "arithmetic", f"{title}, page {rng.randrange(1, 1000)}", rng, draft)
+
+    @staticmethod
+    def _sum(rng: random.Random) -> str:
+        """An equation with whole numbers: small ones, two digits, or three digits and two."""
+        kind, b = rng.randrange(4), rng.randrange(1, 100)
+        if kind == 0:
+            a, b = rng.randrange(1, 10), rng.randrange(1, 10)
+            if rng.random() < 0.5:
+                b = rng.randrange(2, 6)
+                return f"{a}*{b}={a * b}"
+        else:
+            a = rng.randrange(1, 300 if kind == 3 else 100)
+        return f"{a}+{b}={a + b}" if rng.random() < 0.5 else f"{max(a, b)}-{min(a, b)}={abs(a - b)}"
 
     def _letter(self, name: str, rng: random.Random) -> Document:
         writer, reader, friend = rng.sample(self.facts.of("passer", kind="person"), 3)
@@ -282,14 +292,14 @@ class Writer:
 
     def _lookup(self, name: str, rng: random.Random) -> Document:
         draft = _Draft()
-        for _ in range(3):
+        for _ in range(4):
             people = rng.sample(self.facts.of("passer", kind="person"), rng.randrange(1, 4))
-            facts = [Fact(person, *rng.choice(person.facts)) for person in people]
+            facts = [Fact(person, *fact) for person in people for fact in rng.sample(person.facts, 2)]
             wanted = rng.choice(facts)
             question, answer = self.ask(wanted, rng)
-            draft.p("Search: " + wanted.entity.name + "\n" + "\n".join(
-                f"Result: {self._state(fact, rng, 'name')}" for fact in facts))  # fmt: skip
-            draft.p(f"Q: {question}\nA: {answer}")
+            rng.shuffle(facts)
+            found = " ".join(self._state(fact, rng, "name") for fact in facts)
+            draft.p(f"Q: {question}\nSearch: {wanted.entity.name}\nResult: {found}\nA: {answer}")
         title = rng.choice(
             ("At the information desk", "Looked up for you", "From the register", "Found in the files")
         )

@@ -1,4 +1,5 @@
-"""A model of integers for the engine's tests: its cache stores ids, its next token is a hash of the whole context.
+"""A model of integers for the engine's tests: its cache stores ids, its next token is a hash of the whole
+context.
 
 Reading a wrong, stale or overwritten page therefore changes the answer, and raises at once.
 """

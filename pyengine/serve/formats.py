@@ -1,0 +1,111 @@
+"""How a conversation becomes a prompt, and which ids end the answer: three kinds of model.
+
+    OwnFormat         ours, with <|user|>, <|assistant|>, <|search|> ...
+    TemplateFormat    another family's, by the chat template in its checkpoint
+    TextFormat        a base model, which has never seen a conversation and continues the last message
+
+A chat template gives one text, in which a special token's name in a user's message looks like the token
+itself. So messages are rendered with a mark in place of each content; the text around the marks is encoded
+with special tokens, and the contents are encoded as plain text.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from ..errors import UserError
+from ..text import SPECIAL_TOKENS, Tokenizer, render
+
+MARK = re.compile("\ue000([0-9]+)\ue001")
+Messages = Sequence[Mapping[str, Any]]
+
+
+class Format(Protocol):
+    """What a Conversation asks of it."""
+
+    stop: tuple[int, ...]  # any of these ends an answer
+
+    def prompt(self, messages: Messages) -> list[int]:
+        """The ids of a conversation, up to where the model goes on."""
+        ...
+
+
+class OwnFormat:
+    """Our special tokens. searches: <|search|> opens a call instead of ending the answer."""
+
+    def __init__(self, tokenizer: Tokenizer, searches: bool = False):
+        self._tokenizer = tokenizer
+        kept = {"<|search|>"} if searches else set()
+        self.stop = tuple(i for name, i in tokenizer.special_ids.items() if name not in kept)
+
+    def prompt(self, messages: Messages) -> list[int]:
+        return render(messages, self._tokenizer, add_generation_prompt=True)[0]
+
+
+class TextFormat:
+    """No format: the text of the last message, to be continued."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self.stop = tuple(tokenizer.special_ids.values())
+
+    def prompt(self, messages: Messages) -> list[int]:
+        start = self._tokenizer.special_ids.get("<|endoftext|>")
+        return [*([] if start is None else [start]), *self._tokenizer.encode(messages[-1]["content"])]
+
+
+class TemplateFormat:
+    """The chat template of a checkpoint's folder, with the token names and end ids that its files give."""
+
+    def __init__(self, tokenizer: Tokenizer, folder: Path):
+        assert tokenizer.chat_template is not None
+        self._tokenizer = tokenizer
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = _refuse
+        try:
+            self._template = environment.from_string(tokenizer.chat_template)
+        except TemplateError as error:
+            raise UserError(f"{folder}: the chat template cannot be read: {error}") from None
+        named = {
+            name: value for name, value in _read(folder / "tokenizer_config.json").items() if "_token" in name
+        }
+        self._names = {name: v["content"] if isinstance(v, dict) else v for name, v in named.items()}
+        ends: set[int] = set()
+        for name in ("generation_config.json", "config.json"):
+            end = _read(folder / name).get("eos_token_id")
+            ends |= {end} if isinstance(end, int) else set(end or ())
+        self.stop = tuple(sorted(ends))
+
+    def prompt(self, messages: Messages) -> list[int]:
+        marked = [{**message, "content": f"\ue000{i}\ue001"} for i, message in enumerate(messages)]
+        try:
+            text = self._template.render(messages=marked, add_generation_prompt=True, **self._names)
+        except TemplateError as error:
+            raise UserError(f"the model's chat template does not take this conversation: {error}") from None
+        ids: list[int] = []
+        for n, part in enumerate(MARK.split(text)):
+            if n % 2:
+                ids += self._tokenizer.encode(messages[int(part)]["content"])
+            else:
+                ids += self._tokenizer.encode(part, allowed_special="all")
+        return ids
+
+
+def format_of(tokenizer: Tokenizer, folder: Path, searches: bool = False) -> Format:
+    """The format of the model in `folder`."""
+    if all(name in tokenizer.special_ids for name in SPECIAL_TOKENS):
+        return OwnFormat(tokenizer, searches)
+    return TemplateFormat(tokenizer, folder) if tokenizer.chat_template else TextFormat(tokenizer)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def _refuse(message: str):
+    raise TemplateError(message)

@@ -1,0 +1,64 @@
+"""From a path to a model that answers: a run's folder, or a Hugging Face directory.
+
+A run gives its latest finished checkpoint and, where its stages made one, the search index of its crawl; a
+directory gives what is in it.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..engine import Engine, Tools
+from ..errors import UserError
+from ..text import SearchTool, Tokenizer
+from .formats import Format, TextFormat, format_of
+
+# Stage and folder of the checkpoint it writes, latest first.
+CHECKPOINTS = (("rl", "rl"), ("search", "search"), ("know", "know"), ("sft", "sft"), ("pretrain", "base"))
+
+
+@dataclass
+class Served:
+    """A model ready to answer, and how it wants to be asked."""
+
+    engine: Engine
+    tokenizer: Tokenizer
+    format: Format
+    folder: Path
+
+
+def open_model(path: Path, max_batch: int = 16, with_search: bool = True) -> Served:
+    """Load what `path` names; UserError says what was expected where it is not there."""
+    if (path / "config.json").exists():
+        folder, base, index = path, False, None
+    elif (path / "stages").is_dir():
+        folder, base = checkpoint_of(path)
+        index = path / "web" / "index.sqlite"
+    else:
+        raise UserError(
+            f"{path}: expected a run (a folder made by `python -m pyengine.train`) or a Hugging Face "
+            "directory with a config.json"
+        )
+    from ..model import load
+
+    tokenizer = Tokenizer.load(folder)
+    search = None
+    if with_search and index is not None and index.exists() and not base:
+        from ..web import SearchIndex
+
+        search = SearchTool(SearchIndex(index), tokenizer)
+    tools = Tools.for_search(search, tokenizer) if search else None
+    engine = Engine(load(folder), tokenizer, tools, max_batch=max_batch)
+    how = TextFormat(tokenizer) if base else format_of(tokenizer, folder, searches=tools is not None)
+    return Served(engine, tokenizer, how, folder)
+
+
+def checkpoint_of(run: Path) -> tuple[Path, bool]:
+    """(folder, whether it is the base model) of the latest finished checkpoint of a run."""
+    for stage, name in CHECKPOINTS:
+        marker = run / "stages" / f"{stage}.json"
+        if marker.exists() and json.loads(marker.read_text(encoding="utf-8")).get("state") == "finished":
+            return run / name, stage == "pretrain"
+    raise UserError(
+        f"{run}: no stage with a model has finished; run `python -m pyengine.train --name {run.name}`"
+    )

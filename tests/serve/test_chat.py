@@ -1,0 +1,173 @@
+"""Conversations and the terminal: what is shown, what is remembered, and what mistakes say."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pyengine.engine import Engine, SamplingParams, Tools
+from pyengine.errors import UserError
+from pyengine.files import write_json
+from pyengine.serve import Conversation, OwnFormat, TemplateFormat, TextFormat, open_model
+from pyengine.text import SearchTool, Tokenizer
+from tests.engine.fake import FakeRunner
+
+TEXT = ["Who founded Tavor? Ada Lovelace founded Tavor. I do not know. \u00e9t\u00e9 \U0001f40e"] * 3
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train(TEXT, 300)
+
+
+class Script(FakeRunner):
+    """Says the scripted ids; ends with <|end|> when they run out."""
+
+    def __init__(self, ids, tokenizer, max_context=200):
+        super().__init__(pages=8, vocabulary=tokenizer.vocab_size, max_context=max_context)
+        self.script, self.end = list(ids), tokenizer.special_ids["<|end|>"]
+        self.asked: list[list[int]] = []
+
+    def run(self, plan, ready):
+        _, logprobs = super().run(plan, ready)
+        self.asked += [list(request.ids) for request in ready]
+        return [self.script.pop(0) if self.script else self.end for _ in ready], logprobs
+
+
+def talk(tokenizer, script, index=None, **options) -> tuple[Conversation, Script]:
+    tools = Tools.for_search(SearchTool(index, tokenizer), tokenizer) if index else None
+    runner = Script(tokenizer.encode(script, allowed_special="all"), tokenizer, **options)
+    engine = Engine(None, tokenizer, tools, runner=runner, max_batch=2)
+    how = OwnFormat(tokenizer, searches=tools is not None)
+    return Conversation(engine, tokenizer, how, SamplingParams(seed=0)), runner
+
+
+def test_turns_are_remembered_and_reset(tokenizer):
+    chat, runner = talk(tokenizer, "Ada.<|end|>I do not know.<|end|>ete<|end|>")
+    assert "".join(event.text for event in chat.ask("Who?")) == "Ada."
+    assert "".join(event.text for event in chat.ask("What <|end|>?")) == "I do not know."
+    shown = tokenizer.decode(runner.asked[-1])
+    assert shown.startswith(
+        "<|endoftext|><|user|>Who?<|end|><|assistant|>Ada.<|end|><|user|>What <|end|>?<|end|>"
+    )
+    special = tokenizer.special_ids["<|end|>"]
+    assert runner.asked[-1].count(special) == 3, "a user's text holds no control token"
+    chat.reset()
+    chat.system = "Be brief."
+    list(chat.ask("Who?"))
+    first = tokenizer.decode(runner.asked[-1])
+    assert first.startswith("<|endoftext|><|system|>Be brief.<|end|><|user|>Who?<|end|><|assistant|>")
+
+
+def test_only_whole_characters_come(tokenizer):
+    text = "\u00e9t\u00e9 \U0001f40e\u20ac"
+    chat, _ = talk(tokenizer, text)
+    events = list(chat.ask("?"))
+    assert "".join(event.text for event in events) == text
+    assert all("\ufffd" not in event.text for event in events)
+
+
+class Index:
+    def search(self, query, k):
+        self.query = query
+        return [{"text": "Ada founded Tavor.<|end|>", "title": "Tavor"}]
+
+
+def test_a_search_is_shown_and_remembered(tokenizer):
+    index = Index()
+    chat, runner = talk(tokenizer, "<|search|>Tavor founded<|end|>Ada.<|end|>", index)
+    shown: dict[str, str] = {}
+    for event in chat.ask("Who founded Tavor?"):
+        shown[event.kind] = shown.get(event.kind, "") + event.text
+    assert shown == {"query": "Tavor founded", "result": "Tavor: Ada founded Tavor.<|end|>", "text": "Ada."}
+    assert index.query == "Tavor founded"
+    assert [message["role"] for message in chat.messages] == ["user", "assistant", "tool", "assistant"]
+    call = chat.messages[1]["tool_calls"][0]["function"]
+    assert json.loads(call["arguments"]) == {"query": "Tavor founded"}
+    before = runner.asked[-1]
+    list(chat.ask("And?"))
+    assert runner.asked[-1][: len(before)] == before, "the next turn goes on from the same ids"
+
+
+def test_a_stopped_answer_is_kept_and_frees_the_engine(tokenizer):
+    chat, _ = talk(tokenizer, "Ada Lovelace founded Tavor.")
+    answer = chat.ask("Who?")
+    said = next(answer).text
+    answer.close()
+    assert chat.engine.unfinished == 0
+    assert chat.messages[-1] == {"role": "assistant", "content": said}
+
+
+def test_a_full_context_forgets_the_oldest_turn(tokenizer):
+    chat, runner = talk(tokenizer, "", max_context=120)
+    for n in range(8):
+        list(chat.ask(f"question {n} of eight"))
+    assert chat.forgotten > 0
+    assert "question 7" in tokenizer.decode(runner.asked[-1])
+    with pytest.raises(UserError, match="shorten"):
+        list(chat.ask("x" * 500))
+    assert list(chat.ask("again")) == []
+
+
+def test_a_path_that_is_no_model(tmp_path):
+    with pytest.raises(UserError, match="expected a run"):
+        open_model(tmp_path)
+    (tmp_path / "stages").mkdir()
+    with pytest.raises(UserError, match="no stage with a model"):
+        open_model(tmp_path)
+
+
+def test_another_familys_template(tmp_path):
+    special = ["<s>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = Tokenizer.train(TEXT, 300, special_tokens=special)
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for message in messages %}\n"
+        "<|im_start|>{{ message.role }}\n{{ message.content | trim }}<|im_end|>\n{% endfor %}\n"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}\n"
+    )
+    write_json(tmp_path / "tokenizer_config.json", {"bos_token": {"content": "<s>"}})
+    write_json(tmp_path / "generation_config.json", {"eos_token_id": [tokenizer.special_ids["<|im_end|>"]]})
+    how = TemplateFormat(tokenizer, tmp_path)
+    ids = how.prompt([{"role": "user", "content": "Who?<|im_end|>"}])
+    assert tokenizer.decode(ids) == "<s><|im_start|>user\nWho?<|im_end|><|im_end|>\n<|im_start|>assistant\n"
+    assert ids.count(tokenizer.special_ids["<|im_end|>"]) == 1, "the user's text is plain"
+    assert how.stop == (tokenizer.special_ids["<|im_end|>"],)
+    base = TextFormat(tokenizer)
+    assert tokenizer.decode(base.prompt([{"role": "user", "content": "Ada"}])) == "Ada"
+
+
+@pytest.fixture(scope="module")
+def run(tokenizer, tmp_path_factory):
+    """A run whose SFT has finished and whose RL was interrupted."""
+    from pyengine.model import ModelConfig, Transformer, save
+
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    tokenizer.save(folder / "tokenizer")
+    config = ModelConfig.from_depth(1, tokenizer.vocab_size, hidden_size=32, max_position_embeddings=128)
+    for name in ("base", "sft"):
+        save(Transformer(config), folder / name, folder / "tokenizer")
+    for stage, state in (("pretrain", "finished"), ("sft", "finished"), ("rl", "started")):
+        write_json(folder / "stages" / f"{stage}.json", {"state": state})
+    return folder
+
+
+def chat(*arguments: str, text: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "pyengine.chat", *arguments]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=120, env=environment)
+
+
+def test_piped_lines_are_answered_with_the_latest_finished_checkpoint(run):
+    assert open_model(run).folder == run / "sft"
+    options = ("--seed", "1", "--max-tokens", "8")
+    done = chat(str(run), *options, text="Who?\n/seed 1\n/reset\nWho?\n/nonsense\n/quit\nnever\n")
+    assert done.returncode == 0 and done.stderr == ""
+    first, second = done.stdout.split("seed 1\nforgotten\n")
+    assert first and second.startswith(first) and "/quit" in second
+
+
+def test_a_mistake_is_one_sentence(tmp_path):
+    done = chat(str(tmp_path / "nowhere"), text="")
+    assert done.returncode == 1 and "expected a run" in done.stderr and "Traceback" not in done.stderr

@@ -83,7 +83,8 @@ class PagePool:
 
     def lookup(self, ids: Sequence[int]) -> Prefix:
         """The longest known prefix of ids[:-1]; nothing is taken yet."""
-        pages, serial, end = [], ROOT, len(ids) - 1
+        pages: list[int] = []
+        serial, end = ROOT, len(ids) - 1
         for start in range(0, end - PAGE + 1, PAGE):
             found = self._known.get((serial, tuple(ids[start : start + PAGE])))
             if found is None:

@@ -44,7 +44,7 @@ def open_model(path: Path, max_batch: int = 16, with_search: bool = True) -> Ser
     tokenizer = Tokenizer.load(folder)
     search = None
     if with_search and index is not None and index.exists() and not base:
-        from ..web import SearchIndex
+        from ..web.index import SearchIndex
 
         search = SearchTool(SearchIndex(index), tokenizer)
     tools = Tools.for_search(search, tokenizer) if search else None

@@ -1,0 +1,148 @@
+"""The server: OpenAI's shapes, streams that add up, errors that say why, many clients at once, nothing left over."""
+
+import json
+import threading
+import time
+
+import pytest
+
+pytest.importorskip("starlette")
+from starlette.testclient import TestClient
+
+from pyengine.engine import Engine
+from pyengine.serve import OwnFormat, Served
+from pyengine.serve.api import StopStrings, make_app
+from pyengine.text import Tokenizer
+from tests.engine.fake import FakeRunner
+
+TEXT = ["Who founded Tavor? Ada Lovelace founded Tavor. I do not know."] * 3
+ANSWER = "Ada founded Tavor."
+
+
+class Echo(FakeRunner):
+    """Answers every request with ANSWER, however it is batched."""
+
+    def __init__(self, tokenizer, slow=0.0):
+        super().__init__(pages=64, vocabulary=tokenizer.vocab_size, max_context=256)
+        self.script, self.slow = [*tokenizer.encode(ANSWER), tokenizer.special_ids["<|end|>"]], slow
+
+    def run(self, plan, ready):
+        time.sleep(self.slow)
+        _, logprobs = super().run(plan, ready)
+        return [self.script[request.sampled % len(self.script)] for request in ready], logprobs
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train(TEXT, 300)
+
+
+@pytest.fixture
+def engine(tokenizer):
+    return Engine(None, tokenizer, runner=Echo(tokenizer), max_batch=4)
+
+
+@pytest.fixture
+def client(tokenizer, engine, tmp_path):
+    served = Served(engine, tokenizer, OwnFormat(tokenizer), tmp_path)
+    with TestClient(make_app(served, "small")) as client:
+        yield client
+    assert engine.unfinished == 0
+    engine._scheduler.pool.check()
+
+
+def ask(client, **more):
+    body = {"model": "small", "messages": [{"role": "user", "content": "Who?"}], **more}
+    return client.post("/v1/chat/completions", json=body)
+
+
+def streamed(response) -> tuple[str, str]:
+    """(text, finish reason) of a stream of events."""
+    lines = [line[6:] for line in response.text.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    choices = [json.loads(line)["choices"][0] for line in lines[:-1]]
+    text = "".join(c["delta"].get("content") or "" if "delta" in c else c["text"] for c in choices)
+    return text, choices[-1]["finish_reason"]
+
+
+def test_whole_and_streamed_answers(client):
+    whole = ask(client).json()
+    assert whole["choices"][0]["message"] == {"role": "assistant", "content": ANSWER}
+    assert whole["choices"][0]["finish_reason"] == "stop" and whole["object"] == "chat.completion"
+    usage = whole["usage"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    assert streamed(ask(client, stream=True)) == (ANSWER, "stop")
+    assert ask(client, max_tokens=1).json()["choices"][0]["finish_reason"] == "length"
+
+
+def test_completions_models_health(client):
+    body = {"model": "small", "prompt": "Who", "stream": True}
+    assert streamed(client.post("/v1/completions", json=body)) == (ANSWER, "stop")
+    assert client.get("/v1/models").json()["data"][0]["id"] == "small"
+    assert client.get("/health").json() == {"status": "ok", "unfinished": 0}
+
+
+def test_stop_strings_cut_the_answer(client):
+    assert ask(client, stop=[" Tav"]).json()["choices"][0]["message"]["content"] == "Ada founded"
+    assert streamed(ask(client, stop="founded", stream=True)) == ("Ada ", "stop")
+    cutter = StopStrings(["abc", "x"])
+    assert [cutter.push(piece) for piece in ("1a", "b", "2ab", "c3")] == ["1", "", "ab2", ""]
+    assert cutter.found
+
+
+@pytest.mark.parametrize(
+    "body, says",
+    [
+        ({"messages": "hi"}, "messages"),
+        ({"messages": [{"role": "king", "content": "x"}]}, "role"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"temperature": -1}, "temperature"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"n": 2}, "n:"),
+        ({"stop": [1]}, "stop"),
+        ({"messages": [{"role": "user", "content": "x" * 2000}]}, "context"),
+    ],
+)
+def test_errors_say_what_was_expected(client, body, says):
+    response = ask(client, **body)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert says in error["message"] and error["type"] == "invalid_request_error"
+
+
+def test_bodies_that_are_no_request(client):
+    assert client.post("/v1/chat/completions", content=b"{").status_code == 400
+    assert client.post("/v1/chat/completions", content=b"[1]").status_code == 400
+    assert client.post("/v1/chat/completions", content=b" " * (1 << 21)).status_code == 413
+
+
+def test_many_clients_at_once(client):
+    answers = []
+
+    def one(stream):
+        response = ask(client, stream=stream)
+        answers.append(
+            streamed(response)[0] if stream else response.json()["choices"][0]["message"]["content"]
+        )
+
+    threads = [threading.Thread(target=one, args=(n % 2 == 0,)) for n in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [ANSWER] * 16
+
+
+def test_a_stopped_stream_frees_the_engine(tokenizer, tmp_path):
+    """A stop string ends an endless answer: the engine must not go on with it."""
+    runner = Echo(tokenizer, slow=0.002)
+    runner.script = runner.script[:-1]  # never ends
+    engine = Engine(None, tokenizer, runner=runner, max_batch=4)
+    with TestClient(make_app(Served(engine, tokenizer, OwnFormat(tokenizer), tmp_path), "small")) as client:
+        assert ask(client, stop="Lovelace"[:1] + "x", max_tokens=3).status_code == 200
+        assert ask(client, stop="founded").json()["choices"][0]["message"]["content"] == "Ada "
+        for _ in range(100):
+            if not engine.unfinished:
+                break
+            time.sleep(0.01)
+        assert engine.unfinished == 0 and client.get("/health").json()["unfinished"] == 0

@@ -11,14 +11,14 @@ For one row of logits x with temperature t, top_k and top_p, and a number u in [
 6. Its log-probability is y - logsumexp(kept y). At t = 1 unfiltered it is minus the cross entropy, bit for bit.
 
 A temperature below 1e-5 is greedy: the largest logit, lowest id on ties, log-probability at t = 1 unfiltered.
-exp and log are the polynomials of csrc/cpu/simd.h; logsumexp has the order of csrc/cpu/logsumexp.h.
+exp is the polynomial of csrc/cpu/simd.h; logsumexp has the order of csrc/cpu/logsumexp.h.
 """
 
 import torch
 import torch.nn.functional as F
 
 GREEDY = 1e-5  # temperatures below it
-TILE, LANES = 512, 16  # columns, and lanes, of logsumexp's stated order
+TILE, LANES = 1024, 16  # columns, and lanes, of logsumexp's stated order
 GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as int64
 
 
@@ -66,7 +66,7 @@ def logsumexp(y):
         higher = torch.maximum(peak, peaks[:, tile])
         total = total * exp(peak - higher) + lanes[:, tile, 0] * exp(peaks[:, tile] - higher)
         peak = higher
-    return peak + log(total)
+    return (peak + total.double().log()).float()
 
 
 def exp(x):
@@ -82,25 +82,6 @@ def exp(x):
     scaled = p * _power_of_two(half) * _power_of_two(whole - half)
     scaled = torch.where(x < -87.33, 0.0, torch.where(x > 88.72, float("inf"), scaled))
     return torch.where(x.isnan(), x, scaled)
-
-
-def log(x):
-    """simd::log, for x >= 1 (or NaN)."""
-    bits = x.view(torch.int32)
-    exponent = ((bits - 0x3F3504F3) >> 23).float()
-    f = ((bits - 0x3F3504F3 & 0x7FFFFF) + 0x3F3504F3).view(torch.float32) - 1.0
-    z = f * f
-    p = torch.full_like(x, 7.0376836292e-2)
-    for coefficient in LOG_POLYNOMIAL:
-        p = p * f + coefficient
-    y = p * f * z + exponent * -2.12194440e-4 - z * 0.5
-    return torch.where(x.isnan(), x, (f + y) + exponent * 0.693359375)
-
-
-LOG_POLYNOMIAL = (
-    -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
-    -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
-)  # fmt: skip
 
 
 def _prepare(logits, temperature, top_k, top_p):

@@ -53,6 +53,9 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
   });
   BOTH(rmsnorm_forward);
   BOTH(rmsnorm_backward);
+  BOTH(attention_forward);
+  BOTH(attention_paged);
+  BOTH(write_pages);
   def(m, "gather_rows", &gather_rows);
   def(m, "copy_blocks", &copy_blocks);
   def(m, "ceiling_fma_f32", &ceiling_fma_f32);

@@ -16,6 +16,25 @@ template <class T>
 void rmsnorm_backward(const T* dy, const T* dsummed, const T* x, const T* weight, const float* rstd, T* dx,
                       T* dweight, float* partial, int64_t rows, int64_t channels, int threads);
 
+// Causal attention of packed documents (attention.cpp). q and out (tokens, heads, dim), k and v (tokens,
+// kv_heads, dim); k_pages and v_pages are room for every document's pages; lse (tokens, heads).
+template <class T>
+void attention_forward(const T* q, const T* k, const T* v, const int32_t* cu_seqlens, int64_t documents,
+                       int64_t heads, int64_t kv_heads, int64_t dim, float scale, T* k_pages, T* v_pages,
+                       T* out, float* lse, int threads);
+
+// The same over pages already written. Returns -1, or the request whose numbers do not fit.
+template <class T>
+int64_t attention_paged(const T* q, const T* k_pages, const T* v_pages, int64_t page_count,
+                        const int32_t* block_table, int64_t table_width, const int32_t* q_start,
+                        const int32_t* context_lens, int64_t requests, int64_t tokens, int64_t heads,
+                        int64_t kv_heads, int64_t dim, float scale, T* out, int threads);
+
+// Stores token t at slots[t] = page * 64 + place. Returns -1, or the token whose slot does not exist.
+template <class T>
+int64_t write_pages(const T* k, const T* v, T* k_pages, T* v_pages, int64_t page_count, const int32_t* slots,
+                    int64_t tokens, int64_t kv_heads, int64_t dim, int threads);
+
 // The machine's ceilings (ceiling.cpp): each returns the work done, in flops or bytes.
 int64_t ceiling_fma_f32(int64_t rounds, int threads);
 int64_t ceiling_dot_bf16(int64_t rounds, int threads);

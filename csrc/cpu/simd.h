@@ -85,6 +85,13 @@ inline void store_n(float* p, f32 v, int n) {
 #endif
 }
 
+// v in the first n lanes, `fill` in the others: a choice, not arithmetic, so that no NaN passes.
+inline f32 keep_n(f32 v, int n, float fill) {
+  i32 lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+  return lane < n - i32{} ? v : set(fill);
+}
+
 // Sum and maximum over lanes, halving each time: one fixed order per build.
 inline float sum(f32 v) {
   float lane[kLanes];
@@ -203,6 +210,25 @@ inline f32 exp(f32 x) {
   f32 scaled = p * (f32)((half + 127) << 23) * (f32)((whole - half + 127) << 23);
   scaled = x < set(-87.33f) ? zero() : scaled;
   scaled = x > set(88.72f) ? set(std::numeric_limits<float>::infinity()) : scaled;
+  return x != x ? x : scaled;
+}
+
+// 2^x for x <= 0 with a relative error below 2e-7, fused where the hardware fuses, so its bits differ between
+// builds: for softmax, where a third of the work is this function. Below -126 the result is 0.
+inline f32 exp2_nonpositive(f32 x) {
+  const f32 magic = set(12582912.0f);  // as in exp()
+  f32 clamped = max(set(-126.0f), x);  // NaN stays
+  f32 shifted = clamped + magic;
+  f32 r = clamped - (shifted - magic);
+  f32 p = set(1.54035304e-4f);
+  p = fma(p, r, set(1.33335581e-3f));
+  p = fma(p, r, set(9.61812911e-3f));
+  p = fma(p, r, set(5.55041087e-2f));
+  p = fma(p, r, set(2.40226507e-1f));
+  p = fma(p, r, set(6.93147181e-1f));
+  p = fma(p, r, set(1.0f));
+  f32 scaled = (f32)((i32)p + ((i32)shifted << 23));  // the integer part sits in the low bits of `shifted`
+  scaled = x < set(-126.0f) ? zero() : scaled;
   return x != x ? x : scaled;
 }
 

@@ -1,0 +1,254 @@
+// Causal attention over pages of keys and values, forward: packed documents and paged requests are one kernel.
+//
+// A task is one kv head and the queries that lie in one page's worth of positions, with all query heads of the
+// group as its rows, so a page of keys and values is read once for them all. Rows meet the pages in order:
+//
+//   s = scale log2(e) q k^T     m' = max(m, max s)     p = 2^(s - m')     l' = l 2^(m - m') + sum p
+//   o' = o 2^(m - m') + p v     and at the end o / l
+//
+// The sum over D is one chain, p v one chain over keys; keys of a page lie in lanes, and lanes are added in one
+// order. So a row's bits depend on its own document up to its own position only: not on the rows beside it, on
+// chunks, pages' places or threads. Later keys are left out by choosing, never by multiplying with zero, so
+// nothing in them reaches a row, not even NaN. Work: 4 D flops and one exponential a pair of query and key;
+// scores of 6 rows x 64 keys live in L1, a page of keys and values too.
+#include "attention.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "ops.h"
+#include "parallel.h"
+
+namespace attention {
+namespace {
+
+// Queries of one document: rows first ... first + count - 1, the last of them at position context - 1.
+struct Span {
+  int64_t first, count, context;
+  const int32_t* pages;
+};
+
+template <class T>
+struct Pass {
+  const T* q;
+  const Word<T>*k_pages, *v_pages;
+  int64_t heads, kv_heads, dim;
+  float scale;
+  T* out;
+  float* lse;  // or null
+
+  int64_t group() const { return heads / kv_heads; }
+};
+
+// The state of a row: its largest score so far (in units of log 2), and the sum of 2^(score - largest).
+struct Running {
+  float most, sum;
+};
+
+// Turns 64 scores, of which the first `valid` count, into weights (in place), and rescales the row's state.
+inline void soften(float* s, int64_t valid, float scale, Running& state, float* o, int64_t width) {
+  constexpr int kParts = kPage / kLanes;
+  f32 x[kParts], top = set(kNone);
+#pragma GCC unroll 16
+  for (int i = 0; i < kParts; ++i) {
+    x[i] = load(s + i * kLanes) * set(scale);
+    if (valid < kPage) x[i] = keep_n(x[i], (int)(valid - i * kLanes), kNone);
+    top = max(x[i], top);
+  }
+  float most = max_lane(top);
+  if (most > state.most) {
+    if (state.most > kNone) {
+      f32 shrink = exp2_nonpositive(set(state.most - most));
+      state.sum *= shrink[0];
+      for (int64_t d = 0; d < width; d += kLanes) store(o + d, load(o + d) * shrink);
+    }
+    state.most = most;
+  }
+  f32 shift = set(state.most == kNone ? 0.0f : state.most), total = zero();  // -inf - -inf would be NaN
+#pragma GCC unroll 16
+  for (int i = 0; i < kParts; ++i) {
+    f32 p = exp2_nonpositive(x[i] - shift);
+    store(s + i * kLanes, p);
+    total += p;
+  }
+  state.sum += sum(total);
+}
+
+inline Left<float> weights(const float* s, int64_t, float*) { return {s, kPage, 1}; }
+inline Left<bf16> weights(const float* s, int64_t rows, bf16* rounded) {
+  for (int64_t i = 0; i < rows * kPage; i += kLanes) store(rounded + i, load(s + i));
+  return {reinterpret_cast<const uint32_t*>(rounded), kPage / 2, 1};
+}
+
+// Adds the keys from `from` to `valid` - 1 to one row of output, stopping inside a word where valid is odd.
+template <class T>
+inline void last_keys(Left<T> p, const Word<T>* v, int64_t width, int64_t from, int64_t valid, float* o) {
+  constexpr int kSteps = Words<T>::kSteps;
+  int64_t step = from / kSteps, steps = valid / kSteps;
+  product_rows<T, 1>({p.words + step, 0, 1}, v + step * width, width, steps - step, o, width, width, false);
+  if constexpr (kSteps == 2)
+    if (valid % 2)
+      for (int64_t d = 0; d < width; d += kLanes) {
+        pairs low = Words<T>::load(v + steps * width + d) & 0xffffu;
+        store(o + d, dot_pairs(load(o + d), set_pair(p.words[steps] & 0xffffu), low));
+      }
+}
+
+// The queries of `span` at the positions of page `tile`, for one kv head.
+template <class T>
+void attend(const Pass<T>& pass, const Span& span, int64_t tile, int64_t kv_head) {
+  constexpr int kSteps = Words<T>::kSteps;
+  const int64_t group = pass.group(), dim = pass.dim, width = padded(dim), q_words = across_rows<T>(dim);
+  const int64_t begin = std::max(span.context - span.count, tile * kPage);
+  const int64_t end = std::min(span.context, (tile + 1) * kPage);
+  const int64_t rows = (end - begin) * group;
+  const int64_t first = span.first + begin - (span.context - span.count);
+  auto source = [&](int64_t row) {
+    return ((first + row / group) * pass.heads + kv_head * group + row % group);
+  };
+
+  auto* q = room<Word<T>, 0>(rows * q_words);
+  float* o = room<float, 1>(rows * width);
+  Running* state = room<Running, 2>(rows);
+  for (int64_t row = 0; row < rows; ++row) {
+    const T* from = pass.q + source(row) * dim;
+    for (int64_t d = 0; d < dim; d += kSteps)
+      q[row * q_words + d / kSteps] = Words<T>::pair(from[d], d + kSteps <= dim ? from[d + kSteps - 1] : T{});
+    state[row] = {kNone, 0.0f};
+  }
+  std::fill(o, o + rows * width, 0.0f);
+
+  alignas(64) float s[kRows * kPage];
+  alignas(64) T rounded[kRows * kPage];
+  for (int64_t page = 0; page <= tile; ++page) {
+    const int64_t at = span.pages[page] * pass.kv_heads + kv_head;
+    const Word<T>* k = pass.k_pages + at * across_size<T>(dim);
+    const Word<T>* v = pass.v_pages + at * along_size<T>(dim);
+    for (int64_t r = 0; r < rows; r += kRows) {
+      const int64_t strip = std::min<int64_t>(kRows, rows - r);
+      auto valid = [&](int64_t row) { return page < tile ? kPage : begin + row / group + 1 - tile * kPage; };
+      const int64_t columns = (valid(r + strip - 1) + kLanes - 1) / kLanes * kLanes;
+      product<T>({q + r * q_words, q_words, 1}, k, kPage, q_words, s, kPage, strip, columns, true);
+      for (int64_t i = 0; i < strip; ++i)
+        soften(s + i * kPage, valid(r + i), pass.scale, state[r + i], o + (r + i) * width, width);
+      Left<T> p = weights(s, strip, rounded);
+      const int64_t common = valid(r) / kSteps;  // words that every row of the strip takes whole
+      product<T>(p, v, width, common, o + r * width, width, strip, width, false);
+      for (int64_t i = 0; i < strip && page == tile; ++i)
+        last_keys<T>({p.words + i * p.row, 0, 1}, v, width, common * kSteps, valid(r + i), o + (r + i) * width);
+    }
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    T* to = pass.out + source(row) * dim;
+    float inverse = 1.0f / state[row].sum;
+    for (int64_t d = 0; d < dim; d += kLanes) {
+      f32 value = load(o + row * width + d) * set(inverse);
+      d + kLanes <= dim ? store(to + d, value) : store_n(to + d, value, (int)(dim - d));
+    }
+    if (pass.lse) pass.lse[source(row)] = state[row].most * 0.693147181f + std::log(state[row].sum);
+  }
+}
+
+template <class T>
+void attend_all(const Pass<T>& pass, const std::vector<Span>& spans, int threads) {
+  struct Task {
+    const Span* span;
+    int64_t tile;
+  };
+  std::vector<Task> tasks;  // the longest rows first, so that threads end together
+  for (const Span& span : spans)
+    for (int64_t tile = (span.context - span.count) / kPage; span.count && tile * kPage < span.context; ++tile)
+      tasks.push_back({&span, tile});
+  std::stable_sort(tasks.begin(), tasks.end(), [](const Task& a, const Task& b) { return a.tile > b.tile; });
+  parallel::parallel_for((int64_t)tasks.size() * pass.kv_heads, threads, [&](int64_t i) {
+    attend(pass, *tasks[i / pass.kv_heads].span, tasks[i / pass.kv_heads].tile, i % pass.kv_heads);
+  });
+}
+
+template <class T>
+Pass<T> make_pass(const T* q, const T* k_pages, const T* v_pages, int64_t heads, int64_t kv_heads, int64_t dim,
+                  float scale, T* out, float* lse) {
+  auto words = [](const T* p) { return reinterpret_cast<const Word<T>*>(p); };
+  return {q, words(k_pages), words(v_pages), heads, kv_heads, dim, scale * 1.44269504f, out, lse};
+}
+
+}  // namespace
+}  // namespace attention
+
+using namespace attention;
+
+template <class T>
+void attention_forward(const T* q, const T* k, const T* v, const int32_t* cu_seqlens, int64_t documents,
+                       int64_t heads, int64_t kv_heads, int64_t dim, float scale, T* k_pages, T* v_pages,
+                       T* out, float* lse, int threads) {
+  std::vector<int32_t> pages;         // every page in order: a document's are neighbours
+  std::vector<int64_t> first, count;  // of each page's tokens
+  for (int64_t b = 0; b < documents; ++b)
+    for (int64_t t = cu_seqlens[b]; t < cu_seqlens[b + 1]; t += kPage) {
+      pages.push_back((int32_t)pages.size());
+      first.push_back(t);
+      count.push_back(std::min<int64_t>(kPage, cu_seqlens[b + 1] - t));
+    }
+  parallel::parallel_for((int64_t)pages.size() * kv_heads, threads, [&](int64_t i) {
+    int64_t page = i / kv_heads, row = first[page] * kv_heads + i % kv_heads;
+    write_across(k + row * dim, kv_heads * dim, dim, 0, count[page],
+                 reinterpret_cast<Word<T>*>(k_pages) + i * across_size<T>(dim));
+    write_along(v + row * dim, kv_heads * dim, dim, 0, count[page],
+                reinterpret_cast<Word<T>*>(v_pages) + i * along_size<T>(dim));
+  });
+  std::vector<Span> spans;
+  int64_t page = 0;
+  for (int64_t b = 0; b < documents; ++b) {
+    int64_t length = cu_seqlens[b + 1] - cu_seqlens[b];
+    spans.push_back({cu_seqlens[b], length, length, pages.data() + page});
+    page += (length + kPage - 1) / kPage;
+  }
+  attend_all(make_pass(q, k_pages, v_pages, heads, kv_heads, dim, scale, out, lse), spans, threads);
+}
+
+template <class T>
+int64_t attention_paged(const T* q, const T* k_pages, const T* v_pages, int64_t page_count,
+                        const int32_t* block_table, int64_t table_width, const int32_t* q_start,
+                        const int32_t* context_lens, int64_t requests, int64_t tokens, int64_t heads,
+                        int64_t kv_heads, int64_t dim, float scale, T* out, int threads) {
+  std::vector<Span> spans;
+  if (q_start[0] != 0 || q_start[requests] != tokens) return 0;
+  for (int64_t r = 0; r < requests; ++r) {
+    int64_t count = (int64_t)q_start[r + 1] - q_start[r], context = context_lens[r];
+    const int32_t* pages = block_table + r * table_width;
+    if (count < 0 || context < count || context > table_width * kPage) return r;
+    for (int64_t i = 0; i * kPage < context; ++i)
+      if (pages[i] < 0 || pages[i] >= page_count) return r;
+    spans.push_back({q_start[r], count, context, pages});
+  }
+  attend_all(make_pass(q, k_pages, v_pages, heads, kv_heads, dim, scale, out, nullptr), spans, threads);
+  return -1;
+}
+
+template <class T>
+int64_t write_pages(const T* k, const T* v, T* k_pages, T* v_pages, int64_t page_count, const int32_t* slots,
+                    int64_t tokens, int64_t kv_heads, int64_t dim, int threads) {
+  for (int64_t t = 0; t < tokens; ++t)
+    if (slots[t] < 0 || slots[t] >= page_count * kPage) return t;
+  // A head is one task: tokens that share a word of a page never meet in two threads.
+  parallel::parallel_for(kv_heads, tokens * kv_heads * dim < 65536 ? 1 : threads, [&](int64_t head) {
+    for (int64_t t = 0; t < tokens; ++t) {
+      int64_t at = slots[t] / kPage * kv_heads + head, place = slots[t] % kPage,
+              row = (t * kv_heads + head) * dim;
+      write_across(k + row, 0, dim, place, 1, reinterpret_cast<Word<T>*>(k_pages) + at * across_size<T>(dim));
+      write_along(v + row, 0, dim, place, 1, reinterpret_cast<Word<T>*>(v_pages) + at * along_size<T>(dim));
+    }
+  });
+  return -1;
+}
+
+#define INSTANTIATE(T)                                                                                        \
+  template void attention_forward<T>(const T*, const T*, const T*, const int32_t*, int64_t, int64_t, int64_t, \
+                                     int64_t, float, T*, T*, T*, float*, int);                                \
+  template int64_t attention_paged<T>(const T*, const T*, const T*, int64_t, const int32_t*, int64_t,         \
+                                      const int32_t*, const int32_t*, int64_t, int64_t, int64_t, int64_t,     \
+                                      int64_t, float, T*, int);                                               \
+  template int64_t write_pages<T>(const T*, const T*, T*, T*, int64_t, const int32_t*, int64_t, int64_t,      \
+                                  int64_t, int);
+INSTANTIATE(float)
+INSTANTIATE(bf16)

@@ -1,0 +1,164 @@
+// What attention's forward and backward share: pages, and one product of small matrices.
+//
+// A page holds the keys or values of 64 tokens of one kv head, the tokens counted from the document's start.
+// Across: (D, 64), so that one load brings many tokens' d-th number. Along: (64, D rounded up to 16), so that
+// one load brings many numbers of one token. Both are stored in words of what one step of a dot product takes:
+// a float, or two bf16 of neighbouring rows (an odd last row is filled up).
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "simd.h"
+
+namespace attention {
+
+using namespace simd;
+
+constexpr int kPage = 64;                       // tokens
+constexpr int kRows = 6;                        // rows of a product whose sums are in registers together:
+constexpr int kVectors = kLanes == 16 ? 4 : 2;  // 6 x 4 of 32 registers, or 6 x 2 of 16
+const float kNone = -std::numeric_limits<float>::infinity();
+
+template <class T>
+struct Words;
+template <>
+struct Words<float> {
+  using Word = float;
+  static constexpr int kSteps = 1;  // numbers in a word
+  static f32 step(f32 sum, f32 a, f32 b) { return fma(a, b, sum); }
+  static f32 load(const float* p) { return simd::load(p); }
+  static f32 set(float a) { return simd::set(a); }
+  static float pair(float low, float) { return low; }
+};
+template <>
+struct Words<bf16> {
+  using Word = uint32_t;
+  static constexpr int kSteps = 2;
+  static f32 step(f32 sum, pairs a, pairs b) { return dot_pairs(sum, a, b); }
+  static pairs load(const uint32_t* p) {
+    pairs v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+  }
+  static pairs set(uint32_t a) { return set_pair(a); }
+  static uint32_t pair(bf16 low, bf16 high) { return pair_of(low, high); }
+};
+template <class T>
+using Word = typename Words<T>::Word;
+
+// Words of a page across and of a page along.
+template <class T>
+inline int64_t across_rows(int64_t dim) {
+  return (dim + Words<T>::kSteps - 1) / Words<T>::kSteps;
+}
+inline int64_t padded(int64_t dim) { return (dim + 15) / 16 * 16; }
+template <class T>
+inline int64_t across_size(int64_t dim) {
+  return across_rows<T>(dim) * kPage;
+}
+template <class T>
+inline int64_t along_size(int64_t dim) {
+  return kPage / Words<T>::kSteps * padded(dim);
+}
+
+// Stores `count` rows of dim numbers, `stride` apart, as the tokens place, place + 1, ... of a page.
+template <class T>
+inline void write_across(const T* rows, int64_t stride, int64_t dim, int64_t place, int64_t count,
+                         Word<T>* page) {
+  constexpr int kSteps = Words<T>::kSteps;
+  for (int64_t d = 0; d < dim; d += kSteps)
+    for (int64_t j = 0; j < count; ++j) {
+      const T* row = rows + j * stride;
+      page[d / kSteps * kPage + place + j] =
+          Words<T>::pair(row[d], d + kSteps <= dim ? row[d + kSteps - 1] : T{});
+    }
+}
+template <class T>
+inline void write_along(const T* rows, int64_t stride, int64_t dim, int64_t place, int64_t count,
+                        Word<T>* page) {
+  constexpr int kSteps = Words<T>::kSteps;
+  for (int64_t j = 0; j < count; ++j) {
+    T* to = reinterpret_cast<T*>(page) + (place + j) / kSteps * padded(dim) * kSteps + (place + j) % kSteps;
+    for (int64_t d = 0; d < dim; ++d) to[d * kSteps] = rows[j * stride + d];
+  }
+}
+
+// The left factor of a product: a word for each (row, step), read one at a time.
+template <class T>
+struct Left {
+  const Word<T>* words;
+  int64_t row, step;  // distances
+};
+
+template <class T, int R, int V>
+inline void product_tile(Left<T> a, const Word<T>* b, int64_t b_step, int64_t steps, float* out,
+                         int64_t out_row, bool fresh) {
+  f32 sum[R][V];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) sum[r][v] = fresh ? zero() : load(out + r * out_row + v * kLanes);
+  for (int64_t k = 0; k < steps; ++k, b += b_step, a.words += a.step) {
+    decltype(Words<T>::load(b)) right[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) right[v] = Words<T>::load(b + v * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      auto left = Words<T>::set(a.words[r * a.row]);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sum[r][v] = Words<T>::step(sum[r][v], left, right[v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) store(out + r * out_row + v * kLanes, sum[r][v]);
+}
+
+template <class T, int R>
+inline void product_rows(Left<T> a, const Word<T>* b, int64_t b_step, int64_t steps, float* out,
+                         int64_t out_row, int64_t columns, bool fresh) {
+  int64_t c = 0;
+  for (; c + kVectors * kLanes <= columns; c += kVectors * kLanes)
+    product_tile<T, R, kVectors>(a, b + c, b_step, steps, out + c, out_row, fresh);
+  switch ((columns - c) / kLanes) {
+    case 3:
+      return product_tile<T, R, 3>(a, b + c, b_step, steps, out + c, out_row, fresh);
+    case 2:
+      return product_tile<T, R, 2>(a, b + c, b_step, steps, out + c, out_row, fresh);
+    case 1:
+      return product_tile<T, R, 1>(a, b + c, b_step, steps, out + c, out_row, fresh);
+  }
+}
+
+// out (rows x columns) += a (rows x steps) b (steps x columns), or = where `fresh`; columns is a multiple of
+// kLanes. Every output is one chain over the steps in order, whatever the other sizes.
+template <class T>
+inline void product(Left<T> a, const Word<T>* b, int64_t b_step, int64_t steps, float* out, int64_t out_row,
+                    int64_t rows, int64_t columns, bool fresh) {
+  for (; rows >= kRows; rows -= kRows, a.words += kRows * a.row, out += kRows * out_row)
+    product_rows<T, kRows>(a, b, b_step, steps, out, out_row, columns, fresh);
+  switch (rows) {
+    case 5:
+      return product_rows<T, 5>(a, b, b_step, steps, out, out_row, columns, fresh);
+    case 4:
+      return product_rows<T, 4>(a, b, b_step, steps, out, out_row, columns, fresh);
+    case 3:
+      return product_rows<T, 3>(a, b, b_step, steps, out, out_row, columns, fresh);
+    case 2:
+      return product_rows<T, 2>(a, b, b_step, steps, out, out_row, columns, fresh);
+    case 1:
+      return product_rows<T, 1>(a, b, b_step, steps, out, out_row, columns, fresh);
+  }
+}
+
+// Room for n elements of this thread, kept for its next task; contents are whatever they were.
+template <class E, int kSlot>
+inline E* room(int64_t n) {
+  thread_local std::vector<E> memory;
+  if ((int64_t)memory.size() < n) memory.resize(n);
+  return memory.data();
+}
+
+}  // namespace attention

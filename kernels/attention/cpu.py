@@ -1,0 +1,69 @@
+"""Attention on the CPU: allocation and the calls into csrc/cpu/attention*.cpp."""
+
+import torch
+
+from .. import _native
+from . import PAGE_SIZE, new_pages
+from .reference import backward  # noqa: F401
+
+
+def forward(q, k, v, cu_seqlens, scale):
+    tokens, heads, dim = q.shape
+    kv_heads, dtype = k.shape[1], q.dtype
+    bounds = cu_seqlens.tolist()
+    pages = sum(-(-(b - a) // PAGE_SIZE) for a, b in zip(bounds, bounds[1:], strict=False))
+    k_pages, v_pages = new_pages(pages, kv_heads, dim, dtype)
+    out, lse = torch.empty_like(q), torch.empty(tokens, heads)
+    _native.kernel("attention_forward", dtype)(
+        _native.address(q, dtype, tokens * heads * dim),
+        _native.address(k, dtype, tokens * kv_heads * dim),
+        _native.address(v, dtype, tokens * kv_heads * dim),
+        _native.address(cu_seqlens, torch.int32, len(bounds)),
+        len(bounds) - 1, heads, kv_heads, dim, scale,
+        k_pages.data_ptr(), v_pages.data_ptr(),
+        _native.address(out, dtype, q.numel()),
+        _native.address(lse, torch.float32, tokens * heads),
+        _native.threads(),
+    )  # fmt: skip
+    return out, lse
+
+
+def forward_paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale):
+    tokens, heads, dim = q.shape
+    requests, width = block_table.shape
+    dtype, out = q.dtype, torch.empty_like(q)
+    wrong = _native.kernel("attention_paged", dtype)(
+        _native.address(q, dtype, q.numel()),
+        _native.address(k_pages, dtype, k_pages.numel()),
+        _native.address(v_pages, dtype, v_pages.numel()),
+        len(k_pages),
+        _native.address(block_table, torch.int32, requests * width), width,
+        _native.address(q_start, torch.int32, requests + 1),
+        _native.address(context_lens, torch.int32, requests),
+        requests, tokens, heads, k_pages.shape[1], dim, scale,
+        _native.address(out, dtype, q.numel()), _native.threads(),
+    )  # fmt: skip
+    if wrong >= 0:
+        raise ValueError(
+            f"attention_paged: request {wrong} does not fit: queries {q_start.tolist()} of {tokens}, contexts "
+            f"{context_lens.tolist()}, a table of {width} pages of {len(k_pages)}"
+        )
+    return out
+
+
+def write_pages(k, v, k_pages, v_pages, slots):
+    tokens, kv_heads, dim = k.shape
+    dtype = k.dtype
+    wrong = _native.kernel("write_pages", dtype)(
+        _native.address(k, dtype, k.numel()),
+        _native.address(v, dtype, k.numel()),
+        _native.address(k_pages, dtype, k_pages.numel()),
+        _native.address(v_pages, dtype, v_pages.numel()),
+        len(k_pages),
+        _native.address(slots, torch.int32, tokens),
+        tokens, kv_heads, dim, _native.threads(),
+    )  # fmt: skip
+    if wrong >= 0:
+        raise ValueError(
+            f"write_pages: slot {int(slots[wrong])} of token {wrong} is outside {len(k_pages)} pages"
+        )

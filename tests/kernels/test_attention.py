@@ -1,0 +1,284 @@
+"""Attention on every backend: against float64, packed, paged bit for bit, garbage in pages, compile, opcheck."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pyengine.kernels import PAGE_SIZE, _native, attention, attention_paged, new_pages, write_pages
+from pyengine.kernels.attention import reference
+from tests.numerics import assert_as_good_as_torch
+
+OP = "attention"
+DTYPES = [torch.float32, torch.bfloat16]
+# (document lengths, H, K, D)
+CASES = [
+    ([1], 1, 1, 1),
+    ([5, 0, 70], 4, 2, 33),
+    ([64], 3, 3, 32),
+    ([65, 63, 1], 6, 2, 64),
+    ([130, 2], 8, 1, 16),
+    ([200], 2, 2, 128),
+    ([3, 150], 7, 7, 7),
+    ([], 2, 1, 8),
+]
+
+
+def inputs(lengths, heads, kv_heads, dim, dtype, device="cpu", seed=0):
+    make = torch.Generator().manual_seed(seed + sum(lengths) + dim)
+    tensors = [torch.randn(sum(lengths), h, dim, generator=make) for h in (heads, kv_heads, kv_heads)]
+    bounds = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    return [t.to(device, dtype).requires_grad_() for t in tensors], bounds.to(device)
+
+
+def through(function, tensors, bounds):
+    """Output and gradients of one call, with a fixed random upstream gradient."""
+    out = function(*tensors, bounds, tensors[0].shape[-1] ** -0.5)
+    make = torch.Generator().manual_seed(7)
+    dout = torch.randn(out.shape, generator=make).to(out.device, out.dtype)
+    return [out, *torch.autograd.grad(out, tensors, dout)]
+
+
+def plain(q, k, v, bounds, scale):
+    """Plain torch, every step in the inputs' own type."""
+    outs, group = [q[:0] + k.sum() + v.sum()], q.shape[1] // k.shape[1]
+    for a, b in zip(bounds.tolist(), bounds.tolist()[1:], strict=False):
+        qh, kh, vh = (t[a:b].transpose(0, 1) for t in (q, k, v))
+        later = torch.ones(b - a, b - a, dtype=torch.bool, device=q.device).triu(1)
+        scores = (qh @ kh.repeat_interleave(group, 0).mT * scale).masked_fill(later, float("-inf"))
+        outs.append((scores.softmax(-1) @ vh.repeat_interleave(group, 0)).transpose(0, 1))
+    return torch.cat(outs)
+
+
+def fused(q, k, v, bounds, scale):
+    """torch's own fused attention, which like ours keeps one rounded number a row for its backward."""
+    heads_first = [t.transpose(0, 1)[None] for t in (q, k, v)]
+    outs = [
+        F.scaled_dot_product_attention(
+            *(t[:, :, a:b] for t in heads_first), is_causal=True, scale=scale, enable_gqa=True
+        )
+        for a, b in zip(bounds.tolist(), bounds.tolist()[1:], strict=False)
+    ]
+    return torch.cat(outs, 2)[0].transpose(0, 1)
+
+
+def check(tensors, bounds, backend, theirs=plain):
+    wide = [t.detach().double().requires_grad_() for t in tensors]
+    results = [through(f, t, bounds) for f, t in ((attention, tensors), (theirs, tensors), (plain, wide))]
+    for what, a, b, truth in zip(["out", "dq", "dk", "dv"], *results, strict=True):
+        assert_as_good_as_torch(a, b, truth, op=OP, what=what, backend=backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_as_good_as_torch(backend, case, dtype):
+    check(*inputs(*case, dtype, backend.device), backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [1e-10, 8.0])
+def test_extremes(backend, dtype, scale):
+    """Scores near zero, and scores of some hundreds: weights of almost exactly one and zero."""
+    tensors, bounds = inputs([90], 2, 1, 32, dtype, backend.device)
+    with torch.no_grad():
+        for t in tensors[:2]:
+            t *= scale
+    check(tensors, bounds, backend, fused)
+
+
+def paged(tensors, lengths, chunks, seed=0):
+    """attention() by way of pages: each document written and queried in chunks, all requests advancing together.
+
+    `chunks` yields the number of tokens a request takes in a turn. Pages are dealt in random order from memory
+    that holds NaN, and the unused page of every request's table is out of range.
+    """
+    q, k, v = (t.detach() for t in tensors)
+    make = torch.Generator().manual_seed(seed)
+    need = [-(-n // PAGE_SIZE) for n in lengths]
+    k_pages, v_pages = new_pages(sum(need) + 1, k.shape[1], k.shape[2], k.dtype, k.device)
+    k_pages.fill_(float("nan")), v_pages.fill_(float("nan"))
+    free = torch.randperm(sum(need) + 1, generator=make).tolist()
+    tables = [[free.pop() for _ in range(n)] for n in need]
+    starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
+    done, out = [0] * len(lengths), torch.full_like(q, float("nan"))
+    while any(d < n for d, n in zip(done, lengths, strict=True)):
+        turn = [(r, min(next(chunks), n - done[r])) for r, n in enumerate(lengths) if done[r] < n]
+        turn = [turn[i] for i in torch.randperm(len(turn), generator=make).tolist()]
+        rows = torch.cat([torch.arange(starts[r] + done[r], starts[r] + done[r] + n) for r, n in turn])
+        slots = [
+            tables[r][p // PAGE_SIZE] * PAGE_SIZE + p % PAGE_SIZE
+            for r, n in turn
+            for p in range(done[r], done[r] + n)
+        ]
+        for r, n in turn:
+            done[r] += n
+        device = q.device
+        rows = rows.to(device)
+        write_pages(k[rows], v[rows], k_pages, v_pages, torch.tensor(slots, dtype=torch.int32, device=device))
+        width = max(need) + 1
+        table = torch.tensor([(tables[r] + [1 << 30] * width)[:width] for r, _ in turn], dtype=torch.int32)
+        queries = torch.tensor([0] + [n for _, n in turn], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        contexts = torch.tensor([done[r] for r, _ in turn], dtype=torch.int32)
+        arguments = (t.to(device) for t in (table, queries, contexts))
+        out[rows] = attention_paged(q[rows], k_pages, v_pages, *arguments)
+    return out
+
+
+def one_by_one():
+    while True:
+        yield 1
+
+
+def test_paged_is_as_good(backend):
+    """The reference need not have equal bits, only equal meaning; the next test is for the others."""
+    for dtype in DTYPES:
+        tensors, bounds = inputs([70, 3], 4, 2, 32, dtype, backend.device)
+        truth = plain(*(t.detach().double() for t in tensors), bounds, 32**-0.5)
+        ours = paged(tensors, [70, 3], one_by_one())
+        theirs = plain(*(t.detach() for t in tensors), bounds, 32**-0.5)
+        assert_as_good_as_torch(ours, theirs, truth, op=OP, what="paged", backend=backend)
+
+
+@settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    lengths=st.lists(st.integers(1, 150), min_size=1, max_size=4),
+    shape=st.sampled_from([(1, 1, 32), (4, 2, 33), (6, 1, 16), (3, 3, 128), (7, 7, 5)]),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 1000),
+)
+def test_paged_has_the_same_bits(backend, lengths, shape, dtype, seed):
+    if backend.name == "reference":
+        pytest.skip("plain torch promises no bits")
+    tensors, bounds = inputs(lengths, *shape, dtype, backend.device, seed)
+    with torch.no_grad():
+        whole = attention(*tensors, bounds)
+    random = torch.Generator().manual_seed(seed)
+
+    def chunks():
+        while True:
+            yield int(torch.randint(1, 100, (1,), generator=random))
+
+    try:
+        for threads in (1, 2):
+            _native.set_threads(threads)
+            assert torch.equal(paged(tensors, lengths, chunks(), seed), whole)
+    finally:
+        _native.set_threads(None)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_decoding_has_the_same_bits(backend, dtype):
+    if backend.name == "reference":
+        pytest.skip("plain torch promises no bits")
+    tensors, bounds = inputs([67, 130], 4, 2, 64, dtype, backend.device)
+    with torch.no_grad():
+        assert torch.equal(paged(tensors, [67, 130], one_by_one()), attention(*tensors, bounds))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nothing_leaks_backwards_or_across(backend, dtype, bad):
+    if backend.name == "reference":
+        pytest.skip("plain torch multiplies later values with zero")
+    (q, k, v), bounds = inputs([40, 80, 70], 4, 2, 32, dtype, backend.device)
+    with torch.no_grad():
+        clean = attention(q, k, v, bounds)
+        for t in (k, v):
+            t[40 + 30] = bad
+        dirty = attention(q, k, v, bounds)
+    untouched = torch.ones(190, dtype=torch.bool)
+    untouched[40 + 30 : 40 + 80] = False
+    assert torch.equal(clean[untouched], dirty[untouched])
+    assert dirty[40 + 30 : 40 + 80].isnan().any(-1).all()
+
+
+def test_a_query_that_overflows_spoils_only_itself(backend):
+    (q, k, v), bounds = inputs([130], 2, 1, 32, torch.float32, backend.device)
+    with torch.no_grad():
+        clean = attention(q, k, v, bounds)
+        q[70] = float("nan")
+        dirty = attention(q, k, v, bounds)
+    assert torch.equal(clean[:70], dirty[:70]) and torch.equal(clean[71:], dirty[71:])
+    assert dirty[70].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_documents_and_threads_do_not_change_bits(backend, dtype):
+    if backend.name != "cpu":
+        pytest.skip("only the CPU kernels have threads of their own")
+    lengths = [100, 1, 64, 129]
+    tensors, bounds = inputs(lengths, 4, 2, 32, dtype)
+    try:
+        _native.set_threads(1)
+        one = through(attention, tensors, bounds)
+        _native.set_threads(2)
+        two = through(attention, tensors, bounds)
+    finally:
+        _native.set_threads(None)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    alone = [t.detach()[165:].requires_grad_() for t in tensors]
+    with torch.no_grad():
+        last = attention(*alone, torch.tensor([0, 129], dtype=torch.int32))
+    assert torch.equal(last, one[0][165:])
+
+
+def test_non_contiguous_is_copied(backend):
+    (q, k, v), bounds = inputs([20], 4, 2, 16, torch.float32, backend.device)
+    with torch.no_grad():
+        views = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in (q, k, v)]
+        assert torch.equal(attention(*views, bounds), attention(q, k, v, bounds))
+
+
+def test_compiles_whole(backend):
+    if backend.variant == "interpreter":
+        pytest.skip("torch.compile does not trace Triton's interpreter")
+    tensors, bounds = inputs([9, 70], 4, 2, 16, torch.float32, backend.device)
+    compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
+    for a, b in zip(through(compiled, tensors, bounds), through(attention, tensors, bounds), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_opcheck(backend):
+    if backend.variant == "interpreter":
+        pytest.skip("opcheck traces, which Triton's interpreter does not support")
+    tensors, bounds = inputs([9, 66], 4, 2, 16, torch.float32, backend.device)
+    q, k, v = (t.detach() for t in tensors)
+    out, lse = torch.ops.pyengine.attention(q, k, v, bounds, 0.25)
+    pages = [p.zero_() for p in new_pages(2, 2, 16, torch.float32, backend.device)]
+    numbers = [torch.tensor(n, dtype=torch.int32, device=backend.device) for n in ([[0, 1]], [0, 75], [75])]
+    slots = torch.arange(75, dtype=torch.int32, device=backend.device)
+    torch.library.opcheck(torch.ops.pyengine.attention, (q, k, v, bounds, 0.25))
+    torch.library.opcheck(torch.ops.pyengine.attention_backward, (out, q, k, v, out, lse, bounds, 0.25))
+    torch.library.opcheck(torch.ops.pyengine.write_pages, (k, v, *pages, slots))
+    torch.library.opcheck(torch.ops.pyengine.attention_paged, (q, *pages, *numbers, 0.25))
+
+
+def test_refuses_what_does_not_fit(backend):
+    (q, k, v), bounds = inputs([8], 4, 2, 16, torch.float32, backend.device)
+    wrong = torch.tensor([0, 9], dtype=torch.int32, device=backend.device)
+    for arguments, word in [
+        ((q, k[:, :, :8], v, bounds), "q \\(T, H, D\\)"),
+        ((q[:, :3], k, v, bounds), "dividing"),
+        ((q.double(), k.double(), v.double(), bounds), "float32 or bfloat16"),
+        ((q, k, v, bounds.long()), "int32"),
+        ((q, k, v, wrong), "rise from 0 to 8"),
+    ]:
+        with pytest.raises(ValueError, match=word):
+            attention(*arguments)
+
+
+def test_refuses_pages_that_do_not_exist():
+    (q, k, v), _ = inputs([8], 4, 2, 16, torch.float32)
+    pages = new_pages(1, 2, 16, torch.float32)
+    numbers = lambda *lists: [torch.tensor(n, dtype=torch.int32) for n in lists]  # noqa: E731
+    with pytest.raises(ValueError, match="slot 64 of token 7"):
+        write_pages(k.detach(), v.detach(), *pages, torch.arange(57, 65, dtype=torch.int32))
+    for table, starts, contexts in [([[1]], [0, 8], [8]), ([[0]], [0, 8], [7]), ([[0]], [0, 7], [8])]:
+        with pytest.raises(ValueError, match="request 0"):
+            attention_paged(q.detach(), *pages, *numbers(table, starts, contexts))

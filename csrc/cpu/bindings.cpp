@@ -58,6 +58,9 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
   BOTH(write_pages);
   def(m, "gather_rows", &gather_rows);
   def(m, "copy_blocks", &copy_blocks);
+  BOTH(linear_pack);
+  BOTH(linear_forward);
+  BOTH(linear_backward);
   def(m, "ceiling_fma_f32", &ceiling_fma_f32);
   def(m, "ceiling_dot_bf16", &ceiling_dot_bf16);
   def(m, "ceiling_read", &ceiling_read);

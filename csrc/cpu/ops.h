@@ -46,3 +46,16 @@ void gather_rows(const char* source, const int64_t* index, char* out, int64_t ro
 
 // out = blocks of block_bytes that lie stride_bytes apart in source.
 void copy_blocks(const char* source, char* out, int64_t blocks, int64_t block_bytes, int64_t stride_bytes);
+// weight (n, k) into the panels of gemm.h; packed holds gemm::packed_size<T>(n, k) numbers.
+template <class T>
+void linear_pack(const T* weight, T* packed, int64_t n, int64_t k, int threads);
+
+// y (m, n) = x (m, k) weight (n, k)^T + bias (n), in T or unrounded; the weight may be packed, the bias null.
+template <class T>
+void linear_forward(const T* x, const T* weight, bool is_packed, const T* bias, void* y, bool y_is_float,
+                    int64_t m, int64_t n, int64_t k, int threads);
+
+// The gradients whose pointer is not null: dx (m, k), dweight (n, k), dbias (n) of dy (m, n).
+template <class T>
+void linear_backward(const T* dy, const T* x, const T* weight, T* dx, T* dweight, T* dbias, int64_t m,
+                     int64_t n, int64_t k, int threads);

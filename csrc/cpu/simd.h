@@ -159,9 +159,15 @@ inline void store(bf16* p, f32 v) {
 #endif
 }
 inline f32 load_n(const bf16* p, int n, float fill = 0.0f) {
+#if defined(__AVX512F__)
+  __mmask16 used = (__mmask16)((1u << n) - 1);
+  __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(used, p)), 16);
+  return (f32)_mm512_mask_mov_ps(_mm512_set1_ps(fill), used, _mm512_castsi512_ps(wide));
+#else
   float buffer[kLanes];
   for (int i = 0; i < kLanes; ++i) buffer[i] = i < n ? to_float(p[i]) : fill;
   return load(buffer);
+#endif
 }
 inline void store_n(bf16* p, f32 v, int n) {
   bf16 buffer[kLanes];
@@ -186,6 +192,35 @@ inline f32 dot_pairs(f32 acc, pairs a, pairs b) {
   acc = fma((f32)(a << 16), (f32)(b << 16), acc);
   return fma((f32)(a & 0xffff0000u), (f32)(b & 0xffff0000u), acc);
 #endif
+}
+
+// The pairs (low[i], high[i]) of two rows of n <= kLanes numbers; lanes from n on are zero.
+inline pairs zip_pairs(const bf16* low, const bf16* high, int n) {
+  f32 a = n == kLanes ? load(low) : load_n(low, n), b = n == kLanes ? load(high) : load_n(high, n);
+  return (pairs)a >> 16 | (pairs)b;
+}
+
+// ---- transpose -----------------------------------------------------------------------------------------
+
+// Transposes a square of kLanes vectors: lane j of row i becomes lane i of row j. log2(kLanes) rounds; each
+// exchanges blocks of `Half` lanes between rows i and i + Half.
+template <int Half = kLanes / 2>
+inline void transpose(u32 (&rows)[kLanes]) {
+  if constexpr (Half > 0) {
+    u32 lower, upper;
+    for (uint32_t lane = 0; lane < kLanes; ++lane) {
+      lower[lane] = lane & Half ? kLanes + lane - Half : lane;
+      upper[lane] = lane & Half ? kLanes + lane : lane + Half;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+      if (i & Half) continue;
+      u32 a = rows[i], b = rows[i + Half];
+      rows[i] = __builtin_shuffle(a, b, lower);
+      rows[i + Half] = __builtin_shuffle(a, b, upper);
+    }
+    transpose<Half / 2>(rows);
+  }
 }
 
 // ---- exp -----------------------------------------------------------------------------------------------

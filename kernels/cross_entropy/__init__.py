@@ -26,7 +26,7 @@ def linear_cross_entropy(
     Raises ValueError for shapes or types that do not fit together, IndexError for a target out of range.
     """
     _check(x, weight, targets)
-    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    rows = x.reshape(x.shape[:-1].numel(), x.shape[-1]).contiguous()
     weight, flat = weight.contiguous(), targets.reshape(-1).contiguous()
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if torch.compiler.is_compiling() or needs_grad:

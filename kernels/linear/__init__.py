@@ -1,10 +1,11 @@
 """Linear layer: y = x W^T (+ bias), and its gradients dx = dy W, dW = dy^T x, db = sum of dy.
 
-Order of summation is the contract: each output is one chain of fused multiply-adds over K, first to last (in
-bf16: over pairs of k, accumulated in float32), then the bias, then one rounding to the output type. It does
-not depend on the number of rows, on tiles or on threads, so a row of a batch of 2048 has the bits of the same
-row alone: what lets a cached decode step equal training exactly. `pack_weight(weight)` lays a weight out once
-in the order in which the kernel reads it, for decoding, where reading the weight is all the time there is.
+Order of summation is the contract: K is cut into blocks of 256 (in bf16 of 256 pairs), each block is one
+chain of fused multiply-adds in float32, first to last, the blocks are added in order, then the bias, then
+comes one rounding to the output type. It does not depend on the number of rows, on tiles or on threads, so a
+row of a batch of 2048 has the bits of the same row alone: what lets a cached decode step equal training
+exactly. `pack_weight(weight)` lays a weight out once in the order in which the kernel reads it, for decoding,
+where reading the weight is all the time there is.
 """
 
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ def linear(
     """
     _check(x, weight, bias, out_dtype)
     out_dtype = out_dtype or x.dtype
-    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    rows = x.reshape(x.shape[:-1].numel(), x.shape[-1]).contiguous()
     bias = None if bias is None else bias.contiguous()
     if isinstance(weight, PackedWeight):
         y = _packed(rows, weight, bias, out_dtype)

@@ -21,7 +21,7 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
         raise ValueError(f"swiglu: expected (..., 2F), got {tuple(gate_up.shape)}")
     if gate_up.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"swiglu: expected float32 or bfloat16, got {gate_up.dtype}")
-    rows = gate_up.reshape(-1, gate_up.shape[-1]).contiguous()
+    rows = gate_up.reshape(gate_up.shape[:-1].numel(), gate_up.shape[-1]).contiguous()
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and gate_up.requires_grad):
         y = _SwiGLU.apply(rows)
     else:

@@ -1,0 +1,294 @@
+// The matrix product of gemm.h: register tiles over packed panels.
+//
+// A kernel keeps a tile of C in registers (AVX-512: 14 rows of 32 columns, 28 accumulators, where 4 would cover
+// the latency of a multiply-add), and for each step of k loads the columns of B once and broadcasts one value
+// of A for each row: 2 + 14 loads for 28 multiply-adds, so the multipliers are the bound. A block of k is one
+// sweep: its panel of B, 32 KiB, serves all tiles of a block of rows from L1. With few rows (decoding) the same
+// chains are run on more columns at a time, and the time is that of reading B once.
+#include "gemm.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <new>
+#include <type_traits>
+#include <utility>
+
+#include "parallel.h"
+
+using namespace simd;
+
+namespace gemm {
+namespace {
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// What one step of k reads: a float, or a pair of bf16.
+template <class T>
+struct Step;
+template <>
+struct Step<float> {
+  using Unit = float;
+  using Vector = f32;
+  static constexpr int kNumbers = 1;
+  static Vector load(const Unit* p) { return simd::load(p); }
+  static Vector broadcast(Unit value) { return set(value); }
+  static f32 add(f32 sum, Vector a, Vector b) { return fma(a, b, sum); }
+};
+template <>
+struct Step<bf16> {
+  using Unit = uint32_t;
+  using Vector = pairs;
+  static constexpr int kNumbers = 2;
+  static Vector load(const Unit* p) { return load_pairs(reinterpret_cast<const bf16*>(p)); }
+  static Vector broadcast(Unit value) { return set_pair(value); }
+  static f32 add(f32 sum, Vector a, Vector b) { return dot_pairs(sum, a, b); }
+};
+template <class T>
+using Unit = typename Step<T>::Unit;
+template <class T>
+int64_t steps_of(int64_t k) {
+  return divide_up(k, Step<T>::kNumbers);
+}
+
+constexpr int kVectors = kPanel / kLanes;                       // vectors in a row of a panel
+constexpr int kRows = kLanes == 16 ? 14 : kLanes == 8 ? 6 : 4;  // rows of the highest tile
+constexpr int64_t kBlockBytes = 1 << 18;                        // of packed A a task: a quarter of L2
+constexpr int64_t kTiles = 8;                                   // tiles a task at most
+
+// Vectors of columns in a tile of `rows` rows. Few rows take more columns, so that there are always enough
+// independent chains; a multiple or a divisor of kVectors.
+constexpr int columns_of(int rows) {
+  if (kLanes == 16) return rows <= 3 ? 8 : rows <= 7 ? 4 : 2;
+  if (kLanes == 8) return rows <= 1 ? 8 : rows <= 3 ? 4 : 2;
+  return rows <= 1 ? 8 : rows <= 2 ? 4 : 2;
+}
+
+// Where a tile's results go.
+template <class T, class Out>
+struct Target {
+  Out* c;
+  int64_t row_stride;
+  int64_t columns;      // that exist, from c on
+  const T* bias;        // or null
+  const float* before;  // sums of the earlier blocks of k, or null
+  int64_t before_stride;
+};
+
+// One tile: Rows rows of A (packed: Rows units a step) times Columns vectors of B.
+template <class T, class Out, int Rows, int Columns>
+void kernel(int64_t steps, const Unit<T>* a, const Unit<T>* b, int64_t panel, const Target<T, Out>& to) {
+  using S = Step<T>;
+  f32 sum[Rows][Columns];
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < Columns; ++v) sum[r][v] = zero();
+  for (int64_t step = 0; step < steps; ++step) {
+    typename S::Vector columns_of_b[Columns];
+#pragma GCC unroll 8
+    for (int v = 0; v < Columns; ++v)
+      columns_of_b[v] = S::load(b + v / kVectors * panel + v % kVectors * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) {
+      typename S::Vector value = S::broadcast(a[r]);
+#pragma GCC unroll 8
+      for (int v = 0; v < Columns; ++v) sum[r][v] = S::add(sum[r][v], value, columns_of_b[v]);
+    }
+    a += Rows;
+    b += kPanel;
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < Columns; ++v) {
+    const int n = (int)std::min<int64_t>(kLanes, to.columns - v * kLanes);
+    if (n <= 0) continue;
+    f32 bias = to.bias ? load_n(to.bias + v * kLanes, n) : zero();
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) {
+      Out* out = to.c + r * to.row_stride + v * kLanes;
+      f32 value = sum[r][v];
+      if (to.before) value = load_n(to.before + r * to.before_stride + v * kLanes, n) + value;
+      if (to.bias) value += bias;
+      n == kLanes ? store(out, value) : store_n(out, value, n);
+    }
+  }
+}
+
+template <class T, class Out>
+using Kernel = void (*)(int64_t, const Unit<T>*, const Unit<T>*, int64_t, const Target<T, Out>&);
+
+// wide[rows - 1] computes columns_of(rows) vectors at a time, narrow the vectors of one panel at most.
+template <class T, class Out>
+struct Kernels {
+  Kernel<T, Out> wide[kRows], narrow[kRows];
+};
+template <class T, class Out, int... R>
+constexpr Kernels<T, Out> make_kernels(std::integer_sequence<int, R...>) {
+  return {{kernel<T, Out, R + 1, columns_of(R + 1)>...},
+          {kernel<T, Out, R + 1, std::min(columns_of(R + 1), kVectors)>...}};
+}
+template <class T, class Out>
+constexpr Kernels<T, Out> kKernels = make_kernels<T, Out>(std::make_integer_sequence<int, kRows>());
+
+// Rows of A or B, `rows` <= kLanes of them, as columns: out[step * stride + i] for row i. Whole vectors are
+// written (rows not there as zeros), in order of step, so a stride below kLanes works: the next step
+// overwrites.
+template <class T>
+void pack_rows(Matrix<T> in, int64_t rows, int64_t k, Unit<T>* out, int64_t stride) {
+  constexpr int numbers = Step<T>::kNumbers;
+  const int64_t whole = k / numbers, steps = steps_of<T>(k);
+  int64_t step = 0;
+  if (in.column == 1) {
+    for (; step + kLanes <= whole; step += kLanes) {
+      u32 square[kLanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) {
+        square[i] = u32{};
+        if (i < rows) std::memcpy(&square[i], in.data + i * in.row + step * numbers, sizeof(u32));
+      }
+      transpose(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) std::memcpy(out + (step + i) * stride, &square[i], sizeof(u32));
+    }
+  } else {
+    for (; step < whole; ++step) {
+      const T* p = in.data + step * numbers * in.column;
+      if constexpr (numbers == 1) {
+        store(out + step * stride, load_n(p, (int)rows));
+      } else {
+        pairs v = zip_pairs(p, p + in.column, (int)rows);
+        std::memcpy(out + step * stride, &v, sizeof v);
+      }
+    }
+  }
+  for (; step < steps; ++step) {
+    for (int i = 0; i < kLanes; ++i) {
+      T value[numbers] = {};
+      for (int j = 0; j < numbers && i < rows && step * numbers + j < k; ++j)
+        value[j] = in.data[i * in.row + (step * numbers + j) * in.column];
+      std::memcpy(out + step * stride + i, value, sizeof value);
+    }
+  }
+}
+
+template <class T>
+Matrix<T> from(Matrix<T> m, int64_t row, int64_t step) {
+  return {m.data + row * m.row + step * Step<T>::kNumbers * m.column, m.row, m.column};
+}
+
+}  // namespace
+
+void* scratch(Slot slot, size_t bytes) {
+  struct Buffers {
+    void* data[kSlots] = {};
+    size_t size[kSlots] = {};
+    ~Buffers() {
+      for (void* p : data) std::free(p);
+    }
+  };
+  thread_local Buffers buffers;
+  if (buffers.size[slot] < bytes) {
+    std::free(buffers.data[slot]);
+    buffers.size[slot] = (bytes + bytes / 4 + 4095) / 4096 * 4096;
+    buffers.data[slot] = std::aligned_alloc(4096, buffers.size[slot]);
+    if (!buffers.data[slot]) throw std::bad_alloc();
+  }
+  return buffers.data[slot];
+}
+
+template <class T>
+void pack(Matrix<T> b, int64_t n, int64_t k, T* packed, int threads) {
+  const int64_t steps = steps_of<T>(k);
+  auto* units = reinterpret_cast<Unit<T>*>(packed);
+  parallel::parallel_for(padded(n) / kPanel, n * k < 1 << 18 ? 1 : threads, [&](int64_t panel) {
+    for (int64_t i = panel * kPanel; i < (panel + 1) * kPanel; i += kLanes) {
+      int64_t rows = std::clamp<int64_t>(n - i, 0, kLanes);
+      pack_rows(rows ? from(b, i, 0) : b, rows, k, units + panel * kPanel * steps + i % kPanel, kPanel);
+    }
+  });
+}
+
+template <class T, class Out>
+void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out* c, int64_t row_stride,
+              const T* bias, bool accumulate, int threads) {
+  if (m == 0 || n == 0) return;
+  const int64_t steps = steps_of<T>(k), panels = padded(n) / kPanel;
+  const auto* b = reinterpret_cast<const Unit<T>*>(packed);
+  if (m * n * k < 1 << 17) threads = 1;
+  // Rows in tiles of almost equal height, tiles in blocks that fit L2 and are enough for the threads to share
+  // out evenly; only where there are too few rows for that are columns divided too (A is then packed again).
+  const int64_t tiles = divide_up(m, kRows), tasks = 8 * threads;
+  const int64_t fit =
+      kBlockBytes / (int64_t)(kRows * std::max<int64_t>(std::min(steps, kSteps), 1) * sizeof(Unit<T>));
+  const int64_t height = std::clamp<int64_t>(std::min(fit, tiles / tasks), 1, kTiles);
+  const int64_t row_blocks = divide_up(tiles, height);
+  const int64_t shares = threads == 1 || row_blocks >= 2 * threads ? 1 : divide_up(tasks, row_blocks);
+  const int64_t width = std::max(divide_up(panels, shares), std::min<int64_t>(4, panels));
+  const int64_t column_blocks = divide_up(panels, width);
+  auto first_row = [&](int64_t tile) { return tile * m / tiles; };
+
+  parallel::parallel_for(row_blocks * column_blocks, threads, [&](int64_t task) {
+    const int64_t tile0 = task / column_blocks * height, tile1 = std::min(tiles, tile0 + height);
+    const int64_t panel0 = task % column_blocks * width, panel1 = std::min(panels, panel0 + width);
+    const int64_t row0 = first_row(tile0), rows = first_row(tile1) - row0;
+    // Sums between two sweeps over k: in C itself if it is float.
+    float* partial = nullptr;
+    int64_t partial_stride = row_stride;
+    if constexpr (std::is_same_v<Out, float>) {
+      partial = c + row0 * row_stride;
+    } else if (steps > kSteps) {
+      partial_stride = panels * kPanel;
+      partial = (float*)scratch(kPartial, rows * partial_stride * sizeof(float));
+    }
+    const int64_t sweep = std::min(steps, kSteps);
+    auto* packed_a = (Unit<T>*)scratch(kPackedA, (rows * sweep + kLanes) * sizeof(Unit<T>));
+
+    for (int64_t step0 = 0; step0 == 0 || step0 < steps; step0 += kSteps) {
+      const int64_t count = std::min(kSteps, steps - step0);
+      const int64_t numbers = std::min(k - step0 * Step<T>::kNumbers, count * Step<T>::kNumbers);
+      for (int64_t tile = tile0; tile < tile1; ++tile) {
+        int64_t row = first_row(tile), high = first_row(tile + 1) - row;
+        pack_rows(from(a, row, step0), high, numbers, packed_a + (row - row0) * count, high);
+      }
+      const bool last = step0 + kSteps >= steps, continued = accumulate || step0 > 0;
+      // A group of panels (one, or more where tiles are low) meets all tiles of the block while it is in cache.
+      const int64_t top = divide_up(m, tiles);
+      const int64_t group = std::max(1, columns_of((int)top) / kVectors);
+      for (int64_t panel = panel0; panel < panel1; panel += group) {
+        const int64_t vectors = std::min(group, panel1 - panel) * kVectors;
+        for (int64_t tile = tile0; tile < tile1; ++tile) {
+          const int64_t row = first_row(tile), high = first_row(tile + 1) - row;
+          const Unit<T>* rows_of_a = packed_a + (row - row0) * count;
+          const int full = columns_of((int)high), low = std::min(full, kVectors);
+          for (int64_t v = 0; v < vectors;) {
+            const bool wide = v + full <= vectors;
+            const int64_t column = panel * kPanel + v * kLanes;
+            const auto* columns = b + column / kPanel * kPanel * steps + step0 * kPanel + column % kPanel;
+            const float* before = continued ? partial + (row - row0) * partial_stride + column : nullptr;
+            auto run = [&](auto* out, int64_t stride, const T* added, const auto& kernels) {
+              using Result = std::remove_pointer_t<decltype(out)>;
+              Target<T, Result> to{out, stride, n - column, added, before, partial_stride};
+              (wide ? kernels.wide : kernels.narrow)[high - 1](count, rows_of_a, columns, kPanel * steps, to);
+            };
+            if (last)
+              run(c + row * row_stride + column, row_stride, bias ? bias + column : nullptr, kKernels<T, Out>);
+            else
+              run(partial + (row - row0) * partial_stride + column, partial_stride, (const T*)nullptr,
+                  kKernels<T, float>);
+            v += wide ? full : low;
+          }
+        }
+      }
+    }
+  });
+}
+
+#define INSTANTIATE(T, Out)                                                                               \
+  template void multiply<T, Out>(Matrix<T>, const T*, int64_t, int64_t, int64_t, Out*, int64_t, const T*, \
+                                 bool, int);
+INSTANTIATE(float, float)
+INSTANTIATE(bf16, float)
+INSTANTIATE(bf16, bf16)
+template void pack<float>(Matrix<float>, int64_t, int64_t, float*, int);
+template void pack<bf16>(Matrix<bf16>, int64_t, int64_t, bf16*, int);
+
+}  // namespace gemm

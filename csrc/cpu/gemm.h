@@ -1,0 +1,54 @@
+// Matrix product C (m, n) = A (m, k) B (n, k)^T with one order of summation, for linear and cross_entropy.
+//
+// The contract, for each element of C: k is cut into blocks of kSteps steps from 0, a step being one number
+// (bf16: a pair, an odd last one padded with zero). A block is one chain of multiply-adds (bf16:
+// simd::dot_pairs) from 0, first step to last; the blocks are added in order, onto what C holds where asked to;
+// all in float32. So the bits depend on a row of A and a row of B alone: not on m, n, tiles or threads. (One
+// chain over all of k would be as fixed, but its error grows with the square root of k: three times torch's at
+// k = 2500.)
+//
+// B is packed first, into panels of kPanel columns: for each step of k (one float, or one pair of bf16) the
+// kPanel values lie side by side, so that a kernel reads memory strictly forwards. The layout is the same in
+// every build. A is packed by the tasks that need it, into tiles as high as the registers allow.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "simd.h"
+
+namespace gemm {
+
+constexpr int64_t kSteps = 256;
+constexpr int kPanel = 32;
+
+// A matrix whose element (i, k) is data[i * row + k * column]; one of the strides is 1. `row` counts outputs
+// and `column` the dimension summed over, so a transposed operand is the same memory with the strides
+// exchanged.
+template <class T>
+struct Matrix {
+  const T* data;
+  int64_t row, column;
+};
+
+inline int64_t padded(int64_t n) { return (n + kPanel - 1) / kPanel * kPanel; }
+// Numbers in a packed B of n rows: whole panels, whole pairs.
+template <class T>
+int64_t packed_size(int64_t n, int64_t k) {
+  return padded(n) * (sizeof(T) == 2 ? (k + 1) / 2 * 2 : k);
+}
+
+template <class T>
+void pack(Matrix<T> b, int64_t n, int64_t k, T* packed, int threads);
+
+// C = A B^T + bias (bias may be null), or C += A B^T where `accumulate` (then Out is float). B is packed.
+template <class T, class Out>
+void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out* c, int64_t row_stride,
+              const T* bias, bool accumulate, int threads);
+
+// Memory of this thread that is kept and reused from call to call (fresh memory costs page faults): `slot`
+// names the purpose, so that users within one call do not meet.
+enum Slot { kPackedB, kPackedA, kPartial, kLogits, kGradient, kPackedX, kSlots };
+void* scratch(Slot slot, size_t bytes);
+
+}  // namespace gemm

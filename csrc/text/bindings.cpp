@@ -49,11 +49,13 @@ struct Texts {
   }
 };
 
-template <class T>
-py::array_t<T> array_of(std::vector<T>&& values) {
-  auto* kept = new std::vector<T>(std::move(values));
-  py::capsule owner(kept, [](void* p) { delete static_cast<std::vector<T>*>(p); });
-  return py::array_t<T>({py::ssize_t(kept->size())}, {py::ssize_t(sizeof(T))}, kept->data(), owner);
+// A numpy array that owns the values.
+template <class Values>
+py::array array_of(Values&& values) {
+  auto* kept = new Values(std::move(values));
+  py::capsule owner(kept, [](void* p) { delete static_cast<Values*>(p); });
+  return py::array_t<std::remove_pointer_t<decltype(kept->data())>>(py::ssize_t(kept->size()), kept->data(),
+                                                                    owner);
 }
 
 Pattern pattern_of(const std::string& family, int digits, bool whole_tail) {
@@ -85,14 +87,10 @@ PYBIND11_MODULE(_text, m) {
       .def(py::init(&pattern_of), py::arg("family") = "", py::arg("digits") = 3, py::arg("whole_tail") = false)
       .def("split", [](const Pattern& self, py::handle object) {
         Text text = view_of(object);
-        const auto* p = reinterpret_cast<const uint8_t*>(text.view.data());
-        const auto* const end = p + text.view.size();
         py::list pieces;
-        while (p < end) {
-          const auto* stop = next_piece(self, p, end);
-          pieces.append(py::bytes(reinterpret_cast<const char*>(p), size_t(stop - p)));
-          p = stop;
-        }
+        for_each_piece(self, text.view, [&](const uint8_t* p, const uint8_t* end) {
+          pieces.append(py::bytes(reinterpret_cast<const char*>(p), size_t(end - p)));
+        });
         return pieces;
       });
 
@@ -105,10 +103,10 @@ PYBIND11_MODULE(_text, m) {
       .def("encode",
            [](const Encoder& self, py::handle object) {
              Text text = view_of(object);
-             std::vector<uint32_t> ids;
+             Ids ids;
              {
                py::gil_scoped_release release;
-               ids.reserve(text.view.size() / 4 + 8);
+               ids.room(text.view.size() / 3 + 8);
                self.encode(text.view, ids);
              }
              return array_of(std::move(ids));
@@ -116,23 +114,23 @@ PYBIND11_MODULE(_text, m) {
       .def("encode_list",
            [](const Encoder& self, py::handle object) {
              Text text = view_of(object);
-             std::vector<uint32_t> ids;
+             Ids ids;
              if (text.view.size() < 4096) {  // releasing the GIL costs more than this
                self.encode(text.view, ids);
              } else {
                py::gil_scoped_release release;
-               ids.reserve(text.view.size() / 4);
+               ids.room(text.view.size() / 3);
                self.encode(text.view, ids);
              }
              py::list list(ids.size());
              for (size_t i = 0; i < ids.size(); i++)
-               PyList_SET_ITEM(list.ptr(), py::ssize_t(i), PyLong_FromUnsignedLong(ids[i]));
+               PyList_SET_ITEM(list.ptr(), py::ssize_t(i), PyLong_FromUnsignedLong(ids.data()[i]));
              return list;
            })
       .def("encode_pieces",
            [](const Encoder& self, const py::sequence& objects) {
              Texts pieces(objects);
-             std::vector<uint32_t> ids;
+             Ids ids;
              {
                py::gil_scoped_release release;
                self.encode_pieces(pieces.views, ids);
@@ -143,7 +141,7 @@ PYBIND11_MODULE(_text, m) {
           "encode_batch",
           [](const Encoder& self, const py::sequence& objects, int threads) {
             Texts texts(objects);
-            std::vector<uint32_t> ids;
+            Ids ids;
             std::vector<int64_t> offsets;
             {
               py::gil_scoped_release release;

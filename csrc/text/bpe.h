@@ -5,7 +5,9 @@
 // O(n log n) whatever they are. Most pieces never get there: a cache of fixed size maps a piece of up to 15
 // bytes to its up to 4 ids in one 32-byte slot.
 #pragma once
+#include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -57,6 +59,32 @@ struct Workspace {
   std::vector<uint64_t> heap;
 };
 
+// A growing array of ids, without the zeros that a vector would write first.
+class Ids {
+ public:
+  // Where the next ids go; `more` of them have room there.
+  uint32_t* room(size_t more) {
+    if (size_ + more > capacity_) grow(size_ + more);
+    return data_.get() + size_;
+  }
+  void end_at(const uint32_t* end) { size_ = end - data_.get(); }
+  void append(const Ids& other) {
+    uint32_t* out = room(other.size_);
+    end_at(std::copy_n(other.data_.get(), other.size_, out));
+  }
+  const uint32_t* data() const { return data_.get(); }
+  uint32_t* data() { return data_.get(); }
+  size_t size() const { return size_; }
+
+ private:
+  void grow(size_t least);
+  struct Free {
+    void operator()(uint32_t* p) const { std::free(p); }
+  };
+  std::unique_ptr<uint32_t, Free> data_;
+  size_t size_ = 0, capacity_ = 0;
+};
+
 class Encoder {
  public:
   // tokens: the bytes of each id (empty: no such token). Each of the 256 bytes must be a token.
@@ -65,21 +93,22 @@ class Encoder {
           bool whole_pieces);
 
   // Appends the ids of a text (pre-split first) or of one piece. Safe from many threads at once.
-  void encode(std::string_view text, std::vector<uint32_t>& out) const;
-  void encode_pieces(const std::vector<std::string_view>& pieces, std::vector<uint32_t>& out) const;
+  void encode(std::string_view text, Ids& out) const;
+  void encode_pieces(const std::vector<std::string_view>& pieces, Ids& out) const;
 
   // Encodes all texts on `threads` threads; result i is texts[i]'s.
-  void encode_batch(const std::vector<std::string_view>& texts, int threads, std::vector<uint32_t>& ids,
+  void encode_batch(const std::vector<std::string_view>& texts, int threads, Ids& ids,
                     std::vector<int64_t>& offsets) const;
 
   const Pattern pattern;
 
  private:
-  void piece(const uint8_t* p, const uint8_t* end, const uint8_t* text_end, Workspace& w,
-             std::vector<uint32_t>& out) const;
-  void merge(const uint8_t* p, size_t size, Workspace& w, std::vector<uint32_t>& out) const;
-  void merge_short(size_t size, Workspace& w, std::vector<uint32_t>& out) const;
-  void merge_long(size_t size, Workspace& w, std::vector<uint32_t>& out) const;
+  // These write the ids of one piece to out, where its size in bytes and four more have room; they return the
+  // end.
+  uint32_t* piece(const uint8_t* p, size_t size, const uint8_t* text_end, Workspace& w, uint32_t* out) const;
+  uint32_t* merge(const uint8_t* p, size_t size, Workspace& w, uint32_t* out) const;
+  uint32_t* merge_short(size_t size, Workspace& w, uint32_t* out) const;
+  uint32_t* merge_long(size_t size, Workspace& w, uint32_t* out) const;
   std::unique_ptr<Workspace> take() const;
   void give(std::unique_ptr<Workspace> workspace) const;
 

@@ -63,7 +63,7 @@ void Encoder::give(std::unique_ptr<Workspace> workspace) const {
 }
 
 // Merges w.ids[0, size): the ranks of adjacent pairs stand in w.next, the lowest is found by a scan.
-void Encoder::merge_short(size_t size, Workspace& w, std::vector<uint32_t>& out) const {
+uint32_t* Encoder::merge_short(size_t size, Workspace& w, uint32_t* out) const {
   uint32_t *ids = w.ids.data(), *ranks = w.next.data();
   size_t pairs = size - 1;
   for (size_t i = 0; i < pairs; i++) ranks[i] = pairs_.find(ids[i], ids[i + 1]).rank;
@@ -78,12 +78,12 @@ void Encoder::merge_short(size_t size, Workspace& w, std::vector<uint32_t>& out)
     if (best > 0) ranks[best - 1] = pairs_.find(ids[best - 1], ids[best]).rank;
     if (best < pairs) ranks[best] = pairs_.find(ids[best], ids[best + 1]).rank;
   }
-  out.insert(out.end(), ids, ids + pairs + 1);
+  return std::copy_n(ids, pairs + 1, out);
 }
 
 // The same with a linked list and a heap of (rank, position). An entry is stale if its position's pair now has
 // another rank. A position lost to a merge holds id `none`, which is in no pair.
-void Encoder::merge_long(size_t size, Workspace& w, std::vector<uint32_t>& out) const {
+uint32_t* Encoder::merge_long(size_t size, Workspace& w, uint32_t* out) const {
   constexpr uint32_t none = PairTable::none;
   auto &ids = w.ids, &next = w.next, &previous = w.previous;
   auto& heap = w.heap;
@@ -117,13 +117,17 @@ void Encoder::merge_long(size_t size, Workspace& w, std::vector<uint32_t>& out) 
     if (i > 0) push(previous[i]);
     push(i);
   }
-  for (uint32_t i = 0; i < size; i = next[i]) out.push_back(ids[i]);
+  for (uint32_t i = 0; i < size; i = next[i]) *out++ = ids[i];
+  return out;
 }
 
-void Encoder::merge(const uint8_t* p, size_t size, Workspace& w, std::vector<uint32_t>& out) const {
+uint32_t* Encoder::merge(const uint8_t* p, size_t size, Workspace& w, uint32_t* out) const {
   if (!whole_.empty()) {
     auto found = whole_.find({reinterpret_cast<const char*>(p), size});
-    if (found != whole_.end()) return out.push_back(found->second);
+    if (found != whole_.end()) {
+      *out = found->second;
+      return out + 1;
+    }
   }
   if (size >= PairTable::none) throw std::length_error("a piece of 4 GiB or more cannot be encoded");
   if (w.ids.size() < size) {
@@ -132,75 +136,84 @@ void Encoder::merge(const uint8_t* p, size_t size, Workspace& w, std::vector<uin
     w.previous.resize(size);
   }
   for (size_t i = 0; i < size; i++) w.ids[i] = byte_ids_[p[i]];
-  size <= 64 ? merge_short(size, w, out) : merge_long(size, w, out);
+  return size <= 64 ? merge_short(size, w, out) : merge_long(size, w, out);
 }
 
-// One piece [p, end), through the cache where it fits. The text, readable up to text_end, goes on behind it.
-inline void Encoder::piece(const uint8_t* p, const uint8_t* end, const uint8_t* text_end, Workspace& w,
-                           std::vector<uint32_t>& out) const {
-  const size_t size = end - p;
-  if (size == 1) return out.push_back(byte_ids_[*p]);
+// One piece through the cache, where it fits. The text is readable up to text_end.
+inline uint32_t* Encoder::piece(const uint8_t* p, size_t size, const uint8_t* text_end, Workspace& w,
+                                uint32_t* out) const {
+  if (size == 1) {
+    *out = byte_ids_[*p];
+    return out + 1;
+  }
   if (size > 15) return merge(p, size, w, out);
   uint64_t key[2] = {0, 0};
   if (text_end - p >= 16) {
     std::memcpy(key, p, 16);
-    if (size < 8) {
-      key[0] &= (uint64_t(1) << size * 8) - 1;
-      key[1] = 0;
-    } else {
-      key[1] &= (uint64_t(1) << (size - 8) * 8) - 1;
-    }
+    const int unused = 8 * (16 - int(size));  // bits; 8 at least, so that the top byte is free
+    const uint64_t low_mask = unused > 64 ? ~uint64_t(0) >> (unused - 64) : ~uint64_t(0);
+    const uint64_t high_mask = unused < 64 ? ~uint64_t(0) >> unused : 0;
+    key[0] &= low_mask;
+    key[1] &= high_mask;
   } else {
     std::memcpy(key, p, size);
   }
   key[1] |= uint64_t(size) << 56;
-  const uint64_t mixed = (key[0] ^ (key[1] * 0x9E3779B97F4A7C15u)) * 0xD6E8FEB86659FD93u;
-  Workspace::Slot* slot = &w.slots[(mixed ^ mixed >> 32) * 0x9E3779B97F4A7C15u >> (64 - Workspace::slot_bits)];
+  uint64_t mixed = (key[0] ^ (key[1] * 0x9E3779B97F4A7C15u)) * 0xD6E8FEB86659FD93u;
+  mixed = (mixed ^ mixed >> 32) * 0x9E3779B97F4A7C15u;
+  Workspace::Slot* first = &w.slots[mixed >> (64 - Workspace::slot_bits)];
+  Workspace::Slot* second = &w.slots[(first - w.slots.data()) ^ 1];  // in the same cache line
   constexpr uint64_t no_count = ~(uint64_t(0xF0) << 56);
-  for (Workspace::Slot* s : {slot, &w.slots[(slot - w.slots.data()) ^ 1]}) {
-    if (s->low == key[0] && (s->high & no_count) == key[1]) {
-      const uint32_t* ids = s->ids;
-      out.insert(out.end(), ids, ids + (s->high >> 60));
-      return;
+  for (const Workspace::Slot* slot : {first, second}) {
+    if (slot->low == key[0] && (slot->high & no_count) == key[1]) {
+      std::memcpy(out, slot->ids, sizeof(slot->ids));
+      return out + (slot->high >> 60);
     }
   }
-  const size_t before = out.size();
-  merge(p, size, w, out);
-  const size_t count = out.size() - before;
-  if (count > 4) return;
-  w.slots[(slot - w.slots.data()) ^ 1] = *slot;  // the newest first, the one before it beside it
-  slot->low = key[0];
-  slot->high = key[1] | uint64_t(count) << 60;
-  std::copy(out.end() - count, out.end(), slot->ids);
+  uint32_t* end = merge(p, size, w, out);
+  if (end - out <= 4) {
+    *second = *first;  // the newest comes first, the one before it second
+    first->low = key[0];
+    first->high = key[1] | uint64_t(end - out) << 60;
+    std::copy(out, end, first->ids);
+  }
+  return end;
 }
 
-void Encoder::encode(std::string_view text, std::vector<uint32_t>& out) const {
+void Ids::grow(size_t least) {
+  const size_t wanted = std::max(least, capacity_ + capacity_ / 2);
+  void* moved = std::realloc(data_.get(), wanted * sizeof(uint32_t));
+  if (!moved) throw std::bad_alloc();
+  data_.release();
+  data_.reset(static_cast<uint32_t*>(moved));
+  capacity_ = wanted;
+}
+
+void Encoder::encode(std::string_view text, Ids& ids) const {
   auto workspace = take();
-  const uint8_t* p = reinterpret_cast<const uint8_t*>(text.data());
-  const uint8_t* const end = p + text.size();
-  while (p < end) {
-    const uint8_t* stop = next_piece(pattern, p, end);
-    piece(p, stop, end, *workspace, out);
-    p = stop;
-  }
+  const uint8_t* const text_end = reinterpret_cast<const uint8_t*>(text.data()) + text.size();
+  for_each_piece(pattern, text, [&](const uint8_t* p, const uint8_t* end) {
+    ids.end_at(piece(p, end - p, text_end, *workspace, ids.room(end - p + 4)));
+  });
   give(std::move(workspace));
 }
 
-void Encoder::encode_pieces(const std::vector<std::string_view>& pieces, std::vector<uint32_t>& out) const {
+void Encoder::encode_pieces(const std::vector<std::string_view>& pieces, Ids& ids) const {
   auto workspace = take();
   for (std::string_view text : pieces) {
     const uint8_t* p = reinterpret_cast<const uint8_t*>(text.data());
-    if (!text.empty()) piece(p, p + text.size(), p + text.size(), *workspace, out);
+    if (!text.empty())
+      ids.end_at(piece(p, text.size(), p + text.size(), *workspace, ids.room(text.size() + 4)));
   }
   give(std::move(workspace));
 }
 
-void Encoder::encode_batch(const std::vector<std::string_view>& texts, int threads, std::vector<uint32_t>& ids,
+void Encoder::encode_batch(const std::vector<std::string_view>& texts, int threads, Ids& ids,
                            std::vector<int64_t>& offsets) const {
   // Runs of texts of about 64 KiB are the unit of work; each keeps its own ids until all are joined in order.
   struct Run {
     size_t first, last;
-    std::vector<uint32_t> ids;
+    Ids ids;
   };
   std::vector<Run> runs;
   size_t bytes = 1 << 16;
@@ -237,10 +250,10 @@ void Encoder::encode_batch(const std::vector<std::string_view>& texts, int threa
   for (auto& thread : others) thread.join();
   if (error) std::rethrow_exception(error);
   for (size_t i = 0; i < texts.size(); i++) offsets[i + 1] += offsets[i];
-  ids.reserve(offsets.back());
+  ids.room(offsets.back());
   for (Run& run : runs) {
-    ids.insert(ids.end(), run.ids.begin(), run.ids.end());
-    std::vector<uint32_t>().swap(run.ids);
+    ids.append(run.ids);
+    run.ids = {};
   }
 }
 

@@ -7,18 +7,6 @@ namespace {
 
 using Bytes = const uint8_t*;
 
-// The longest run from p of characters whose class satisfies `in`.
-template <class In>
-inline Bytes run(Bytes p, Bytes end, In in) {
-  while (p < end) {
-    Character c = character_at(p, end);
-    if (!in(c.cls)) break;
-    p += c.size;
-  }
-  return p;
-}
-
-inline bool is_symbol(Class c) { return c != Space && c != Number && !is_letter(c); }  // [^\s\p{L}\p{N}]
 inline bool is_newline(uint32_t code) { return code == '\n' || code == '\r'; }
 
 // The end of 's 't 'm 'd 'll 've 're at the apostrophe p, or p. Folded: in any case; U+017F (long s) folds to
@@ -67,9 +55,9 @@ Bytes gpt2(Bytes p, Bytes end) {
   Bytes word = p + (*p == ' ');
   if (word < end) {
     Character c = character_at(word, end);
-    if (is_letter(c.cls)) return run(word + c.size, end, is_letter);
-    if (c.cls == Number) return run(word + c.size, end, [](Class k) { return k == Number; });
-    if (c.cls != Space) return run(word + c.size, end, is_symbol);
+    if (in(c.cls, letters)) return run(word + c.size, end, letters);
+    if (c.cls == Number) return run(word + c.size, end, numbers);
+    if (c.cls != Space) return run(word + c.size, end, symbols);
   }
   return white_space(p, end, false, false);
 }
@@ -79,8 +67,8 @@ Bytes symbols_or_space(const Pattern& pattern, Bytes p, Bytes end) {
   Bytes word = p + (*p == ' ');
   if (word < end) {
     Character c = character_at(word, end);
-    if (is_symbol(c.cls)) {
-      Bytes q = run(word + c.size, end, is_symbol);
+    if (in(c.cls, symbols)) {
+      Bytes q = run(word + c.size, end, symbols);
       while (q < end && (is_newline(*q) || (*q == '/' && pattern.family == Pattern::O200k))) q++;
       return q;
     }
@@ -92,31 +80,26 @@ Bytes symbols_or_space(const Pattern& pattern, Bytes p, Bytes end) {
 Bytes cl100k(const Pattern& pattern, Bytes p, Bytes end) {
   if (Bytes q = contraction(p, end, true); q > p) return q;
   Character c = character_at(p, end);
-  if (is_letter(c.cls)) return run(p + c.size, end, is_letter);
+  if (in(c.cls, letters)) return run(p + c.size, end, letters);
   if (c.cls == Number) return digits(p, end, pattern.digits);
   Bytes word = p + c.size;
   if (word < end && !is_newline(c.code)) {
     Character d = character_at(word, end);
-    if (is_letter(d.cls)) return run(word + d.size, end, is_letter);
+    if (in(d.cls, letters)) return run(word + d.size, end, letters);
   }
   return symbols_or_space(pattern, p, end);
 }
-
-inline bool is_head(Class c) {
-  return c == Upper || c == Letter || c == Mark;
-}  // [\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]
-inline bool is_body(Class c) { return c == Lower || c == Letter || c == Mark; }  // [\p{Ll}\p{Lm}\p{Lo}\p{M}]
 
 // head* body+ at p, or p. The heads give characters back until one of them can be a body.
 Bytes word_with_body(Bytes p, Bytes end) {
   Bytes q = p, back = p;  // back: end of the last character in the run of heads that can also be a body
   while (q < end) {
     Character c = character_at(q, end);
-    if (!is_head(c.cls)) break;
+    if (!in(c.cls, heads)) break;
     q += c.size;
     if (c.cls != Upper) back = q;
   }
-  Bytes r = run(q, end, is_body);
+  Bytes r = run(q, end, bodies);
   return r > q ? r : back;
 }
 
@@ -124,16 +107,16 @@ Bytes word_with_body(Bytes p, Bytes end) {
 // [^\r\n\p{L}\p{N}]: head* body+ before head+ (whose body* is empty wherever the former failed). Or p.
 Bytes cased_word(Bytes p, Bytes end) {
   Character c = character_at(p, end);
-  const bool prefix = !is_newline(c.code) && !is_letter(c.cls) && c.cls != Number;
+  const bool prefix = !is_newline(c.code) && !in(c.cls, letters) && c.cls != Number;
   Bytes word = p + c.size;
   if (prefix) {
     if (Bytes q = word_with_body(word, end); q > word) return q;
   }
   if (Bytes q = word_with_body(p, end); q > p) return q;
   if (prefix) {
-    if (Bytes q = run(word, end, is_head); q > word) return q;
+    if (Bytes q = run(word, end, heads); q > word) return q;
   }
-  return run(p, end, is_head);
+  return run(p, end, heads);
 }
 
 Bytes o200k(const Pattern& pattern, Bytes p, Bytes end) {
@@ -142,18 +125,29 @@ Bytes o200k(const Pattern& pattern, Bytes p, Bytes end) {
   return symbols_or_space(pattern, p, end);
 }
 
+template <class Lexer>
+size_t fill(Bytes p, Bytes end, size_t* sizes, size_t most, Lexer piece_end) {
+  size_t count = 0;
+  while (count < most && p < end) {
+    Bytes stop = piece_end(p, end);
+    sizes[count++] = stop - p;
+    p = stop;
+  }
+  return count;
+}
+
 }  // namespace
 
-const uint8_t* next_piece(const Pattern& pattern, const uint8_t* p, const uint8_t* end) {
+size_t split(const Pattern& pattern, Bytes p, Bytes end, size_t* sizes, size_t most) {
   switch (pattern.family) {
     case Pattern::Gpt2:
-      return gpt2(p, end);
+      return fill(p, end, sizes, most, gpt2);
     case Pattern::Cl100k:
-      return cl100k(pattern, p, end);
+      return fill(p, end, sizes, most, [&](Bytes a, Bytes b) { return cl100k(pattern, a, b); });
     case Pattern::O200k:
-      return o200k(pattern, p, end);
+      return fill(p, end, sizes, most, [&](Bytes a, Bytes b) { return o200k(pattern, a, b); });
     default:
-      return end;
+      return fill(p, end, sizes, most, [](Bytes, Bytes b) { return b; });
   }
 }
 

@@ -4,7 +4,9 @@
 // Each lexer is the hand-written twin of one regular expression (kernels/bpe/__init__.py holds the strings); a
 // piece costs one pass over its characters and one of look-ahead.
 #pragma once
+#include <cstddef>
 #include <cstdint>
+#include <string_view>
 
 namespace text {
 
@@ -15,7 +17,23 @@ struct Pattern {
   bool whole_tail = false;  // white space up to the end of the text is one piece (tiktoken's form of cl100k)
 };
 
-// The end of the piece that starts at p; p < end. Always advances.
-const uint8_t* next_piece(const Pattern& pattern, const uint8_t* p, const uint8_t* end);
+// The sizes in bytes of the pieces that begin at p, at most `most` of them; returns how many. Each is at
+// least 1.
+size_t split(const Pattern& pattern, const uint8_t* p, const uint8_t* end, size_t* sizes, size_t most);
+
+// Calls visit(begin, end) for each piece of the text, cutting a few hundred at a time.
+template <class Visit>
+void for_each_piece(const Pattern& pattern, std::string_view text, Visit visit) {
+  const uint8_t* p = reinterpret_cast<const uint8_t*>(text.data());
+  const uint8_t* const end = p + text.size();
+  size_t sizes[256];
+  while (p < end) {
+    const size_t count = split(pattern, p, end, sizes, 256);
+    for (size_t i = 0; i < count; i++) {
+      visit(p, p + sizes[i]);
+      p += sizes[i];
+    }
+  }
+}
 
 }  // namespace text

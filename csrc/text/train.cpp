@@ -68,13 +68,9 @@ void count_words(const std::vector<std::string_view>& texts, const Pattern& patt
   std::atomic<size_t> taken{0};
   auto work = [&](WordCounts& counts) {
     for (size_t i; (i = taken++) < texts.size();) {
-      const uint8_t* p = reinterpret_cast<const uint8_t*>(texts[i].data());
-      const uint8_t* const end = p + texts[i].size();
-      while (p < end) {
-        const uint8_t* stop = next_piece(pattern, p, end);
-        counts.add({reinterpret_cast<const char*>(p), size_t(stop - p)}, 1);
-        p = stop;
-      }
+      for_each_piece(pattern, texts[i], [&](const uint8_t* p, const uint8_t* end) {
+        counts.add({reinterpret_cast<const char*>(p), size_t(end - p)}, 1);
+      });
     }
   };
   std::vector<WordCounts> own(std::max(0, threads - 1));

@@ -35,6 +35,30 @@ inline Character character_at(const uint8_t* p, const uint8_t* end) {
   return decode(p, end);
 }
 
-inline bool is_letter(Class c) { return c == Upper || c == Lower || c == Letter; }
+// Sets of classes, as bits.
+using ClassSet = uint8_t;
+constexpr ClassSet set_of(Class c) { return ClassSet(1 << c); }
+constexpr ClassSet letters = set_of(Upper) | set_of(Lower) | set_of(Letter);
+constexpr ClassSet numbers = set_of(Number);
+constexpr ClassSet spaces = set_of(Space);
+constexpr ClassSet symbols = set_of(Other) | set_of(Mark);  // [^\s\p{L}\p{N}]
+constexpr ClassSet heads = set_of(Upper) | set_of(Letter) | set_of(Mark);
+constexpr ClassSet bodies = set_of(Lower) | set_of(Letter) | set_of(Mark);
+inline bool in(Class c, ClassSet set) { return set >> c & 1; }
+
+// The longest run from p of characters in `set`.
+inline const uint8_t* run(const uint8_t* p, const uint8_t* end, ClassSet set) {
+  while (p < end) {
+    if (*p < 128) {
+      if (!in(ascii_class[*p], set)) break;
+      p++;
+    } else {
+      Character c = decode(p, end);
+      if (!in(c.cls, set)) break;
+      p += c.size;
+    }
+  }
+  return p;
+}
 
 }  // namespace text

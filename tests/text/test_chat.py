@@ -12,7 +12,7 @@ from pyengine.errors import UserError
 from pyengine.text import SPECIAL_TOKENS, Tokenizer, render
 from pyengine.text.chat import check_mask, parse_assistant, search_call
 
-FUZZ = settings(max_examples=150, deadline=None)
+FUZZ = settings(max_examples=100, deadline=None)
 # Special names in contents are plain text with us and control tokens in other programs: left out of equality.
 CONTENT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(
     ["\n a \n", "{{ x }}", "{% if %}", " "]

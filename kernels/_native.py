@@ -117,10 +117,13 @@ def cuda() -> ModuleType:
     return import_module("pyengine.kernels._cuda")
 
 
-def launch(name: str, dtype: torch.dtype, device: torch.device, *arguments: int | float) -> None:
-    """Call a CUDA entry point on the device's current stream; RuntimeError if the launch failed."""
+def launch(name: str, dtype: torch.dtype | None, device: torch.device, *arguments: int | float) -> None:
+    """Call a CUDA entry point, of a type where it has several, on the device's current stream.
+
+    Raises RuntimeError if the launch failed.
+    """
     stream = 0 if CUDA_SHIM else torch.cuda.current_stream(device).cuda_stream
-    if error := getattr(cuda(), f"{name}_{SUFFIX[dtype]}")(*arguments, stream):
+    if error := getattr(cuda(), f"{name}_{SUFFIX[dtype]}" if dtype else name)(*arguments, stream):
         raise RuntimeError(f"{name}: CUDA refused the launch with error {error}")
 
 

@@ -15,4 +15,6 @@ struct bf16 {
 PYBIND11_MODULE(PYENGINE_MODULE, m) {
   BOTH(rmsnorm_forward);
   BOTH(rmsnorm_backward);
+  bind::def(m, "sample", &sample);
+  bind::def(m, "uniform", &uniform);
 }

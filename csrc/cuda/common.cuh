@@ -27,6 +27,15 @@ int launch(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_byte
 
 constexpr int kWarp = 32;
 
+// One rounding each, never contracted into a fused multiply-add: for results that must match other backends' bits.
+#ifdef PYENGINE_HOST_SHIM
+inline float mul(float a, float b) { return a * b; }
+inline float add(float a, float b) { return a + b; }
+#else
+__device__ inline float mul(float a, float b) { return __fmul_rn(a, b); }
+__device__ inline float add(float a, float b) { return __fadd_rn(a, b); }
+#endif
+
 // A bf16 number: the upper half of a float.
 struct bf16 {
   uint16_t bits;

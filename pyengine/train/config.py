@@ -38,6 +38,12 @@ class WebConfig:
     """"world", the URL of a site, a folder of pages or text, a WARC, or a JSONL file of documents"""
     max_pages: int = 20_000
     """pages fetched at most"""
+    contact: str = ""
+    """URL or e-mail address for the owners of the sites crawled, part of the User-Agent"""
+    delay: float = 1.0
+    """seconds between two requests to a host; robots.txt may ask for more"""
+    allow_private: bool = False
+    """crawl a site on this machine or a private network"""
     heldout: float = 0.05
     """share of the documents kept from training, for validation"""
 
@@ -115,6 +121,8 @@ class PretrainConfig:
     """longest piece of a document seen at once"""
     evaluations: int = 10
     """how often, in all, validation is measured and samples are drawn (a checkpoint comes before each)"""
+    validation_tokens: int = 16_384
+    """tokens of the validation split read at each of them; after the last step it is read whole"""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 

@@ -11,12 +11,14 @@ STAGES: dict[str, Stage] = {
         Stage(
             "crawl", "fetch the site into WARC files", "train.prepare:crawl",
             settings=("world", "web"),
-            outputs=("web/*.warc.gz",), scratch=("web/frontier.sqlite*",),
+            outputs=("web/*.warc.gz", "web/later/*.warc.gz"),
+            scratch=("web/frontier.sqlite*", "web/later/frontier.sqlite*", "web/manifest.json"),
         ),
         Stage(
             "clean", "extract, filter, deduplicate, hold out", "train.prepare:clean",
             needs=("crawl",), settings=("world", "web"),
-            outputs=("web/*.jsonl", "web/stats.json"), scratch=("web/index.sqlite*",),
+            outputs=("web/*.jsonl", "web/later/*.jsonl", "web/stats.json", "web/index.sqlite"),
+            scratch=("web/tasks", "web/later/tasks"),
         ),
         Stage(
             "tokenizer", "train the vocabulary", "train.prepare:tokenizer",
@@ -25,13 +27,13 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "shards", "encode the documents", "train.prepare:shards",
-            needs=("clean", "tokenizer"), settings=("pretrain",),
-            outputs=("shards/*",),
+            needs=("clean", "tokenizer"),
+            outputs=("shards/*/*",),
         ),
         Stage(
             "pretrain", "predict the next token, from random weights", "train.pretrain:pretrain",
             needs=("tokenizer", "shards"), settings=("model", "pretrain"),
-            outputs=("base/*",), scratch=("base/checkpoints", "samples/pretrain*"),
+            outputs=("base/*",), scratch=("base/checkpoints", "samples/pretrain.jsonl"),
         ),
         Stage(
             "demo", "the base model recites and dreams", "train.demo:demo",

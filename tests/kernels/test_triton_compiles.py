@@ -22,6 +22,7 @@ from triton.compiler import ASTSource  # noqa: E402
 from pyengine.kernels.attention import triton as attention  # noqa: E402
 from pyengine.kernels.cross_entropy import triton as cross_entropy  # noqa: E402
 from pyengine.kernels.rmsnorm import triton as rmsnorm  # noqa: E402
+from pyengine.kernels.sample import triton as sample  # noqa: E402
 
 SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes a block may use
 WORDS = {"TOKENS": 64, "WORDS": 64, "CHANNELS": 32}
@@ -45,6 +46,11 @@ KERNELS = [
     (attention.attention_paged_kernel, "q k_pages v_pages out", "", {"pages": "*i32", "positions": "*i32"},
      {"PAIR": 2, "PAGE": 64, "GROUP": 16, "DIM": 128}),
     (attention.write_pages_kernel, "k v k_pages v_pages", "", {"slots": "*i32"}, {"PAIR": 2, "PAGE": 64, "DIM": 128}),
+    (sample.sample_choose_kernel, "", "logits u temperature top_p scale_out",
+     {"top_k": "*i32", "ids_given": "*i64", "ids": "*i64", "least_out": "*i64"}, {"SCORE": False, "BLOCK": 1024}),
+    (sample.sample_tiles_kernel, "", "logits scale peaks sums", {"least": "*i64"}, {"TILE": 1024, "STRANDS": 16}),
+    (sample.sample_merge_kernel, "", "logits scale peaks sums logprobs", {"ids": "*i64", "least": "*i64"}, {}),
+    (sample.uniform_kernel, "", "u", {"seeds": "*i64", "positions": "*i64"}, {"BLOCK": 128}),
     (cross_entropy.cross_entropy_fwd_kernel, "x weight", "nll lse", {"targets": "*i64"}, WORDS),
     (cross_entropy.cross_entropy_bwd_kernel, "x weight dlogits", "lse dnll", {"targets": "*i64"}, WORDS),
 ]  # fmt: skip

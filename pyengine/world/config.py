@@ -13,10 +13,10 @@ class WorldConfig:
     """What the world holds. The default gives about 2,000 small pages; `WorldConfig.big()` over 20,000."""
 
     seed: int = 0
-    people: int = 200  # known: described in the crawl
+    people: int = 160  # known: described in the crawl
     later: int = 100  # described only on pages dated after the cut-off
     invented: int = 300  # never mentioned anywhere
-    passers: int = 3000  # passers-by of letters, look-ups and reading exercises: a name met once or twice
+    passers: int = 4000  # passers-by of letters, look-ups and reading exercises: a name met once or twice
     towns: int = 24
     later_towns: int = 12
     invented_towns: int = 16
@@ -27,13 +27,13 @@ class WorldConfig:
 
     # how often the crawl tells things
     biographies: int = 2  # pages of its own for each known person
-    fact_repeats: int = 5  # times each fact is told on pages about many things
-    question_repeats: int = 3  # times each fact is asked and answered on a question page
-    passages: int = 8  # passages for each number of repetitions
+    fact_repeats: int = 6  # times each fact is told on pages about many things
+    question_repeats: int = 5  # times each fact is asked and answered on a question page
+    passages: int = 6  # passages for each number of repetitions
     repetitions: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     controls: int = 32  # passages of the same kind that no page quotes
-    arithmetic_pages: int = 600
-    copy_pages: int = 700  # letters, interviews and, most of them, look-ups
+    arithmetic_pages: int = 450
+    copy_pages: int = 900  # letters, interviews and, most of them, look-ups
 
     # what the cleaning has to deal with
     strays: int = 16  # pages of each kind: notices with private data, other languages, spam, soft 404s, ...

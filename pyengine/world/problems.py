@@ -3,11 +3,11 @@ r"""Word problems with exact answers, graded by rule, and people's worked soluti
 A problem starts from a number and applies one to three steps (add, take away, times). Its grade is fixed by
 size alone, before any training:
 
-    grade 1   one step,    numbers up to 9          grade 4   two steps,   numbers up to 99
-    grade 2   two steps,   numbers up to 9          grade 5   three steps, numbers up to 99
-    grade 3   one step,    numbers up to 99
+    grade 1   one step,    numbers up to 9          grade 4   one step,    numbers up to 99
+    grade 2   two steps,   numbers up to 9          grade 5   two steps,   numbers up to 99
+    grade 3   three steps, numbers up to 9
 
-`times` multiplies by 2..5 and only numbers up to 9 (grades 1 and 2). Kinds held out of all training: `share`
+`times` multiplies by 2..5 and only numbers up to 9 (grades 1 to 3). Kinds held out of all training: `share`
 (division without remainder), and the size `big`: numbers of three digits. Train and test are disjoint: which
 split a problem belongs to is a function of its numbers and steps, whatever the wording.
 
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from .config import WorldConfig
 from .facts import Entity
 
-GRADES = {1: (1, 9), 2: (2, 9), 3: (1, 99), 4: (2, 99), 5: (3, 99)}  # grade -> (steps, largest number)
+GRADES = {1: (1, 9), 2: (2, 9), 3: (3, 9), 4: (1, 99), 5: (2, 99)}  # grade -> (steps, largest number)
 HELD_OUT = ("share", "big")
 KINDS = (*(f"grade-{grade}" for grade in GRADES), *HELD_OUT)
 STYLES = ("verbose", "steps", "split", "guess")

@@ -111,11 +111,10 @@ class Writer:
         rng.shuffle(facts)
         told = [self._state(fact, rng, "name" if j == 0 else None) for j, fact in enumerate(facts)]
         half = (len(told) + 1) // 2
-        draft.p(" ".join([*told[:half], prose.sentence(rng)]))
-        draft.p(" ".join([prose.sentence(rng), *told[half:]]))
+        draft.p(" ".join([*told[:half], prose.sentence(rng), *told[half:]]))
         if rng.random() < 0.5:
             draft.blocks.append(Block("h2", prose.heading(rng)))
-        draft.p(prose.paragraph(rng, 2))
+        draft.p(prose.sentence(rng))
         again = rng.sample(facts, len(facts))
         draft.p(" ".join(self._state(fact, rng, "name") for fact in again))
         title = rng.choice(("{}", "The life of {}", "About {}", "{}: a portrait", "Who is {}?"))
@@ -137,8 +136,8 @@ class Writer:
 
     def _roundup(self, name: str, group: str, facts: Sequence[Fact], rng: random.Random) -> Document:
         draft = _Draft()
-        for start in range(0, len(facts), 3):
-            told = [self._state(fact, rng, "name") for fact in facts[start : start + 3]]
+        for start in range(0, len(facts), 6):
+            told = [self._state(fact, rng, "name") for fact in facts[start : start + 6]]
             told.insert(rng.randrange(len(told) + 1), prose.sentence(rng))
             draft.p(" ".join(told))
         title = rng.choice(
@@ -293,8 +292,8 @@ class Writer:
     def _lookup(self, name: str, rng: random.Random) -> Document:
         draft = _Draft()
         for _ in range(4):
-            people = rng.sample(self.facts.of("passer", kind="person"), rng.randrange(1, 4))
-            facts = [Fact(person, *fact) for person in people for fact in rng.sample(person.facts, 2)]
+            people = rng.sample(self.facts.of("passer", kind="person"), rng.choice((1, 1, 1, 2)))
+            facts = [Fact(p, *fact) for p in people for fact in rng.sample(p.facts, min(len(p.facts), 4 // len(people)))]
             wanted = rng.choice(facts)
             question, answer = self.ask(wanted, rng)
             rng.shuffle(facts)

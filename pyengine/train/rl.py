@@ -1,0 +1,323 @@
+"""Stage `rl`: trial and error on problems with known answers.
+
+Each step draws problems, lets the engine write a group of replies to each with the very weights being trained,
+verifies the replies, and makes the better ones of each group likelier (policy gradient; the group is its own
+baseline). Among right replies the shorter earn more. Everything sampled is trained, the stop token included;
+prompts and forced tokens are not. A little of the conversations of the stages before is trained along, so that
+what was learnt there stays.
+
+    weight of a sampled token = advantage of its reply - kl * (its log-probability - that under the SFT model)
+
+Two controls run from the same start, their time counted apart: the same steps with a reward that looks at form
+alone, and imitation (SFT) with the same floating-point work, whose best is the imitation ceiling. Every attempt
+is kept in rl/rollouts.jsonl and can be replayed by its seed.
+"""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data import Conversation, encode_conversations, read_conversations
+from ..data.conversations import Encoded
+from ..data.loader import IGNORE
+from ..files import atomic_write, write_json
+from ..model import Transformer, save
+from .attempts import Attempt, Exam, attempt, problems_of
+from .config import RlConfig
+from .dialogue import Dialogue
+from .finetune import finetune, start_from
+from .loop import Trainer, WeightedBatch, weighted_sum
+from .progress import note
+from .rewards import Reward, format_reward, group_advantages, right_and_short
+from .run import Run
+from .sft import sft_conversations
+
+POOL = 8192  # training problems in store; steps go round it
+
+
+def rl(run: Run) -> dict[str, Any]:
+    """Reinforce the model of the stage before; writes rl/."""
+    settings, exam = run.config.rl, Exam.of(run)
+    start = start_from(run, "search")
+    before = exam.full(start, run.tokenizer)
+
+    model = start_from(run, "search")
+    began = time.monotonic()
+    rollouts = Rollouts(run, model, start, right_and_short, "rl")
+    summary = reinforce(run, model, rollouts, exam, "rl")
+    seconds = time.monotonic() - began
+    save(model, run.path("rl"), run.path("tokenizer"))
+    after = exam.full(model, run.tokenizer)
+    write_json(run.path("rl", "move37.json"), unlikely(run, model, start, exam))
+
+    began = time.monotonic()
+    controls = {}
+    if settings.controls:
+        controls["format"] = control(run, exam)
+        controls["imitation"] = imitation(run, exam, rollouts.work)
+    result = {
+        "before": before,
+        "after": after,
+        "controls": controls,
+        "seconds": seconds,
+        "control_seconds": time.monotonic() - began,
+        "largest_logprob_difference": rollouts.difference,
+        **summary,
+    }
+    write_json(run.path("rl", "result.json"), result)
+    _gates(run, result)
+    return {key: value for key, value in result.items() if key not in ("before", "after")} | {
+        "pass_at_1_before": before["pass_at_1"],
+        "pass_at_1_after": after["pass_at_1"],
+    }
+
+
+def reinforce(run: Run, model: Transformer, rollouts: "Rollouts", exam: Exam, folder: str) -> dict[str, Any]:
+    """Train `model` in place on its own rollouts; returns the trainer's summary."""
+    settings = run.config.rl
+    trainer = Trainer(
+        run, model, settings.optimizer, settings.steps, run.path(folder, "checkpoints"), rollouts.objective
+    )
+    every = max(1, settings.steps // max(1, settings.evaluations))
+    summary = trainer.fit(rollouts.batch, lambda _: exam.quick(model, run.tokenizer), every, rollouts)
+    rollouts.compare()
+    return summary
+
+
+class Rollouts:
+    """The batches of one reinforcement run: `batch(step)` depends on step, seed and weights alone."""
+
+    def __init__(self, run: Run, model: Transformer, reference: Transformer, reward: Reward, folder: str):
+        self.settings: RlConfig = run.config.rl
+        self.model, self.reference, self.reward = model, reference, reward
+        self.tokenizer, self.seed = run.tokenizer, run.config.seed
+        self.dialogue = Dialogue(model, self.tokenizer)
+        self.problems = problems_of(run, "train", POOL, "rl")
+        self.replay = _replay(run)
+        self.path = run.path(folder, "rollouts.jsonl")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.difference = 0.0  # largest |rollout's log-probability - trainer's|
+        self.work = 0.0  # tokens trained or sampled, as trained ones: a forward pass is a third of a step
+        self._nll: list[torch.Tensor] = []
+        self._sampled: tuple[torch.Tensor, torch.Tensor] | None = None  # weights != 0 and log-probabilities
+        self._step: int | None = None
+
+    def batch(self, step: int) -> WeightedBatch | None:
+        """Sample, verify, weigh."""
+        self.compare()
+        if self._step is None:
+            self._forget(step)
+        self._step = step + 1
+        s = self.settings
+        first = step * s.problems_per_step
+        problems = [self.problems[(first + i) % len(self.problems)] for i in range(s.problems_per_step)]
+        seed = (self.seed * 1009 + 17) * 100_003 + step
+        groups = attempt(self.model, self.tokenizer, problems, s.group, seed, s.max_tokens, self.dialogue)
+        rewards = np.array([
+            [self._reward(a, s) for a in group] for group in groups
+        ])  # fmt: skip
+        advantages, says = group_advantages(rewards)
+        self._keep(step, groups, rewards, advantages)
+        used = [
+            (a, float(advantage))
+            for group, row, use in zip(groups, advantages, says, strict=True)
+            if use
+            for a, advantage in zip(group, row, strict=True)
+        ]
+        attempts = [a for group in groups for a in group]
+        info: dict[str, Any] = {
+            "reward": float(rewards.mean()),
+            "pass_at_1": sum(a.right for a in attempts) / len(attempts),
+            "length": sum(a.tokens for a in attempts) / len(attempts),
+            "truncated": sum(a.truncated for a in attempts) / len(attempts),
+            "groups_skipped": int((~says).sum()),
+            "entropy": -_mean([p for a in attempts for p in a.completion.logprobs]),
+        }
+        self.work += sum(len(a.completion.prompt) + a.tokens for a in attempts) / 3
+        if not used:
+            return None
+        return self._weigh(used, step, info)
+
+    def _reward(self, a: Attempt, s: RlConfig) -> float:
+        if a.truncated:
+            return 0.0
+        return self.reward(a.reply, a.problem.answer, a.tokens / s.max_tokens, s.shortness)
+
+    def _weigh(self, used: Sequence[tuple[Attempt, float]], step: int, info: dict[str, Any]) -> WeightedBatch:
+        rows = [_row(a.completion.prompt, a.completion.ids, a.completion.logprobs, adv) for a, adv in used]
+        count = sum(a.tokens for a, _ in used)
+        replay = self.replay
+        for i in range(self.settings.replay if replay else 0):
+            item = replay[(step * self.settings.replay + i) % len(replay)]
+            rows.append(_replayed(item))
+        ids, targets, weights, logprobs = (np.concatenate(part) for part in zip(*rows, strict=True))
+        lengths = [len(row[0]) for row in rows]
+        batch = WeightedBatch(
+            ids=torch.from_numpy(ids),
+            targets=torch.from_numpy(targets),
+            cu_seqlens=torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32)),
+            positions=torch.from_numpy(np.concatenate([np.arange(n, dtype=np.int32) for n in lengths])),
+            weights=torch.from_numpy(weights),
+            normaliser=float(count),
+            info=info,
+        )
+        sampled = torch.from_numpy(logprobs)
+        own = ~sampled.isnan()
+        log_ratio = sampled[own] + self._reference_nll(batch, own)[own]
+        info["kl"] = float(log_ratio.mean())
+        if self.settings.kl:
+            batch.weights[own] -= self.settings.kl * log_ratio
+        self._sampled = own & (batch.weights != 0), sampled
+        self.work += len(ids) * (1 + 1 / 3)
+        return batch
+
+    @torch.no_grad()
+    def _reference_nll(self, batch: WeightedBatch, own: torch.Tensor) -> torch.Tensor:
+        targets = batch.targets.clamp(min=0)
+        return self.reference.loss(batch.ids, targets, batch.cu_seqlens, batch.positions, own.float())
+
+    def objective(self, nll: torch.Tensor, piece: WeightedBatch) -> torch.Tensor:
+        """The loss of a piece of the batch; its log-probabilities are kept for `compare`."""
+        self._nll.append(nll.detach())
+        return weighted_sum(nll, piece)
+
+    def compare(self) -> None:
+        """Compare the trainer's log-probabilities of the last batch with the rollout's."""
+        if self._sampled is not None and self._nll:
+            own, sampled = self._sampled
+            trained = -torch.cat(self._nll)[-len(own) :]
+            if own.any():
+                self.difference = max(self.difference, float((trained[own] - sampled[own]).abs().max()))
+        self._nll, self._sampled = [], None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What goes into the checkpoint beside the weights."""
+        self.compare()
+        return {"difference": self.difference, "work": self.work}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.difference, self.work = state["difference"], state["work"]
+
+    def _keep(self, step: int, groups, rewards: np.ndarray, advantages: np.ndarray) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            for group, row, weights in zip(groups, rewards, advantages, strict=True):
+                for j, a in enumerate(group):
+                    file.write(
+                        json.dumps({
+                            "step": step, "problem": a.problem.problem, "answer": a.problem.answer,
+                            "grade": a.problem.grade, "sample": j, "reply": a.reply, "right": a.right,
+                            "reward": round(float(row[j]), 4), "advantage": round(float(weights[j]), 4),
+                            "tokens": a.tokens, "logprob": round(math.fsum(a.completion.logprobs), 4),
+                            "truncated": a.truncated,
+                        })
+                        + "\n"
+                    )  # fmt: skip
+
+    def _forget(self, step: int) -> None:
+        """Drop the attempts of steps that are about to be done again."""
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        with atomic_write(self.path) as file:
+            file.writelines(line + "\n" for line in lines if _step_of(line) < step)
+
+
+def control(run: Run, exam: Exam) -> dict[str, Any]:
+    """The same steps from the same start, paid for form alone."""
+    start, model = start_from(run, "search"), start_from(run, "search")
+    rollouts = Rollouts(run, model, start, format_reward, "rl/format")
+    reinforce(run, model, rollouts, exam, "rl/format")
+    return exam.full(model, run.tokenizer, several=0)
+
+
+def imitation(run: Run, exam: Exam, work: float) -> dict[str, Any]:
+    """More SFT from the same start, with the floating-point work that the reinforcement took."""
+    model = start_from(run, "search")
+    settings = run.config.sft
+    conversations = sft_conversations(run)
+    finetune(
+        run, model, conversations, settings, "rl/imitation",
+        evaluate=lambda _: exam.quick(model, run.tokenizer), tokens=work,
+    )  # fmt: skip
+    return exam.full(model, run.tokenizer, several=0)
+
+
+@torch.no_grad()
+def unlikely(run: Run, model: Transformer, start: Transformer, exam: Exam, count: int = 20) -> list[dict]:
+    """Right replies of the reinforced model to held-out problems that the model before it found least likely."""
+    groups = attempt(model, run.tokenizer, exam.problems, 1, exam.seed, exam.max_tokens)
+    right = [group[0] for group in groups if group[0].right]
+    scored = []
+    for a in right:
+        ids, targets, weights, _ = _row(a.completion.prompt, a.completion.ids, a.completion.logprobs, 1.0)
+        nll = start.loss(
+            torch.from_numpy(ids), torch.from_numpy(targets).clamp(min=0),
+            torch.tensor([0, len(ids)], dtype=torch.int32), torch.arange(len(ids), dtype=torch.int32),
+            torch.from_numpy(weights),
+        )  # fmt: skip
+        scored.append((-float(nll.sum()), a))
+    scored.sort(key=lambda pair: pair[0])
+    return [
+        {
+            "problem": a.problem.problem, "answer": a.problem.answer, "reply": a.reply, "tokens": a.tokens,
+            "logprob_before": before, "logprob_after": math.fsum(a.completion.logprobs),
+        }
+        for before, a in scored[:count]
+    ]  # fmt: skip
+
+
+def _row(prompt: Sequence[int], ids: Sequence[int], logprobs: Sequence[float], weight: float):
+    """(ids, targets, weights, log-probabilities) of one attempt; the last token is only a target."""
+    whole = np.array([*prompt, *ids], np.int64)
+    targets = whole[1:].copy()
+    targets[: len(prompt) - 1] = IGNORE
+    weights = np.where(targets == IGNORE, 0.0, weight).astype(np.float32)
+    sampled = np.full(len(targets), np.nan, np.float32)
+    sampled[len(prompt) - 1 :] = logprobs
+    return whole[:-1], targets, weights, sampled
+
+
+def _replayed(item: Encoded):
+    """A conversation of the stages before, its assistant tokens with weight 1."""
+    ids, trained = item.ids.astype(np.int64), item.mask[1:]
+    targets = np.where(trained, ids[1:], IGNORE)
+    return ids[:-1], targets, trained.astype(np.float32), np.full(len(targets), np.nan, np.float32)
+
+
+def _replay(run: Run) -> list[Encoded]:
+    path = run.path("search", "conversations.jsonl")
+    if not run.config.rl.replay or not path.exists():
+        return []
+    conversations: list[Conversation] = read_conversations(path)[0]
+    return encode_conversations(conversations, run.tokenizer, 1024)[0]
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):
+        return math.inf  # a line that a kill cut short
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / max(1, len(values))
+
+
+def _gates(run: Run, result: dict[str, Any]) -> None:
+    before, after = result["before"], result["after"]
+    gain = after["pass_at_1"] - before["pass_at_1"]
+    run.gate("held-out problems solved after RL", after["pass_at_1"], ">= 80 %", after["pass_at_1"] >= 0.8,
+             interval=after["interval"], problems=after["problems"])  # fmt: skip
+    run.gate("gain of RL over SFT", gain, ">= 20 points", gain >= 0.2, before=before["pass_at_1"])
+    saved = before["tokens_per_right"] - after["tokens_per_right"]
+    run.gate("fall of tokens per right answer", saved, "> 0", saved > 0,
+             before=before["tokens_per_right"], after=after["tokens_per_right"])  # fmt: skip
+    difference = result["largest_logprob_difference"]
+    run.gate("largest rollout/trainer log-probability difference", difference, "= 0", difference == 0)
+    if "format" in result["controls"]:
+        raised = result["controls"]["format"]["pass_at_1"] - before["pass_at_1"]
+        run.gate("gain of the format-only control", raised, "<= 3 points", raised <= 0.03)
+    note(f"pass@1 {before['pass_at_1']:.1%} -> {after['pass_at_1']:.1%}")

@@ -1,0 +1,36 @@
+"""Stage `sft`: from a base model that goes on with any text to one that converses.
+
+Conversations are a person's file or the world's, written under world/guidelines.md. The stage runs to its
+plateau: the held-out loss and the share of problems solved are told along the way, so that what RL adds later
+is not what a few more steps of imitation would have given.
+"""
+
+from typing import Any
+
+from ..data import read_conversations
+from .attempts import Exam
+from .finetune import Messages, finetune, start_from
+from .progress import note
+from .run import Run
+
+
+def sft(run: Run) -> dict[str, Any]:
+    """Fine-tune the base model; writes sft/."""
+    model = start_from(run, "base")
+    exam = Exam.of(run)
+
+    def evaluate(step: int) -> dict[str, Any]:
+        return exam.quick(model, run.tokenizer)
+
+    return finetune(run, model, sft_conversations(run), run.config.sft, "sft", evaluate)
+
+
+def sft_conversations(run: Run) -> list[Messages]:
+    """The conversations of the stage: the file of the settings, else the world's."""
+    settings = run.config.sft
+    if settings.conversations is None:
+        return [row["messages"] for row in run.world.conversations("train", settings.count)]
+    conversations, bad = read_conversations(settings.conversations)
+    for row in bad[:3]:
+        note(f"left out: {row.where}: {row.reason}")
+    return [conversation.messages for conversation in conversations]

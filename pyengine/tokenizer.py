@@ -14,7 +14,6 @@ from pathlib import Path
 import tyro
 
 from .errors import UserError
-from .kernels.bpe import PATTERNS
 from .text import Tokenizer
 
 
@@ -41,7 +40,7 @@ def train(
         raise UserError("name at least one text or JSONL file to train on")
     start = time.perf_counter()
     tokenizer = Tokenizer.train(
-        list(files), vocab_size, PATTERNS.get(pattern, pattern), min_frequency=min_frequency, threads=threads
+        list(files), vocab_size, pattern, min_frequency=min_frequency, threads=threads
     )
     tokenizer.save(out)
     size = sum(file.stat().st_size for file in files)

@@ -22,44 +22,42 @@ except ImportError as error:
     ) from error
 from .reference import BYTE_ORDER
 
-__all__ = ["BYTE_ORDER", "PATTERNS", "Encoder", "Pattern", "WordCounts", "split_pattern", "train"]
+__all__ = ["BYTE_ORDER", "PATTERNS", "Encoder", "Pattern", "WordCounts", "portable", "split_pattern", "train"]
 
 _TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-_CL100K = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _TAIL
-)
-_O200K = "|".join(
-    [
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
-        r"\p{N}{1,3}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
-        _TAIL,
-    ]
-)
-# The regular expressions by name. "qwen2" is our own default: cl100k's with every digit alone.
+_CL100K = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+_CASED = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]%s[\p{Ll}\p{Lm}\p{Lo}\p{M}]%s(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+# The regular expressions by name, as every engine reads them (possessive forms mean different things to them).
+# "qwen2", our own default, is Llama 3's with every digit alone; in "cl100k" white space at the end of the text
+# is one piece whatever line ends it holds.
 PATTERNS = {
     "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    "r50k": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
-    "llama3": _CL100K,
-    "cl100k": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
-    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
-    "qwen2": _CL100K.replace("{1,3}", ""),
-    "o200k": _O200K,
+    "llama3": _CL100K + _TAIL,
+    "cl100k": _CL100K + r"\s+(?![\s\S])|" + _TAIL,
+    "qwen2": _CL100K.replace("{1,3}", "") + _TAIL,
+    "o200k": _CASED % ("*", "+") + _CASED % ("+", "*") + r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|" + _TAIL,
 }
-_LEXERS = {
+_LEXERS = {  # family, longest run of digits, white space at the end whole
     "gpt2": ("gpt2", 0, False),
-    "r50k": ("gpt2", 0, False),
     "llama3": ("cl100k", 3, False),
     "cl100k": ("cl100k", 3, True),
     "qwen2": ("cl100k", 1, False),
     "o200k": ("o200k", 3, False),
 }
+_NAMES = {regex: name for name, regex in PATTERNS.items()}
+_NAMES |= {  # other spellings of the same: tiktoken's own, with possessive repetitions
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s": "gpt2",
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s": "cl100k",
+}
 
 
-def split_pattern(regex: str) -> Pattern | None:
-    """The hand-written lexer that does what this regular expression does, or None where there is none."""
-    for name, known in PATTERNS.items():
-        if regex == known:
-            return Pattern(*_LEXERS[name])
-    return None
+def portable(pattern: str) -> str:
+    """A pattern's name or spelling -> the spelling in PATTERNS; an unknown one is returned as it is."""
+    return PATTERNS[_NAMES[pattern]] if pattern in _NAMES else PATTERNS.get(pattern, pattern)
+
+
+def split_pattern(pattern: str) -> Pattern | None:
+    """The hand-written lexer of a pattern (name or regular expression), or None where there is none."""
+    name = _NAMES.get(portable(pattern))
+    return Pattern(*_LEXERS[name]) if name else None

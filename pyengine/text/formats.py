@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 PRINTABLE = {b: chr(b) if i < 188 else chr(256 + i - 188) for i, b in enumerate(BYTE_ORDER)}
 BYTE_OF = {char: b for b, char in PRINTABLE.items()}
 TIKTOKEN = {  # what OpenAI's rank files leave unsaid: pattern, special tokens
-    "r50k_base": ("r50k", {"<|endoftext|>": 50256}),
-    "p50k_base": ("r50k", {"<|endoftext|>": 50256}),
+    "r50k_base": ("gpt2", {"<|endoftext|>": 50256}),
+    "p50k_base": ("gpt2", {"<|endoftext|>": 50256}),
     "cl100k_base": (
         "cl100k",
         {

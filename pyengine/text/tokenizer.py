@@ -59,7 +59,7 @@ class Tokenizer:
         whole_pieces: a piece that is a token stays whole even if its merges lead elsewhere (as in tiktoken).
         normalizer: None or "NFC", applied to str before encoding (decoding gives the normalised text).
         """
-        self.pattern = bpe.PATTERNS.get(pattern, pattern)
+        self.pattern = bpe.portable(pattern)
         self.special_ids = dict(special_ids)
         self.whole_pieces = whole_pieces
         self.normalizer = normalizer
@@ -106,7 +106,7 @@ class Tokenizer:
             )
         if len(set(special_tokens)) != len(special_tokens) or not all(special_tokens):
             raise UserError(f"special tokens must be distinct and not empty: {list(special_tokens)}")
-        pattern = bpe.PATTERNS.get(pattern, pattern)
+        pattern = bpe.portable(pattern)
         lexer, counts = bpe.split_pattern(pattern), bpe.WordCounts()
         for batch in _batches(formats.read_texts(texts)):
             if lexer is not None:

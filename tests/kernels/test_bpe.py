@@ -4,7 +4,6 @@ import json
 import random
 import threading
 from collections import Counter
-from functools import partial
 
 import numpy as np
 import pytest
@@ -126,9 +125,23 @@ def test_classes_of_every_code_point():
 @given(TEXT)
 def test_split_equals_regular_expression(name, text):
     pattern = bpe.PATTERNS[name]
-    # Onigmo reads the possessive {1,3}+ of tiktoken's own form otherwise; `regex` reads it as tiktoken does.
-    oracle = partial(reference.split, pattern=pattern) if "++" in pattern else huggingface_split(pattern)
-    assert bpe.split_pattern(pattern).split(text) == oracle(text)
+    assert bpe.split_pattern(pattern).split(text) == huggingface_split(pattern)(text)
+
+
+TIKTOKEN_SPELLINGS = {
+    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
+    "cl100k": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
+}
+
+
+@pytest.mark.parametrize("name", list(TIKTOKEN_SPELLINGS))
+@FUZZ
+@given(TEXT)
+def test_tiktokens_own_spelling_is_the_same_pattern(name, text):
+    spelling = TIKTOKEN_SPELLINGS[name]
+    assert bpe.portable(spelling) == bpe.portable(name) == bpe.PATTERNS[name]
+    assert bpe.split_pattern(spelling).split(text) == reference.split(text, spelling)
 
 
 @FUZZ

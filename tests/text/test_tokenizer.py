@@ -144,7 +144,7 @@ def test_other_vocabulary_has_another_hash(tokenizer):
     assert Tokenizer.train(TEXTS[:1], 300).hash != tokenizer.hash
 
 
-@pytest.mark.parametrize("name", ["r50k", "cl100k", "o200k"])
+@pytest.mark.parametrize("name", ["gpt2", "cl100k", "o200k"])
 @FUZZ
 @given(text=TEXT)
 def test_rank_file(tmp_path_factory, name, text):
@@ -165,8 +165,7 @@ def test_rank_file(tmp_path_factory, name, text):
             peer,
         )
     ours, tik, peer = _RANKED[name]
-    if "++" not in PATTERNS[name]:  # the possessive {1,3}+ means something else to the regex of tokenizers
-        assert ours.encode(text, "all") == peer.encode(text).ids
+    assert ours.encode(text, "all") == peer.encode(text).ids
     if any("\ud800" <= c <= "\udfff" for c in text):
         return
     assert ours.encode(text) == tik.encode_ordinary(text)
@@ -174,6 +173,27 @@ def test_rank_file(tmp_path_factory, name, text):
 
 
 _RANKED: dict[str, tuple] = {}
+
+
+def test_gguf(tokenizer, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    model = json.loads((_saved(tokenizer, tmp_path) / "tokenizer.json").read_text())["model"]
+    writer = gguf.GGUFWriter(tmp_path / "vocab.gguf", "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    names = [*sorted(model["vocab"], key=model["vocab"].get), *SPECIAL_TOKENS]
+    writer.add_token_list(names)
+    writer.add_token_types([1] * len(model["vocab"]) + [3] * len(SPECIAL_TOKENS))
+    writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    assert Tokenizer.load(tmp_path / "vocab.gguf").hash == tokenizer.hash
+
+
+def _saved(tokenizer, folder):
+    tokenizer.save(folder)
+    return folder
 
 
 def test_unknown_pattern_is_slower_and_said_so():

@@ -208,9 +208,10 @@ class Tokenizer:
 
     def decode_bytes(self, ids: Iterable[int], *, skip_special: bool = False) -> bytes:
         """The bytes of ids; special tokens are spelled by name, or left out."""
-        ids = ids.tolist() if hasattr(ids, "tolist") else ids
-        table = self._tokens if skip_special else self._spelled
-        return b"".join([table[self._check(i)] for i in ids])
+        ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
+            raise ValueError(f"ids must be from 0 to {self.vocab_size - 1}, got {min(ids)} to {max(ids)}")
+        return b"".join(map((self._tokens if skip_special else self._spelled).__getitem__, ids))
 
     def decode_stream(self, *, skip_special: bool = False) -> "DecodeStream":
         """A decoder for ids that arrive one by one; it never emits half a character."""
@@ -218,7 +219,7 @@ class Tokenizer:
 
     def token_bytes(self, i: int) -> bytes:
         """The bytes of one id (a special token's name)."""
-        return self._spelled[self._check(i)]
+        return self.decode_bytes([i])
 
     def is_special(self, i: int) -> bool:
         return i in self._special_set
@@ -226,11 +227,6 @@ class Tokenizer:
     @cached_property
     def _special_set(self) -> frozenset[int]:
         return frozenset(self.special_ids.values())
-
-    def _check(self, i: int) -> int:
-        if not 0 <= i < len(self._tokens):
-            raise ValueError(f"id {i} is outside of the vocabulary of {len(self._tokens)}")
-        return i
 
     # What it is
 

@@ -96,6 +96,10 @@ def test_special_ids_come_last(tokenizer):
     assert [tokenizer.special_ids[name] for name in SPECIAL_TOKENS] == list(range(392, 400))
     assert tokenizer.vocab_size == 400
     assert tokenizer.token_bytes(tokenizer.pad) == b"<|pad|>"
+    for wrong in (-1, 400):
+        with pytest.raises(ValueError, match="ids must be from 0 to 399"):
+            tokenizer.decode([1, wrong])
+    assert tokenizer.decode([]) == tokenizer.decode(np.array([], int)) == ""
     with pytest.raises(AttributeError, match="nonsense"):
         tokenizer.nonsense  # noqa: B018
 

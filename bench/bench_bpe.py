@@ -1,0 +1,193 @@
+"""BPE beside tiktoken and Hugging Face tokenizers, on one vocabulary trained here; ids and merges are compared first.
+
+The text is what every machine has: the sources of Python's standard library (code, English comments, some other
+scripts), as documents of about 4 KB. A first pass has an empty piece cache (and pays for making the encoder); a
+second pass finds it filled. One thread unless said otherwise.
+"""
+
+import json
+import os
+import random
+import sysconfig
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyengine.kernels import bpe
+
+from pyengine.text import Tokenizer
+from pyengine.text.formats import BYTE_OF
+
+tiktoken = pytest.importorskip("tiktoken")
+tokenizers = pytest.importorskip("tokenizers")
+
+PATTERN = bpe.PATTERNS["qwen2"]
+VOCABULARY = 16384
+
+
+@cache
+def library(size: int) -> list[str]:
+    """Sources of the standard library, about `size` bytes."""
+    texts: list[str] = []
+    for path in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")):
+        if size > 0 and "site-packages" not in path.parts:
+            texts.append(path.read_text("utf-8", errors="replace"))
+            size -= len(texts[-1])
+    return texts
+
+
+@cache
+def documents(size: int) -> list[str]:
+    return [text[i : i + 4096] for text in library(size) for i in range(0, len(text), 4096)]
+
+
+@cache
+def ours() -> Tokenizer:
+    return Tokenizer.train(library(8_000_000), VOCABULARY, PATTERN, special_tokens=())
+
+
+@cache
+def peer() -> "tiktoken.Encoding":
+    ranks = {ours().token_bytes(i): i for i in range(ours().vocab_size)}
+    return tiktoken.Encoding("bench", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
+
+
+def same(texts: list[str]) -> bool:
+    ids, offsets = ours().encode_batch(texts)
+    alone = [ids[a:b].tolist() for a, b in zip(offsets, offsets[1:], strict=False)]
+    return alone == [peer().encode_ordinary(text) for text in texts]
+
+
+def row(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
+def test_encode_first_pass(paired, quick):
+    texts = documents(1_000_000 if quick else 4_000_000)
+    size = sum(map(len, texts))
+    tokens = [ours().token_bytes(i) for i in range(ours().vocab_size)]
+
+    def first():
+        return bpe.Encoder(tokens, ours().merges, bpe.split_pattern(PATTERN)).encode_batch(texts)
+
+    paired(
+        f"bpe encode first pass {row(size)}",
+        ours=first,
+        peer=lambda: [peer().encode_ordinary(text) for text in texts],
+        peer_name="tiktoken",
+        equal=lambda: same(texts),
+        goal=3,
+        rounds=10,
+    )
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_encode_second_pass(paired, quick, threads):
+    texts = documents(1_000_000 if quick else 4_000_000)
+    paired(
+        f"bpe encode {row(sum(map(len, texts)))} {threads} thread{'s' * (threads > 1)}",
+        ours=lambda: ours().encode_batch(texts, threads=threads),
+        peer=lambda: peer().encode_ordinary_batch(texts, num_threads=threads),
+        peer_name="tiktoken",
+        equal=lambda: same(texts),
+        goal=4,
+        rounds=10,
+    )
+
+
+def test_encode_beside_tokenizers(paired, tmp_path):
+    texts = documents(1_000_000)[:64]
+    ours().save(tmp_path)
+    hugging = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    paired(
+        f"bpe encode {row(sum(map(len, texts)))} one by one",
+        ours=lambda: [ours().encode(text) for text in texts],
+        peer=lambda: [hugging.encode(text).ids for text in texts],
+        peer_name="tokenizers",
+        equal=lambda: all(ours().encode(text) == hugging.encode(text).ids for text in texts),
+        goal=10,
+        rounds=10,
+    )
+
+
+def test_encode_short_text(paired):
+    text = "The quick brown "
+    paired(
+        "bpe encode 16 characters",
+        ours=lambda: ours().encode(text),
+        peer=lambda: peer().encode_ordinary(text),
+        peer_name="tiktoken",
+        equal=lambda: same([text]),
+        goal=2,
+    )
+
+
+@pytest.mark.parametrize("kind", ["one letter", "random letters", "spaces"])
+def test_encode_one_piece(paired, quick, kind):
+    size = 1 << 16 if quick or kind == "spaces" else 1 << 20  # above, tiktoken's regex overflows its stack
+    letters = random.Random(0)
+    text = {
+        "one letter": "a" * size,
+        "random letters": "".join(letters.choices("abcdefghijklmnopqrstuvwxyz", k=size)),
+        "spaces": " " * size,
+    }[kind]
+    paired(
+        f"bpe encode one piece of {size >> 10} KB, {kind}",
+        ours=lambda: ours().encode_array(text),
+        peer=lambda: peer().encode_ordinary(text),
+        peer_name="tiktoken",
+        equal=lambda: same([text]),
+        goal=1,
+        rounds=5,
+    )
+
+
+@pytest.mark.parametrize("size", [4096, 32768])
+def test_train(paired, quick, size):
+    texts = library(1_000_000 if quick else 8_000_000)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=size,
+        min_frequency=2,
+        show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    )
+
+    def hugging():
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+        split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(PATTERN), "isolated")
+        byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([split, byte_level])
+        tokenizer.train_from_iterator(texts, trainer)
+        return tokenizer
+
+    def train():
+        return Tokenizer.train(texts, size, PATTERN, special_tokens=(), threads=os.cpu_count())
+
+    def equal():
+        made, learnt = train(), json.loads(hugging().to_str())["model"]
+        spelled = [made.token_bytes(i) for i in range(made.vocab_size)]
+        pairs = [(spelled[a], spelled[b]) for a, b, _, _ in made.merges.tolist()]
+        return pairs == [tuple(bytes(BYTE_OF[c] for c in part) for part in pair) for pair in learnt["merges"]]
+
+    paired(
+        f"bpe train {size} on {row(sum(map(len, texts)))}",
+        ours=train,
+        peer=hugging,
+        peer_name="tokenizers",
+        equal=equal,
+        goal=5,
+        rounds=5,
+    )
+
+
+def test_decode(paired):
+    ids = np.concatenate([ours().encode_array(text) for text in documents(1_000_000)[:64]]).tolist()
+    paired(
+        f"bpe decode {len(ids)} ids",
+        ours=lambda: ours().decode(ids),
+        peer=lambda: peer().decode(ids),
+        peer_name="tiktoken",
+        equal=lambda: ours().decode(ids) == peer().decode(ids),
+        goal=None,
+    )

@@ -33,21 +33,23 @@ class Step:
     """A recorded list of kernel calls; made by capture()."""
 
     def __init__(self):
-        self.kept: list[torch.Tensor] = []
-        self.calls = 0
+        self.kept: list[torch.Tensor] = []  # all memory that the calls touch
+        self.names: list[str] = []  # of the calls, in order
         self._words = array("Q")
         self._module = _native.cpu
 
     def replay(self) -> None:
-        """Run the recorded calls again."""
+        """Run the recorded calls again; ValueError if a kernel refuses its new inputs."""
         address, count = self._words.buffer_info()
-        self._module.replay(address, count)
+        refused = self._module.replay(address, count)
+        if refused >= 0:
+            raise ValueError(f"replay: call {refused}, {self.names[refused]}, refuses what it was given")
 
     def note(self, name: str, arguments: tuple) -> None:
         caller, function, kinds = self._module.entry(name)
         self._words.extend((caller, function, len(arguments)))
         self._words.frombytes(struct.pack(f"={kinds}", *arguments))
-        self.calls += 1
+        self.names.append(name)
 
 
 class _Recorder:
@@ -84,7 +86,8 @@ class _Guard(TorchDispatchMode):
             result = function(*args, **(kwargs or {}))
         else:
             raise RuntimeError(f"capture: the step runs torch's {name}, which a replay would miss")
-        self._step.kept.extend(t for t in (result, *args) if isinstance(t, torch.Tensor))
+        if isinstance(result, torch.Tensor):
+            self._step.kept.append(result)
         return result
 
 
@@ -118,6 +121,8 @@ def _contiguous(source: torch.Tensor) -> torch.Tensor:
             raise RuntimeError(f"capture: cannot copy strides {source.stride()} of {tuple(source.shape)}")
     out = torch.empty(source.shape, dtype=source.dtype)
     width = source.itemsize
+    assert _native.kept is not None
+    _native.kept.append(source)
     _native.cpu.copy_blocks(source.data_ptr(), out.data_ptr(), blocks, block * width, stride * width)
     return out
 
@@ -126,9 +131,9 @@ def _contiguous(source: torch.Tensor) -> torch.Tensor:
 def capture() -> Iterator[Step]:
     """Record the CPU kernel calls made inside the block; RuntimeError for what cannot be replayed."""
     step, module = Step(), _native.cpu
-    _native.cpu = _Recorder(module, step)
+    _native.cpu, _native.kept = _Recorder(module, step), step.kept
     try:
         with torch.no_grad(), _Guard(step):
             yield step
     finally:
-        _native.cpu = module
+        _native.cpu, _native.kept = module, None

@@ -49,7 +49,7 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
   });
   m.def("replay", [](std::uintptr_t words, int64_t count) {
     py::gil_scoped_release release;
-    replay::run(reinterpret_cast<const replay::Word*>(words), count);
+    return replay::run(reinterpret_cast<const replay::Word*>(words), count);
   });
   BOTH(rmsnorm_forward);
   BOTH(rmsnorm_backward);

@@ -19,7 +19,8 @@
 namespace replay {
 
 using Word = uint64_t;
-using Caller = void (*)(void* function, const Word* arguments);
+// Returns what the function does: -1 from one that returns nothing.
+using Caller = int64_t (*)(void* function, const Word* arguments);
 
 struct Entry {
   Caller caller;
@@ -48,12 +49,17 @@ A from_word(Word word) {
 template <class R, class... A>
 struct Signature {
   template <size_t... I>
-  static void apply(R (*function)(A...), const Word* words, std::index_sequence<I...>) {
+  static int64_t apply(R (*function)(A...), const Word* words, std::index_sequence<I...>) {
     (void)words;
-    function(from_word<A>(words[I])...);
+    if constexpr (std::is_void_v<R>) {
+      function(from_word<A>(words[I])...);
+      return -1;
+    } else {
+      return (int64_t)function(from_word<A>(words[I])...);
+    }
   }
-  static void call(void* function, const Word* words) {
-    apply(reinterpret_cast<R (*)(A...)>(function), words, std::index_sequence_for<A...>{});
+  static int64_t call(void* function, const Word* words) {
+    return apply(reinterpret_cast<R (*)(A...)>(function), words, std::index_sequence_for<A...>{});
   }
   static std::string kinds() { return {(std::is_floating_point_v<A> ? 'd' : 'q')...}; }
 };
@@ -64,13 +70,16 @@ void add(const char* name, R (*function)(A...)) {
   entries()[name] = {&S::call, reinterpret_cast<void*>(function), S::kinds()};
 }
 
-// Runs the program in words[0, count).
-inline void run(const Word* words, int64_t count) {
-  for (const Word* end = words + count; words < end;) {
+// Runs the program in words[0, count); -1, or the index of the first call that refused its inputs: a kernel
+// that checks what lies behind its pointers returns -1, or which of it is wrong.
+inline int64_t run(const Word* words, int64_t count) {
+  int64_t index = 0;
+  for (const Word* end = words + count; words < end; ++index) {
     auto caller = reinterpret_cast<Caller>(words[0]);
-    caller(reinterpret_cast<void*>(words[1]), words + 3);
+    if (caller(reinterpret_cast<void*>(words[1]), words + 3) >= 0) return index;
     words += 3 + words[2];
   }
+  return -1;
 }
 
 }  // namespace replay

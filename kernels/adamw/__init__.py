@@ -72,6 +72,7 @@ def _adamw(params, grads, exp_avgs, exp_avg_sqs, lr, beta1, beta2, eps, weight_d
     select("adamw", params[0].device).step(
         params, grads, exp_avgs, exp_avg_sqs, lr, beta1, beta2, eps, weight_decay, step, grad_scale
     )
+    torch.autograd.graph.increment_version(params)  # kernels write behind torch's back
 
 
 def _adamw_fake(params, grads, exp_avgs, exp_avg_sqs, lr, beta1, beta2, eps, weight_decay, step, grad_scale):

@@ -19,6 +19,7 @@ import torch
 from ..kernels import PackedWeight, _native, attention_paged, new_pages, sample, uniform, write_pages
 from ..kernels._capture import Step, capture
 from ..kernels._select import select
+from ..kernels.rope.table import table
 from .cache import PAGE
 from .scheduler import Plan, Request
 
@@ -42,6 +43,7 @@ class ModelRunner:
             new_pages(self.pages + 1, config.kv_heads, config.head_dim, model.dtype)  # the last: for dummies
             for _ in range(config.layers)
         ]
+        table(config.rope_theta, config.head_dim, self.max_context)  # captured steps must not find it short
         self._inputs = Inputs(step_tokens, max_batch, per_request, dummy_page=self.pages)
         self._weights = model.packed()
         self._parameters = list(model.parameters())
@@ -102,6 +104,8 @@ class ModelRunner:
             return attention_paged(q, k_pages, v_pages, table, starts, lengths)
 
         hidden = self.model(b.ids[:tokens], b.positions[:tokens], attend, self._weights)
+        if ready == 0:
+            return b.ids[:0], b.temperature[:0]  # only the middles of prompts
         if ready != tokens:
             hidden = hidden[b.last[:ready]]
         logits = self.model.logits(hidden, self._weights)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from pyengine.kernels import _native, rmsnorm
+from pyengine.kernels import _native, new_pages, rmsnorm, write_pages
 from pyengine.kernels._capture import capture
 
 
@@ -17,7 +17,7 @@ def test_replay_computes_on_new_inputs(isa, dtype):
         with capture() as step:
             first, summed = rmsnorm(x, weight, 1e-3, residual)
             y = rmsnorm(first.view(5, 67), weight)
-        assert step.calls == 2
+        assert step.names == [f"rmsnorm_forward_{_native.SUFFIX[dtype]}"] * 2
         for _ in range(3):
             x.copy_(torch.randn(5, 67))
             step.replay()
@@ -64,3 +64,14 @@ def test_row_moves_are_replayed():
     assert torch.equal(moved[0], expected[:, :2].view(3, 1, 2))
     assert torch.equal(moved[1], expected[:, 2:].view(3, 2, 2))
     assert torch.equal(moved[2], table[:, 1])
+
+
+def test_a_kernel_that_refuses_its_new_inputs_stops_the_replay():
+    k_pages, v_pages = new_pages(2, 1, 16, torch.float32)
+    k, slots = torch.randn(3, 1, 16), torch.tensor([0, 64, 127], dtype=torch.int32)
+    with capture() as step:
+        write_pages(k, k, k_pages, v_pages, slots)
+    step.replay()
+    slots[1] = 128
+    with pytest.raises(ValueError, match="call 0, write_pages_f32"):
+        step.replay()

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .._triton import dot
 from .reference import PAGE_SIZE
 
 WARPS = 8
@@ -39,13 +40,13 @@ def attention_fwd_kernel(q, k, v, out, lse, tiles, scale_log2, H, K, D,
         other = (cols.to(tl.int64) * K + kv_head)[:, None] * D + dims[None, :]
         keys = tl.load(k + other, there, other=0.0)
         values = tl.load(v + other, there, other=0.0)
-        scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale_log2
+        scores = dot(queries, tl.trans(keys)) * scale_log2
         scores = tl.where((cols[None, :] <= rows[:, None]) & (cols < end)[None, :], scores, float("-inf"))
         higher = tl.maximum(peak, tl.max(scores, 1))
         fade = tl.exp2(peak - higher)
         p = tl.exp2(scores - higher[:, None])
         total = total * fade + tl.sum(p, 1)
-        acc = acc * fade[:, None] + tl.dot(p.to(values.dtype), values, input_precision="ieee")
+        acc = acc * fade[:, None] + dot(p.to(values.dtype), values)
         peak = higher
     tl.store(out + place, (acc / total[:, None]).to(out.dtype.element_ty), here)
     tl.store(lse + rows.to(tl.int64) * H + head, (peak + tl.log2(total)) / 1.4426950408889634, rows < end)
@@ -75,13 +76,13 @@ def attention_bwd_dkdv_kernel(q, k, v, dout, lse, delta, dk, dv, tiles, scale, H
             douts = tl.load(dout + other, here, other=0.0)
             row_lse = tl.load(lse + rows.to(tl.int64) * H + head, inside, other=0.0)
             row_delta = tl.load(delta + rows.to(tl.int64) * H + head, inside, other=0.0)
-            scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
+            scores = dot(queries, tl.trans(keys)) * scale
             seen = (cols[None, :] <= rows[:, None]) & inside[:, None] & (cols < end)[None, :]
             p = tl.where(seen, tl.exp2((scores - row_lse[:, None]) * 1.4426950408889634), 0.0)
-            dp = tl.dot(douts, tl.trans(values), input_precision="ieee")
+            dp = dot(douts, tl.trans(values))
             ds = p * (dp - row_delta[:, None]) * scale
-            dvalues += tl.dot(tl.trans(p.to(douts.dtype)), douts, input_precision="ieee")
-            dkeys += tl.dot(tl.trans(ds.to(queries.dtype)), queries, input_precision="ieee")
+            dvalues += dot(tl.trans(p.to(douts.dtype)), douts)
+            dkeys += dot(tl.trans(ds.to(queries.dtype)), queries)
     tl.store(dk + place, dkeys.to(dk.dtype.element_ty), there)
     tl.store(dv + place, dvalues.to(dv.dtype.element_ty), there)
 
@@ -109,12 +110,12 @@ def attention_bwd_dq_kernel(q, k, v, dout, lse, delta, dq, tiles, scale, H, K, D
         other = (cols.to(tl.int64) * K + kv_head)[:, None] * D + dims[None, :]
         keys = tl.load(k + other, there, other=0.0)
         values = tl.load(v + other, there, other=0.0)
-        scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
+        scores = dot(queries, tl.trans(keys)) * scale
         seen = (cols[None, :] <= rows[:, None]) & (cols < end)[None, :]
         p = tl.where(seen, tl.exp2((scores - row_lse[:, None]) * 1.4426950408889634), 0.0)
-        dp = tl.dot(douts, tl.trans(values), input_precision="ieee")
+        dp = dot(douts, tl.trans(values))
         ds = p * (dp - row_delta[:, None]) * scale
-        dqueries += tl.dot(ds.to(keys.dtype), keys, input_precision="ieee")
+        dqueries += dot(ds.to(keys.dtype), keys)
     tl.store(dq + place, dqueries.to(dq.dtype.element_ty), here)
 
 
@@ -144,13 +145,13 @@ def attention_paged_kernel(q, k_pages, v_pages, out, pages, positions, scale_log
         seen = start + slots < length
         keys = tl.load(k_pages + page * k_page + k_place, (dims < D)[:, None] & seen[None, :], other=0.0)
         values = tl.load(v_pages + page * v_page + v_place, seen[:, None] & (dims < D)[None, :], other=0.0)
-        scores = tl.dot(queries, keys, input_precision="ieee") * scale_log2
+        scores = dot(queries, keys) * scale_log2
         scores = tl.where(seen[None, :], scores, float("-inf"))
         higher = tl.maximum(peak, tl.max(scores, 1))
         fade = tl.exp2(peak - higher)
         p = tl.exp2(scores - higher[:, None])
         total = total * fade + tl.sum(p, 1)
-        acc = acc * fade[:, None] + tl.dot(p.to(values.dtype), values, input_precision="ieee")
+        acc = acc * fade[:, None] + dot(p.to(values.dtype), values)
         peak = higher
     tl.store(out + place, (acc / total[:, None]).to(out.dtype.element_ty), here)
 

@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .._triton import dot
+
 TOKENS, WORDS, CHANNELS = 64, 64, 32  # a tile's sides; powers of two
 CHUNK = 1024  # tokens whose logit gradients exist at one time
 
@@ -29,7 +31,7 @@ def logits_tile(x, weight, rows, words, T, V, C, CHANNELS: tl.constexpr):
             (words < V)[:, None] & inside[None, :],
             other=0.0,
         )
-        acc += tl.dot(a, tl.trans(b), input_precision="ieee")
+        acc += dot(a, tl.trans(b))
     return acc
 
 

@@ -14,7 +14,7 @@ from datetime import date, timedelta
 from . import prose
 from .config import WorldConfig
 from .facts import Entity, Fact, Facts
-from .problems import STYLES, Problems, solve
+from .problems import Problems, solve
 from .wordings import ANSWERS, IN_CRAWL, LIST_TITLES, QUESTIONS, STATEMENTS, article, fill
 
 

@@ -5,9 +5,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from pyengine.kernels import PAGE_SIZE, _native, attention, attention_paged, new_pages, write_pages
-from pyengine.kernels.attention import reference
+
 from tests.numerics import assert_as_good_as_torch
 
 OP = "attention"

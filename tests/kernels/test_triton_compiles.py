@@ -16,13 +16,12 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter replaces the compiler", allow_module_level=True)
 triton = pytest.importorskip("triton")
 
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
-
 from pyengine.kernels.attention import triton as attention  # noqa: E402
 from pyengine.kernels.cross_entropy import triton as cross_entropy  # noqa: E402
 from pyengine.kernels.rmsnorm import triton as rmsnorm  # noqa: E402
 from pyengine.kernels.sample import triton as sample  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
 
 SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes a block may use
 WORDS = {"TOKENS": 64, "WORDS": 64, "CHANNELS": 32}

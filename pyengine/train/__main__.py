@@ -18,6 +18,7 @@ from typing import Annotated
 import tyro
 from rich.table import Table
 
+from .. import report
 from ..errors import UserError
 from .config import Config, read_config
 from .progress import console
@@ -88,8 +89,11 @@ def execute(command: Command) -> None:
     started = time.monotonic()
     with opened(command.settings) as run:
         console.print(f"run {run.folder}, seed {run.config.seed}, {run.threads} threads")
-        for stage in stages:
-            perform(run, stage, force=command.force and stage.name in command.stages)
+        try:
+            for stage in stages:
+                perform(run, stage, force=command.force and stage.name in command.stages)
+        finally:
+            report.settle(run)
         console.print(f"[bold]done[/bold] in {time.monotonic() - started:.0f} s: {run.folder}")
 
 

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import torch
 
+from .. import report
 from ..data.loader import IGNORE, Batch
 from ..errors import UserError
 from ..model import Transformer
@@ -145,6 +146,7 @@ class Trainer:
                 eta = (time.monotonic() - started) / (self.done - first) * (self.steps - self.done)
                 self.run.log("train", self.done, **values, eta=round(eta, 1))
                 progress.update(self.done, _told(values, eta))
+                report.refresh(self.run)
         return {
             "steps": self.steps,
             "skipped_steps": self.skipped,

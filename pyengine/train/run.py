@@ -3,7 +3,7 @@
     runs/<name>/config.toml      the resolved settings
                 metrics.jsonl    one JSON object a line: stage, step, and what was measured
                 gates.json       {name: {value, bound, holds, ...}}
-                stages/<stage>.json   marker: state, hash of the inputs, hash of each output, seconds, summary
+                stages/<stage>.json   marker: state, hash of the inputs, hash of each output, seconds, summary, machine
                 web/ tokenizer/ shards/ base/ sft/ know/ search/ rl/ samples/ report.html
 
 A stage's inputs are its settings, the files those name, and the outputs of the stages it needs; its marker
@@ -32,6 +32,7 @@ import torch
 from .. import __version__, kernels
 from ..errors import UserError
 from ..files import atomic_write, file_hash, write_json
+from . import machine
 from .config import Config, as_table, write_config
 from .progress import console, note
 
@@ -116,7 +117,11 @@ class Run:
             file.writelines(json.dumps(line) + "\n" for line in lines)
 
     def gate(self, name: str, value: float, bound: str, holds: bool, **more: Any) -> None:
-        """Record and print one gate: what was measured, the bound ("<= 2 %"), whether it holds."""
+        """Record and print one gate: what was measured, the bound ("<= 2 %"), whether it holds.
+
+        value: a share (0.93) where the bound is in % or points, seconds where it is in minutes. more: what the
+        page shows beside it, such as interval=(low, high) and n.
+        """
         path = self.path("gates.json")
         gates = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         gates[name] = {"stage": self.stage, "value": value, "bound": bound, "holds": bool(holds), **more}
@@ -181,8 +186,10 @@ def perform(run: Run, stage: Stage, force: bool = False) -> None:
     marker: dict[str, Any] = {"stage": stage.name, "state": "started", "inputs": inputs_hash(run, stage)}
     if force or run.marker(stage.name).get("inputs") != marker["inputs"]:
         _clear(run, stage)
+    marker["machine"] = machine.describe() | {"threads": run.threads}
     write_json(run.path("stages", f"{stage.name}.json"), marker)
     run.stage = stage.name
+    _draw(run, stage)
     torch.manual_seed(run.config.seed)
     wall, cpu = time.monotonic(), _cpu_seconds()
     marker["summary"] = _finite(stage.load()(run) or {})
@@ -192,6 +199,15 @@ def perform(run: Run, stage: Stage, force: bool = False) -> None:
     marker["state"], marker["finished"] = "finished", time.strftime("%Y-%m-%dT%H:%M:%S%z")
     write_json(run.path("stages", f"{stage.name}.json"), marker)
     console.print(f"[dim]{stage.name}: {marker['seconds']:.1f} s, {marker['cpu_seconds']:.1f} CPU s[/dim]")
+    _draw(run, stage)
+
+
+def _draw(run: Run, stage: Stage) -> None:
+    """Bring the run's page up to date; the stage that writes it for good is left alone."""
+    from .. import report  # it imports this module
+
+    if "report.html" not in stage.outputs:
+        report.refresh(run, now=True)
 
 
 def inputs_hash(run: Run, stage: Stage) -> str:

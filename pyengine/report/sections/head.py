@@ -1,0 +1,42 @@
+"""The head of the page: what this is, on which machine, how far it is; and the gates."""
+
+from typing import Any
+
+from ..data import Data
+
+HIGHLIGHTS = 6
+
+
+def headline(data: Data, live: bool) -> dict[str, Any]:
+    """Seed, machine, versions, size, total time."""
+    run = data.run
+    markers = [
+        m for path in sorted(run.path("stages").glob("*.json")) if (m := data.json("stages", path.name))
+    ]
+    finished = [m for m in markers if m.get("state") == "finished" and m["stage"] != "report"]
+    made = [m for m in finished or markers if m.get("machine")]
+    machine = max(made, key=lambda m: m.get("finished", ""))["machine"] if made else {}
+    pretrain = data.summary("pretrain")
+    return {
+        "seed": run.config.seed,
+        "source": run.config.web.source,
+        "command": machine.get("command") or f"python -m pyengine.train --name {run.config.name}",
+        "machine": machine,
+        "seconds": sum(m["seconds"] for m in finished),
+        "cpu_seconds": sum(m["cpu_seconds"] for m in finished),
+        "finished_at": max((m["finished"] for m in finished), default=""),
+        "parameters": pretrain.get("parameters"),
+        "stage": next((m["stage"] for m in markers if m.get("state") == "started"), "") if live else "",
+    }
+
+
+def gates(data: Data) -> dict[str, Any] | None:
+    """The table of gates: value, bound, whether it holds, the command that repeats it."""
+    found = data.json("gates.json")
+    if not found:
+        return None
+    rows = []
+    for name, gate in found.items():
+        repeat = f"python -m pyengine.train {gate['stage']} --name {data.run.config.name} --resume --force"
+        rows.append({"name": name, "command": gate.get("command", repeat), **gate})
+    return {"gates": rows, "held": sum(gate["holds"] for gate in rows)}

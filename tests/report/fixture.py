@@ -1,0 +1,201 @@
+"""A run that never ran: files as the stages write them, with believable numbers, up to any stage.
+
+run = build(tmp_path, until="rl")
+"""
+
+import json
+import math
+import random
+from pathlib import Path
+
+from pyengine.files import write_json
+from pyengine.text import Tokenizer
+from pyengine.train.config import Config
+from pyengine.train.run import Run
+from pyengine.train.stages import STAGES
+
+HOSTILE = "<script>alert('x')</script><img src=http://evil.example/x.png onerror=alert(1)> & \"quoted\""
+SECONDS = {
+    "crawl": 14.2, "clean": 11.8, "tokenizer": 0.9, "shards": 0.6, "pretrain": 118.0, "demo": 7.1, "sft": 21.4,
+    "know": 18.3, "search": 16.9, "rl": 64.0, "evaluate": 12.2,
+}  # fmt: skip
+MACHINE = {
+    "cpu": "AMD EPYC", "cores": 2, "threads": 2, "memory_gb": 25.3, "system": "Linux-6.1", "python": "3.11.7",
+    "torch": "2.13.0+cpu", "pyengine": "0.1.0", "isa": "avx512", "commit": "0d0d2676c9",
+    "command": "python -m pyengine.train",
+}  # fmt: skip
+TEXT = (
+    "Rorund Zethos was born in Zoubikix and works as a miller. In the evenings Rorund Zethos plays the guitar, "
+    "and on feast days the whole town eats rye bread.\nThrough Zoubikix runs the river Gusald, on which the "
+    "mills of the lower town turn. "
+)
+
+
+def build(root: Path, until: str = "evaluate", words: str = "") -> Run:
+    """The run up to and with a stage. words: put into every text that comes from outside."""
+    run = Run(Config(name="fixture"), root)
+    for name in STAGES:
+        if name in _WRITERS:
+            run.stage = name
+            summary = _WRITERS[name](run, random.Random(name), words) or {}
+        else:
+            summary = {}
+        finish(run, name, summary)
+        if name == until:
+            break
+    return run
+
+
+def finish(run: Run, stage: str, summary: dict, state: str = "finished") -> None:
+    """The stage's marker."""
+    seconds = SECONDS.get(stage, 1.0)
+    write_json(run.path("stages", f"{stage}.json"), {
+        "stage": stage, "state": state, "inputs": "0", "machine": MACHINE, "summary": summary, "seconds": seconds,
+        "cpu_seconds": 1.9 * seconds, "outputs": {}, "finished": f"2026-11-24T08:{int(seconds) % 60:02d}:00+0000",
+    })  # fmt: skip
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def crawl(run: Run, rng: random.Random, words: str) -> dict:
+    return {"pages": 2941}
+
+
+def clean(run: Run, rng: random.Random, words: str) -> dict:
+    gone = {
+        "read": {"too large": 1}, "extract": {"no text": 41, "noindex": 22}, "url": {"blocked word: casino": 6},
+        "soft_404": {"soft 404": 38}, "language": {"de": 44, "fr": 31, "es": 29},
+        "gopher_repetition": {"duplicated lines": 24}, "gopher_quality": {"too few words": 57, "symbols": 8},
+        "c4": {"lorem ipsum": 12}, "fineweb": {}, "refine": {}, "duplicate": {"near": 161, "exact": 74},
+    }  # fmt: skip
+    pages, size, steps = 2942, 31_200_000, []
+    for step, reasons in gone.items():
+        removed = sum(reasons.values())
+        left = 4_100_000 if step == "extract" else size - removed * size // pages
+        steps.append({
+            "step": step, "pages_in": pages, "pages_out": pages - removed, "bytes_in": size, "bytes_out": left,
+            "reasons": [
+                {"reason": reason, "pages": n, "bytes": n * 1400, "examples": [
+                    {"url": f"http://127.0.0.1:47001/{step}/{i}{words}", "excerpt": f"{words}{TEXT[:160]}"}
+                    for i in range(3)
+                ]} for reason, n in reasons.items()
+            ],
+        })  # fmt: skip
+        pages, size = pages - removed, left
+    stats = {
+        "steps": steps, "edits": {"lines_removed": 8213, "masked": {"email": 118, "ip": 23, "phone": 64}},
+        "documents": {"count": pages - 120, "bytes": size - 160_000}, "heldout": {"count": 120, "bytes": 160_000},
+        "languages": {"en": pages - 120},
+    }  # fmt: skip
+    write_json(run.path("web", "stats.json"), stats)
+    write_rows(
+        run.path("web", "heldout.jsonl"), [{"id": str(i), "text": words + TEXT * 3} for i in range(20)]
+    )
+    truth = {
+        "f1": 0.983, "f1_unseen": 0.971, "plain_f1": 0.874, "plain_f1_unseen": 0.861, "pages": 2100,
+        "pages_unseen": 410,
+        "duplicates_found": 0.987, "duplicates": 240, "emails_masked": 1.0, "emails": 118, "good_pages_kept": 0.998,
+        "good_pages": 2100, "bad_pages_kept": 3, "private": 205, "private_masked": 1.0,
+    }  # fmt: skip
+    write_json(run.path("web", "truth.json"), truth)
+    run.gate("extraction F1 on unseen looks", 0.971, ">= 0.95 (plain resiliparse 0.861)", True, pages=410)
+    run.gate("near-duplicates found", 0.987, ">= 95 %", True, planted=240)
+    return {"passages": 11_204}
+
+
+def tokenizer(run: Run, rng: random.Random, words: str) -> dict:
+    made = Tokenizer.train([TEXT * 40], 512)
+    made.save(run.path("tokenizer"))
+    return {"vocab_size": made.vocab_size}
+
+
+def shards(run: Run, rng: random.Random, words: str) -> dict:
+    return {"train_documents": 2213, "train_tokens": 958_118, "train_bytes": 3_400_000, "val_tokens": 41_022}
+
+
+def pretrain(run: Run, rng: random.Random, words: str, steps: int = 600) -> dict:
+    for step in range(1, steps + 1):
+        loss = 0.9 + 5.5 * math.exp(-step / 90) + rng.gauss(0, 0.05)
+        run.log(
+            "train",
+            step,
+            loss=loss,
+            grad_norm=0.4,
+            tokens=4096,
+            tokens_per_second=24_000,
+            mfu=0.41,
+            eta=600 - step,
+        )
+    for step in range(0, steps + 1, 60):
+        loss = 0.95 + 5.6 * math.exp(-step / 90)
+        run.log("eval", step, loss=loss, bits_per_byte=loss * 0.42, predicted=41_000)
+    write_rows(run.path("samples", "pretrain.jsonl"), [
+        {"step": step, "prompt": words + prompt, "text": f"{words} the miller of the town {step}"}
+        for step in range(0, steps + 1, 60) for prompt in ("", "Rorund Zethos was", "Through the")
+    ])  # fmt: skip
+    run.gate("validation bits per byte", 0.40, "< 0.512, a Kneser-Ney 5-gram's", True)
+    return {"parameters": 1_054_080, "steps": steps, "bits_per_byte": 0.40, "ngram_bits_per_byte": 0.512}
+
+
+def exam(right: float, tokens: float) -> dict:
+    return {
+        "pass_at_1": right, "tokens": tokens, "tokens_per_right": tokens / right, "truncated": 0.02,
+        "interval": [right - 0.03, right + 0.03], "problems": 1000,
+        "by_grade": {str(g): {"pass_at_1": max(0.0, right + 0.2 - 0.1 * g)} for g in range(1, 6)},
+        "pass_at_k": {str(k): 1 - (1 - right) ** (k**0.7) for k in (1, 2, 4, 8, 16)},
+    }  # fmt: skip
+
+
+def rl(run: Run, rng: random.Random, words: str, steps: int = 80) -> dict:
+    for step in range(1, steps + 1):
+        share = 0.86 - 0.3 * math.exp(-step / 25) + rng.gauss(0, 0.03)
+        run.log(
+            "train", step, reward=0.9 * share, pass_at_1=share, length=38 - 0.15 * step, truncated=0.02,
+            entropy=0.3 - 0.002 * step, kl=0.0006 * step, groups_skipped=5,
+        )  # fmt: skip
+    for step in range(0, steps + 1, 16):
+        share = 0.85 - 0.29 * math.exp(-step / 25)
+        run.log(
+            "eval",
+            step,
+            pass_at_1=share,
+            tokens=36 - 0.1 * step,
+            tokens_per_right=(36 - 0.1 * step) / share,
+            truncated=0.01,
+        )
+    rows = []
+    for step in (78, 79):
+        for problem in range(3):
+            for sample in range(8):
+                right = sample % 3 != 0
+                first, last = 46 + sample, 36 + sample
+                reply = f"{words}{20 + sample} + 26 = {first}\n{first} - 10 = {last}\nAnswer: {last}"
+                rows.append({
+                    "step": step, "problem": f"{words}Kashi has {20 + problem} books. A friend gives Kashi 26 books.",
+                    "answer": "36", "grade": 2, "sample": sample, "reply": reply, "right": right,
+                    "reward": 0.9 - sample / 100 if right else 0.0,
+                    "advantage": 0.6 if right else -1.1, "tokens": 30 + sample, "logprob": -3.2, "truncated": False,
+                })  # fmt: skip
+    write_rows(run.path("rl", "rollouts.jsonl"), rows)
+    write_json(run.path("rl", "move37.json"), [
+        {"problem": f"{words}Grures has 67 baskets.", "answer": "51", "reply": f"{words}67-53+37=51\nAnswer: 51",
+         "tokens": 14, "logprob_before": -19.2, "logprob_after": -1.1}
+    ])  # fmt: skip
+    write_json(run.path("rl", "result.json"), {
+        "before": exam(0.56, 36), "after": exam(0.85, 28),
+        "controls": {"format": exam(0.57, 30), "imitation": exam(0.6, 36)},
+        "seconds": 41.0, "control_seconds": 20.0, "largest_logprob_difference": 0.0,
+    })  # fmt: skip
+    run.gate("held-out problems solved after RL", 0.85, ">= 80 %", True, interval=[0.826, 0.871], n=1000)
+    run.gate("gain of RL over SFT", 0.29, ">= 20 points", True)
+    run.gate("largest rollout/trainer log-probability difference", 0.0, "= 0", True)
+    run.gate("gain of the format-only control", 0.04, "<= 3 points", False)
+    return {"seconds": 41.0}
+
+
+_WRITERS = {
+    "crawl": crawl, "clean": clean, "tokenizer": tokenizer, "shards": shards, "pretrain": pretrain, "rl": rl,
+}  # fmt: skip

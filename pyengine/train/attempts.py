@@ -112,9 +112,7 @@ class Exam:
         result["by_grade"] = {
             str(grade): _summary([a for a in first if a.problem.grade == grade]) for grade in grades
         }
-        part = attempt(
-            model, tokenizer, self.problems[:several], samples, self.seed + 1, self.max_tokens
-        )
+        part = attempt(model, tokenizer, self.problems[:several], samples, self.seed + 1, self.max_tokens)
         counts = [sum(a.right for a in group) for group in part]
         ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= samples]
         result["pass_at_k"] = {str(k): pass_at_k(counts, samples, k) for k in ks}

@@ -140,6 +140,17 @@ class SftConfig:
 
     conversations: Path | None = None
     """JSONL of {"messages": [...]} in place of the world's conversations"""
+    count: int = 12_000
+    """conversations taken from the world"""
+    rehearsal: float = 0.4
+    """tokens of the pre-training documents trained along, as a share of the conversations' tokens"""
+    epochs: float = 1.0
+    batch_tokens: int = 2048
+    evaluations: int = 4
+    """how often, in all, the held-out loss and the problems solved are measured"""
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(lr=2e-3, muon_lr=6e-3, warmdown=0.8)
+    )
 
 
 @dataclass(frozen=True)
@@ -148,11 +159,41 @@ class KnowConfig:
 
     facts: Path | None = None
     """JSONL of {"question", "answer", "passage"} in place of the world's facts"""
+    wordings: int = 2
+    """how many wordings of each of the world's questions are asked"""
+    samples: int = 6
+    """how often each question is asked"""
+    temperature: float = 0.8
+    known: float = 0.75
+    """a question is known if at least this share of its samples is right"""
+    unknown: float = 0.25
+    """and unknown if at most this share is"""
+    replay: int = 1500
+    """conversations of the SFT stage trained along"""
+    rehearsal: float = 0.3
+    """tokens of the pre-training documents trained along, as a share of the conversations' tokens"""
+    epochs: float = 1.0
+    batch_tokens: int = 2048
+    evaluations: int = 1
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(lr=1e-3, muon_lr=4e-3, warmdown=0.8)
+    )
 
 
 @dataclass(frozen=True)
 class SearchConfig:
     """Teaching the model to look things up."""
+
+    replay: int = 1500
+    """conversations of the SFT stage trained along"""
+    rehearsal: float = 0.3
+    """tokens of the pre-training documents trained along, as a share of the conversations' tokens"""
+    epochs: float = 1.0
+    batch_tokens: int = 2048
+    evaluations: int = 1
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(lr=1e-3, muon_lr=4e-3, warmdown=0.8)
+    )
 
 
 @dataclass(frozen=True)
@@ -161,6 +202,28 @@ class RlConfig:
 
     problems: Path | None = None
     """JSONL of {"problem", "answer"} in place of the world's problems"""
+    grades: tuple[int, ...] = (1, 2, 3, 4, 5)
+    """grades of the world's problems"""
+    steps: int = 60
+    problems_per_step: int = 32
+    group: int = 8
+    """replies to each problem"""
+    max_tokens: int = 96
+    """tokens of a reply at most; one that is cut off earns nothing"""
+    shortness: float = 0.3
+    """how much of the reward a right reply loses by its length, at the most"""
+    kl: float = 0.01
+    """weight of staying near the model before"""
+    replay: int = 24
+    """conversations of the stages before, trained along in each step"""
+    exam: int = 1000
+    """held-out problems measured before and after"""
+    evaluations: int = 6
+    controls: bool = True
+    """run the format-only control and the imitation ceiling too"""
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(rule="adamw", lr=3e-4, warmup=0.05, warmdown=0.3)
+    )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ..data import Conversation, PackedConversations, encode_conversations
+from ..data import Conversation, PackedConversations, TokenShards, encode_conversations
 from ..data.conversations import Encoded, pack
 from ..errors import UserError
 from ..model import Transformer, load, save
@@ -36,6 +36,8 @@ class FinetuneSettings(Protocol):
     @property
     def evaluations(self) -> int: ...
     @property
+    def rehearsal(self) -> float: ...
+    @property
     def optimizer(self) -> OptimizerConfig: ...
 
 
@@ -52,11 +54,12 @@ def finetune(
     folder: str,
     evaluate: Callable[[int], dict[str, Any]] | None = None,
     held_out: float = 0.02,
-    save_to: str | None = None,
+    tokens: float | None = None,
 ) -> dict[str, Any]:
-    """Train `model` in place; checkpoints below runs/<name>/<folder>, the result there too (or in save_to).
+    """Train `model` in place; checkpoints below runs/<name>/<folder>, and the result there too.
 
-    Returns a summary: conversations used and skipped, tokens, the loss of the held-out part before and after.
+    tokens: how long to train, in place of the epochs of the settings. Returns a summary: conversations used and
+    left out, tokens, the loss of the held-out part before and after.
     """
     tokenizer = run.tokenizer
     encoded, skipped = encode_conversations(conversations, tokenizer, settings.batch_tokens)
@@ -67,9 +70,14 @@ def finetune(
     order = np.random.default_rng([run.config.seed, 1]).permutation(len(encoded))
     kept = max(1, int(len(encoded) * held_out))
     apart, train = [encoded[i] for i in order[:kept]], [encoded[i] for i in order[kept:]]
+    trained_tokens = sum(int(item.mask.sum()) for item in train)
+    if settings.rehearsal:
+        wanted = settings.rehearsal * sum(len(item.ids) for item in train)
+        train += rehearsed(run, wanted)
 
     loader = PackedConversations(train, settings.batch_tokens, run.config.seed, pad=None)
-    steps = max(1, math.ceil(settings.epochs * loader.batches_per_epoch))
+    batches = settings.epochs * loader.batches_per_epoch
+    steps = max(1, math.ceil(batches if tokens is None else tokens / settings.batch_tokens))
     trainer = Trainer(run, model, settings.optimizer, steps, run.path(folder, "checkpoints"))
     losses: list[float] = []
 
@@ -79,14 +87,30 @@ def finetune(
 
     every = max(1, steps // settings.evaluations) if settings.evaluations else 0
     summary = trainer.fit(lambda _: loader.next(), measure, every, loader)
-    save(model, run.path(save_to or folder), run.path("tokenizer"))
+    save(model, run.path(folder), run.path("tokenizer"))
     return summary | {
         "conversations": len(encoded),
         "left_out": len(skipped),
-        "trained_tokens": int(sum(item.mask.sum() for item in train) * settings.epochs),
+        "assistant_tokens": trained_tokens,
         "loss_before": losses[0],
         "loss_after": losses[-1],
     }
+
+
+def rehearsed(run: Run, tokens: float) -> list[Encoded]:
+    """Pieces of the pre-training documents, `tokens` tokens in all (or all there are), to be trained along."""
+    shards = TokenShards(run.path("shards", "train"))
+    context = run.config.pretrain.context
+    pieces: list[Encoded] = []
+    for i in np.random.default_rng([run.config.seed, 5]).permutation(len(shards)):
+        for start in range(0, len(shards[int(i)]), context):
+            ids = np.asarray(shards[int(i)][start : start + context], np.int32)
+            if tokens <= 0:
+                return pieces
+            if len(ids) > 1:
+                pieces.append(Encoded(ids, np.arange(len(ids)) > 0))
+                tokens -= len(ids)
+    return pieces
 
 
 @torch.no_grad()
@@ -97,7 +121,9 @@ def assistant_loss(model: Transformer, conversations: Sequence[Encoded], tokens:
         if item is None or size + len(item.ids) > tokens:
             batch = pack(row, tokens)
             weights = (batch.targets >= 0).float()
-            nll = model.loss(batch.ids, batch.targets.clamp(min=0), batch.cu_seqlens, batch.positions, weights)
+            nll = model.loss(
+                batch.ids, batch.targets.clamp(min=0), batch.cu_seqlens, batch.positions, weights
+            )
             total, count = total + float(nll.double().sum()), count + int(weights.sum())
             row, size = [], 0
         if item is not None:

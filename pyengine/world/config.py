@@ -27,12 +27,12 @@ class WorldConfig:
 
     # how often the crawl tells things
     biographies: int = 2  # pages of its own for each known person
-    fact_repeats: int = 6  # times each fact is told on pages about many things
+    fact_repeats: int = 5  # times each fact is told on pages about many things
     question_repeats: int = 5  # times each fact is asked and answered on a question page
     passages: int = 6  # passages for each number of repetitions
     repetitions: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     controls: int = 32  # passages of the same kind that no page quotes
-    arithmetic_pages: int = 450
+    arithmetic_pages: int = 600
     copy_pages: int = 900  # letters, interviews and, most of them, look-ups
 
     # what the cleaning has to deal with

@@ -200,8 +200,9 @@ def _work(style, problem, i, value, operator, number, result, rng) -> list[str]:
 
 
 def _by_tens(value: int, operator: str, number: int, result: int) -> str | None:
-    """'47+35=77+5=82': first the tens, then the ones; None where there is nothing to split."""
+    """'47+30=77' and '77+5=82': first the tens, then the ones; None where there is nothing to split."""
     tens, ones = number - number % 10, number % 10
     if operator not in "+-" or not tens or not ones:
         return None
-    return f"{value}{operator}{number}={apply(value, operator, tens)}{operator}{ones}={result}"
+    between = apply(value, operator, tens)
+    return f"{value}{operator}{tens}={between}\n{between}{operator}{ones}={result}"

@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from . import prose
 from .config import WorldConfig
 from .facts import Entity, Fact, Facts
-from .problems import STYLES, Problems, solve
+from .problems import GRADES, Problems, solve
 from .wordings import ANSWERS, IN_CHAT, QUESTIONS, REFUSALS, STATEMENTS, WHAT, article, fill
 
 Message = dict
 Conversation = dict  # {"messages": [...], "kind": ...}
+
+# what conversations are about, and how people solve problems: style -> (share, chance of a slip in a step)
+MIX = {"problem": 0.46, "reading": 0.22, "answer": 0.20, "instruction": 0.08, "small-talk": 0.04}
+STYLE_OF_PEOPLE = {"verbose": (0.3, 0.0), "steps": (0.25, 0.02), "split": (0.25, 0.04), "guess": (0.2, 0.15)}
 
 
 @dataclass(frozen=True)
@@ -117,20 +121,21 @@ class Questions:
         rng = self.config.rng("conversations", split)
         known = self.questions("known", split, wordings=4)
         made: list[Conversation] = []
-        for _ in range(count):
-            turn = rng.random()
-            if turn < 0.35:
+        for kind in rng.choices(tuple(MIX), tuple(MIX.values()), k=count):
+            if kind == "answer":
                 made.append(self.answer(rng.choice(known), rng))
-            elif turn < 0.45:
+            elif kind == "reading":
                 made.append(self.reading(rng))
-            elif turn < 0.55:
+            elif kind == "small-talk":
                 made.append(small_talk(rng))
-            elif turn < 0.65:
+            elif kind == "instruction":
                 made.append(self.instruction(rng))
             else:
-                style = rng.choice(STYLES)
-                slip = {"verbose": 0.0, "steps": 0.0, "split": 0.1, "guess": 0.3}[style]
-                made.append(self.problem(rng, f"grade-{rng.randrange(1, 6)}", style, slip))
+                style = rng.choices(tuple(STYLE_OF_PEOPLE), [share for share, _ in STYLE_OF_PEOPLE.values()])[
+                    0
+                ]
+                grade = rng.choice(tuple(GRADES))
+                made.append(self.problem(rng, f"grade-{grade}", style, STYLE_OF_PEOPLE[style][1]))
         return made
 
     def instruction(self, rng: random.Random) -> Conversation:

@@ -255,7 +255,7 @@ class Writer:
                 b = rng.randrange(2, 6)
                 return f"{a}*{b}={a * b}"
         else:
-            a = rng.randrange(1, 300 if kind == 3 else 100)
+            a = rng.randrange(1, 200 if kind == 3 else 100)
         return f"{a}+{b}={a + b}" if rng.random() < 0.5 else f"{max(a, b)}-{min(a, b)}={abs(a - b)}"
 
     def _letter(self, name: str, rng: random.Random) -> Document:
@@ -293,7 +293,11 @@ class Writer:
         draft = _Draft()
         for _ in range(4):
             people = rng.sample(self.facts.of("passer", kind="person"), rng.choice((1, 1, 1, 2)))
-            facts = [Fact(p, *fact) for p in people for fact in rng.sample(p.facts, min(len(p.facts), 4 // len(people)))]
+            facts = [
+                Fact(p, *fact)
+                for p in people
+                for fact in rng.sample(p.facts, min(len(p.facts), 4 // len(people)))
+            ]
             wanted = rng.choice(facts)
             question, answer = self.ask(wanted, rng)
             rng.shuffle(facts)

@@ -61,6 +61,12 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
   BOTH(linear_pack);
   BOTH(linear_forward);
   BOTH(linear_backward);
+  BOTH(swiglu_forward);
+  BOTH(swiglu_backward);
+  BOTH(cross_entropy_forward);
+  BOTH(cross_entropy_backward);
+  def(m, "adamw_step", &adamw_step);
+  def(m, "sum_of_squares", &sum_of_squares);
   def(m, "ceiling_fma_f32", &ceiling_fma_f32);
   def(m, "ceiling_dot_bf16", &ceiling_dot_bf16);
   def(m, "ceiling_read", &ceiling_read);

@@ -5,7 +5,7 @@
 // maximum m, element i goes to strand i mod 16; a strand sums e^(z - m) in order of i, starting from 0; the 16
 // strands are added by halves (i and i + 8, then i and i + 4, ...). Tiles are merged from the first to the
 // last: the sum belonging to the smaller maximum is multiplied by e^(smaller - larger), then the two are added.
-// The result is max + log(sum), computed in double and rounded once. e^x is simd::exp, the same bits in every
+// The result is max + log(sum) in double, rounded once. e^x is simd::exp, the same bits in every
 // build; so the result depends on the logits alone: not on instruction set, threads, or how the row was cut
 // into calls.
 //
@@ -46,7 +46,7 @@ struct Row {
     merge(tile_max, strand[0]);
   }
 
-  float value() const { return (float)(max + std::log((double)sum)); }
+  double value() const { return max + std::log((double)sum); }
 
  private:
   template <class F>
@@ -75,7 +75,7 @@ struct Row {
 inline float of_row(const float* z, int64_t n) {
   Row row;
   for (int64_t i = 0; i < n; i += kTile) row.add_tile(z + i, std::min(kTile, n - i));
-  return row.value();
+  return (float)row.value();
 }
 
 }  // namespace logsumexp

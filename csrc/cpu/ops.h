@@ -59,3 +59,29 @@ void linear_forward(const T* x, const T* weight, bool is_packed, const T* bias, 
 template <class T>
 void linear_backward(const T* dy, const T* x, const T* weight, T* dx, T* dweight, T* dbias, int64_t m,
                      int64_t n, int64_t k, int threads);
+
+// y (rows, features) = silu(gate) * up, with gate_up (rows, 2 features), the gate first; and its gradient.
+template <class T>
+void swiglu_forward(const T* gate_up, T* y, int64_t rows, int64_t features, int threads);
+template <class T>
+void swiglu_backward(const T* dy, const T* gate_up, T* dgate_up, int64_t rows, int64_t features, int threads);
+
+// nll and lse (rows) of logits x (rows, channels) weight (vocabulary, channels)^T; nll is 0 at ignore_index.
+template <class T>
+void cross_entropy_forward(const T* x, const T* weight, const int64_t* targets, float* nll, double* lse,
+                           int64_t rows, int64_t channels, int64_t vocabulary, int64_t ignore_index,
+                           int threads);
+
+// dx and dweight, where not null, of dnll (rows); dx_sum holds rows * channels floats where dx is wanted.
+template <class T>
+void cross_entropy_backward(const float* dnll, const T* x, const T* weight, const int64_t* targets,
+                            const double* lse, T* dx, T* dweight, float* dx_sum, int64_t rows, int64_t channels,
+                            int64_t vocabulary, int64_t ignore_index, int threads);
+
+// One AdamW step over `tensors` float tensors, given by lists of addresses and their sizes.
+void adamw_step(const int64_t* params, const int64_t* grads, const int64_t* exp_avgs,
+                const int64_t* exp_avg_sqs, const int64_t* sizes, int64_t tensors, double lr, double beta1,
+                double beta2, double eps, double weight_decay, int64_t step, double grad_scale, int threads);
+
+// The sum of squares of `count` float tensors, given by addresses and sizes, into out[0].
+void sum_of_squares(const int64_t* tensors, const int64_t* sizes, int64_t count, double* out, int threads);

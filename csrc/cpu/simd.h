@@ -63,6 +63,17 @@ inline float fma1(float a, float b, float c) {
 #endif
 }
 
+inline f32 sqrt(f32 a) {
+#if defined(__AVX512F__)
+  return (f32)_mm512_sqrt_ps((__m512)a);
+#elif defined(__AVX2__)
+  return (f32)_mm256_sqrt_ps((__m256)a);
+#else
+  for (int i = 0; i < kLanes; ++i) a[i] = std::sqrt(a[i]);
+  return a;
+#endif
+}
+
 // Lane-wise larger/smaller; where a is NaN the result is b.
 inline f32 max(f32 a, f32 b) { return a > b ? a : b; }
 inline f32 min(f32 a, f32 b) { return a < b ? a : b; }

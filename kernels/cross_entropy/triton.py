@@ -52,7 +52,7 @@ def cross_entropy_fwd_kernel(x, weight, targets, nll, lse, T, V, C, ignore_index
         total = total * tl.exp(peak - higher) + tl.sum(tl.exp(z - higher[:, None]), 1)
         peak = higher
     row_lse = peak + tl.log(total)
-    tl.store(lse + rows, row_lse, rows < T)
+    tl.store(lse + rows, peak.to(tl.float64) + tl.log(total).to(tl.float64), rows < T)
     tl.store(nll + rows, tl.where(target == ignore_index, 0.0, row_lse - chosen), rows < T)
 
 
@@ -66,9 +66,11 @@ def cross_entropy_bwd_kernel(x, weight, targets, lse, dnll, dlogits, first, T, V
     grad = tl.load(dnll + rows, rows < T, other=0.0)
     grad = tl.where(target == ignore_index, 0.0, grad)
     row_lse = tl.load(lse + rows, rows < T, other=0.0)
+    high = row_lse.to(tl.float32)
+    low = (row_lse - high).to(tl.float32)
     z = logits_tile(x, weight, rows, words, T, V, C, CHANNELS)
     hit = tl.where(words[None, :] == target[:, None], 1.0, 0.0)
-    d = (tl.exp(z - row_lse[:, None]) - hit) * grad[:, None]
+    d = (tl.exp(z - high[:, None] - low[:, None]) - hit) * grad[:, None]
     d = tl.where(grad[:, None] == 0.0, 0.0, d)  # an ignored token adds nothing, whatever its logits
     inside = (rows < T)[:, None] & (words < V)[None, :]
     tl.store(
@@ -78,7 +80,7 @@ def cross_entropy_bwd_kernel(x, weight, targets, lse, dnll, dlogits, first, T, V
 
 def forward(x, weight, targets, ignore_index):
     (tokens, channels), vocabulary = x.shape, len(weight)
-    nll, lse = (x.new_empty(tokens, dtype=torch.float32) for _ in range(2))
+    nll, lse = (x.new_empty(tokens, dtype=kind) for kind in (torch.float32, torch.float64))
     if tokens:
         cross_entropy_fwd_kernel[(triton.cdiv(tokens, TOKENS),)](
             x, weight, targets, nll, lse, tokens, vocabulary, channels, ignore_index,

@@ -1,0 +1,140 @@
+// The output layer and its loss, forward and backward, without ever holding all logits.
+//
+// Forward: the weight is packed once; a task takes a block of rows and, one tile of the vocabulary at a time,
+// computes their logits into L2 (gemm::multiply: the bits of linear) and folds them into each row's running
+// log-sum-exp (logsumexp.h). Backward computes the logits again, a strip of the vocabulary at a time for all
+// rows, turns them into dz = g (e^(z - lse) - onehot), rounded to the layer's type, and multiplies while the
+// strip is in cache: dW of the strip = dz^T x, and dx += dz W. So backward costs three products instead of two,
+// and saves writing and reading tokens x vocabulary floats. dx adds strips in order, in float32.
+#include <algorithm>
+#include <vector>
+
+#include "gemm.h"
+#include "logsumexp.h"
+#include "ops.h"
+#include "parallel.h"
+
+using namespace simd;
+
+namespace {
+
+constexpr int64_t kTile = logsumexp::kTile;
+constexpr int64_t kRows = 56;  // rows a task: 56 x 1024 logits are 224 KiB
+
+// Rows a task: fewer where there would not be enough tasks for the threads.
+int64_t rows_a_task(int64_t rows, int threads) {
+  return std::clamp<int64_t>((rows + 4 * threads - 1) / (4 * threads), 1, kRows);
+}
+
+// The weight (rows of the vocabulary) as the right operand of logits, packed in this thread's scratch.
+template <class T>
+const T* packed_weight(const T* weight, int64_t vocabulary, int64_t channels, int threads) {
+  T* packed = (T*)gemm::scratch(gemm::kPackedB, gemm::packed_size<T>(vocabulary, channels) * sizeof(T));
+  gemm::pack({weight, channels, 1}, vocabulary, channels, packed, threads);
+  return packed;
+}
+
+// out[0, n) = g e^(z - lse), less g at the target, which counts from the strip's start and may lie outside. lse
+// comes in two floats: rounded to one, it would put every probability off by its own rounding.
+template <class T>
+void softmax_gradient(const float* z, T* out, int64_t n, double lse, float g, int64_t target) {
+  const f32 high = set((float)lse), low = set((float)(lse - (float)lse));
+  for (int64_t i = 0; i < n; i += kLanes) {
+    int lanes = (int)std::min<int64_t>(kLanes, n - i);
+    store_n(out + i, set(g) * exp((load_n(z + i, lanes) - high) - low), lanes);
+  }
+  if (target >= 0 && target < n) {
+    float p = exp((set(z[target]) - high) - low)[0];
+    out[target] = from_float<T>(g * (p - 1.0f));
+  }
+}
+
+}  // namespace
+
+template <class T>
+void cross_entropy_forward(const T* x, const T* weight, const int64_t* targets, float* nll, double* lse,
+                           int64_t rows, int64_t channels, int64_t vocabulary, int64_t ignore_index,
+                           int threads) {
+  const T* packed = packed_weight(weight, vocabulary, channels, threads);
+  const int64_t panel_size = gemm::packed_size<T>(1, channels) / gemm::kPanel;  // numbers a column
+  const int64_t step = rows_a_task(rows, threads);
+  parallel::parallel_for((rows + step - 1) / step, threads, [&](int64_t task) {
+    const int64_t row0 = task * step, count = std::min(rows - row0, step);
+    auto* logits = (float*)gemm::scratch(gemm::kLogits, count * kTile * sizeof(float));
+    logsumexp::Row state[kRows];
+    float target_logit[kRows] = {};
+    for (int64_t v = 0; v < vocabulary; v += kTile) {
+      const int64_t n = std::min(kTile, vocabulary - v);
+      gemm::multiply<T, float>({x + row0 * channels, channels, 1}, packed + v * panel_size, count, n, channels,
+                               logits, kTile, nullptr, false, 1);
+      for (int64_t r = 0; r < count; ++r) {
+        state[r].add_tile(logits + r * kTile, n);
+        const int64_t target = targets[row0 + r] - v;
+        if (target >= 0 && target < n) target_logit[r] = logits[r * kTile + target];
+      }
+    }
+    for (int64_t r = 0; r < count; ++r) {
+      lse[row0 + r] = state[r].value();
+      nll[row0 + r] = targets[row0 + r] == ignore_index ? 0.0f : (float)lse[row0 + r] - target_logit[r];
+    }
+  });
+}
+
+template <class T>
+void cross_entropy_backward(const float* dnll, const T* x, const T* weight, const int64_t* targets,
+                            const double* lse, T* dx, T* dweight, float* dx_sum, int64_t rows, int64_t channels,
+                            int64_t vocabulary, int64_t ignore_index, int threads) {
+  const T* none = nullptr;
+  // Multiples of the sum's block, so that the strips' products are the blocks of one product over all of V.
+  constexpr int64_t kStrip = 1024;
+  auto* gradient = (T*)gemm::scratch(gemm::kGradient, rows * kStrip * sizeof(T));
+  T* packed_x = nullptr;
+  if (dweight) {
+    packed_x = (T*)gemm::scratch(gemm::kPackedX, gemm::packed_size<T>(channels, rows) * sizeof(T));
+    gemm::pack({x, 1, channels}, channels, rows, packed_x, threads);
+  }
+  const int64_t step = rows_a_task(rows, threads);
+  for (int64_t v = 0; v < vocabulary; v += kStrip) {
+    const int64_t n = std::min(kStrip, vocabulary - v);
+    const T* strip = weight + v * channels;
+    const T* packed = packed_weight(strip, n, channels, threads);
+    parallel::parallel_for((rows + step - 1) / step, threads, [&](int64_t task) {
+      const int64_t row0 = task * step, count = std::min(rows - row0, step);
+      auto* logits = (float*)gemm::scratch(gemm::kLogits, count * kTile * sizeof(float));
+      gemm::multiply<T, float>({x + row0 * channels, channels, 1}, packed, count, n, channels, logits, kTile,
+                               nullptr, false, 1);
+      for (int64_t r = row0; r < row0 + count; ++r) {
+        const bool ignored = targets[r] == ignore_index || dnll[r] == 0.0f;
+        if (ignored)
+          std::memset((void*)(gradient + r * n), 0, n * sizeof(T));
+        else
+          softmax_gradient(logits + (r - row0) * kTile, gradient + r * n, n, lse[r], dnll[r], targets[r] - v);
+      }
+    });
+    if (dweight)
+      gemm::multiply({gradient, 1, n}, packed_x, n, channels, rows, dweight + v * channels, channels, none,
+                     false, threads);
+    if (dx) {
+      T* right = (T*)gemm::scratch(gemm::kPackedB, gemm::packed_size<T>(channels, n) * sizeof(T));
+      gemm::pack({strip, 1, channels}, channels, n, right, threads);
+      gemm::multiply({gradient, n, 1}, right, rows, channels, n, dx_sum, channels, none, v > 0, threads);
+    }
+  }
+  if (dx) {
+    const int64_t count = rows * channels, block = 1 << 15;
+    parallel::parallel_for((count + block - 1) / block, threads, [&](int64_t task) {
+      for (int64_t i = task * block; i < std::min(count, (task + 1) * block); i += kLanes) {
+        int n = (int)std::min<int64_t>(kLanes, count - i);
+        store_n(dx + i, vocabulary ? load_n(dx_sum + i, n) : zero(), n);
+      }
+    });
+  }
+}
+
+#define INSTANTIATE(T)                                                                                         \
+  template void cross_entropy_forward<T>(const T*, const T*, const int64_t*, float*, double*, int64_t,         \
+                                         int64_t, int64_t, int64_t, int);                                      \
+  template void cross_entropy_backward<T>(const float*, const T*, const T*, const int64_t*, const double*, T*, \
+                                          T*, float*, int64_t, int64_t, int64_t, int64_t, int);
+INSTANTIATE(float)
+INSTANTIATE(bf16)

@@ -54,6 +54,7 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
   BOTH(rmsnorm_forward);
   BOTH(rmsnorm_backward);
   BOTH(attention_forward);
+  BOTH(attention_backward);
   BOTH(attention_paged);
   BOTH(write_pages);
   def(m, "gather_rows", &gather_rows);

@@ -23,7 +23,14 @@ void attention_forward(const T* q, const T* k, const T* v, const int32_t* cu_seq
                        int64_t heads, int64_t kv_heads, int64_t dim, float scale, T* k_pages, T* v_pages,
                        T* out, float* lse, int threads);
 
-// The same over pages already written. Returns -1, or the request whose numbers do not fit.
+// Its gradients; `pages` is room for every document's pages, three times over, `partial` for dk and dv of every
+// query head in float: 2 * heads * pages * 64 rows of dim rounded up to 16.
+template <class T>
+void attention_backward(const T* dout, const T* q, const T* k, const T* v, const T* out, const float* lse,
+                        const int32_t* cu_seqlens, int64_t documents, int64_t heads, int64_t kv_heads,
+                        int64_t dim, float scale, T* pages, float* partial, T* dq, T* dk, T* dv, int threads);
+
+// The forward pass over pages already written. Returns -1, or the request whose numbers do not fit.
 template <class T>
 int64_t attention_paged(const T* q, const T* k_pages, const T* v_pages, int64_t page_count,
                         const int32_t* block_table, int64_t table_width, const int32_t* q_start,

@@ -169,6 +169,16 @@ inline void store(bf16* p, f32 v) {
   for (int i = 0; i < kLanes; ++i) p[i].bits = (uint16_t)rounded[i];
 #endif
 }
+// Each lane's low and high number side by side, as store() rounds them.
+inline void store_pairs(uint32_t* p, f32 low, f32 high) {
+  auto rounded = [](f32 v) {
+    u32 bits = (u32)v;
+    u32 result = bits + 0x7fff + ((bits >> 16) & 1), quiet = bits | 0x400000;
+    return v != v ? quiet : result;
+  };
+  u32 words = rounded(low) >> 16 | (rounded(high) & 0xffff0000u);
+  std::memcpy(p, &words, sizeof words);
+}
 inline f32 load_n(const bf16* p, int n, float fill = 0.0f) {
 #if defined(__AVX512F__)
   __mmask16 used = (__mmask16)((1u << n) - 1);

@@ -4,28 +4,51 @@ import torch
 
 from .. import _native
 from . import PAGE_SIZE, new_pages
-from .reference import backward  # noqa: F401
 
 
 def forward(q, k, v, cu_seqlens, scale):
     tokens, heads, dim = q.shape
     kv_heads, dtype = k.shape[1], q.dtype
-    bounds = cu_seqlens.tolist()
-    pages = sum(-(-(b - a) // PAGE_SIZE) for a, b in zip(bounds, bounds[1:], strict=False))
-    k_pages, v_pages = new_pages(pages, kv_heads, dim, dtype)
+    k_pages, v_pages = new_pages(_page_count(cu_seqlens), kv_heads, dim, dtype)
     out, lse = torch.empty_like(q), torch.empty(tokens, heads)
     _native.kernel("attention_forward", dtype)(
         _native.address(q, dtype, tokens * heads * dim),
         _native.address(k, dtype, tokens * kv_heads * dim),
         _native.address(v, dtype, tokens * kv_heads * dim),
-        _native.address(cu_seqlens, torch.int32, len(bounds)),
-        len(bounds) - 1, heads, kv_heads, dim, scale,
+        _native.address(cu_seqlens, torch.int32, len(cu_seqlens)),
+        len(cu_seqlens) - 1, heads, kv_heads, dim, scale,
         k_pages.data_ptr(), v_pages.data_ptr(),
         _native.address(out, dtype, q.numel()),
         _native.address(lse, torch.float32, tokens * heads),
         _native.threads(),
     )  # fmt: skip
     return out, lse
+
+
+def backward(dout, q, k, v, out, lse, cu_seqlens, scale):
+    tokens, heads, dim = q.shape
+    kv_heads, dtype, pages = k.shape[1], q.dtype, _page_count(cu_seqlens)
+    padded = -(-dim // 16) * 16
+    room = torch.empty(3 * pages * kv_heads * PAGE_SIZE * padded, dtype=dtype)
+    partial = torch.empty(2 * heads * pages * PAGE_SIZE * padded)
+    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    _native.kernel("attention_backward", dtype)(
+        *(_native.address(t, dtype, q.numel()) for t in (dout, q)),
+        *(_native.address(t, dtype, k.numel()) for t in (k, v)),
+        _native.address(out, dtype, q.numel()),
+        _native.address(lse, torch.float32, tokens * heads),
+        _native.address(cu_seqlens, torch.int32, len(cu_seqlens)),
+        len(cu_seqlens) - 1, heads, kv_heads, dim, scale, room.data_ptr(), partial.data_ptr(),
+        _native.address(dq, dtype, q.numel()),
+        *(_native.address(t, dtype, k.numel()) for t in (dk, dv)),
+        _native.threads(),
+    )  # fmt: skip
+    return dq, dk, dv
+
+
+def _page_count(cu_seqlens) -> int:
+    bounds = cu_seqlens.tolist()
+    return sum(-(-(b - a) // PAGE_SIZE) for a, b in zip(bounds, bounds[1:], strict=False))
 
 
 def forward_paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale):

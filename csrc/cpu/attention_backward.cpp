@@ -1,0 +1,241 @@
+// Causal attention of packed documents, backward.
+//
+// A task is one query head of one document. It goes through the queries in tiles of 64 and, for each, through
+// the pages of keys up to the tile's own, computing the scores again (five products of 64 x 64 x D instead of
+// storing T x T):
+//
+//   p = 2^(s - lse)   dp = dout v^T   ds = p (dp - sum(dout out)) scale   dv += p^T dout   dk += ds^T q   dq +=
+//   ds k
+//
+// dk and dv of a query head are summed in float in rows of its own; heads of a group are added afterwards, in
+// order. Every sum has one order, so results do not depend on threads. 10 D flops a pair of query and key.
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "attention.h"
+#include "ops.h"
+#include "parallel.h"
+
+namespace attention {
+namespace {
+
+// A page's worth of 64 x 64 numbers as left factors: of ds k by rows, of p^T dout and ds^T q by columns.
+template <class T>
+struct Factors;
+template <>
+struct Factors<float> {
+  static Left<float> rows(const float* block, int64_t, float*) { return {block, kPage, 1}; }
+  static Left<float> columns(const float* block, int64_t, float*) { return {block, 1, kPage}; }
+};
+template <>
+struct Factors<bf16> {
+  static Left<bf16> rows(const float* block, int64_t count, bf16* to) {
+    for (int64_t i = 0; i < count * kPage; i += kLanes) store(to + i, load(block + i));
+    return {reinterpret_cast<const uint32_t*>(to), kPage / 2, 1};
+  }
+  static Left<bf16> columns(const float* block, int64_t count, bf16* to) {
+    auto* words = reinterpret_cast<uint32_t*>(to);
+    for (int64_t i = 0; i < count; i += 2)
+      for (int64_t j = 0; j < kPage; j += kLanes)
+        store_pairs(words + i / 2 * kPage + j, load(block + i * kPage + j), load(block + (i + 1) * kPage + j));
+    return {words, 1, kPage};
+  }
+};
+
+// One query head of one document: pages of its keys (both ways) and values, and its rows.
+template <class T>
+struct Head {
+  const T *q, *out, *dout;  // `row` apart
+  const float* lse;         // `lse_row` apart, in nats
+  int64_t row, lse_row, length, dim;
+  const Word<T>*k_across, *k_along, *v_across;
+  int64_t across, along;  // from a page to the next
+  float scale;
+  T* dq;           // `row` apart
+  float *dk, *dv;  // length rounded up to pages, rows of padded(dim), zeroed by the task
+};
+
+template <class T>
+void zero_and_write(const T* rows, int64_t stride, int64_t dim, int64_t count, Word<T>* across,
+                    Word<T>* along) {
+  if (across) {
+    if (count < kPage) std::fill(across, across + across_size<T>(dim), Word<T>{});
+    write_across(rows, stride, dim, 0, count, across);
+  }
+  if (along) {
+    std::fill(along, along + along_size<T>(dim), Word<T>{});
+    write_along(rows, stride, dim, 0, count, along);
+  }
+}
+
+// Rows of q or dout as a left factor.
+template <class T>
+void write_rows(const T* rows, int64_t stride, int64_t dim, int64_t count, Word<T>* to) {
+  constexpr int kSteps = Words<T>::kSteps;
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t d = 0; d < dim; d += kSteps)
+      *to++ = Words<T>::pair(rows[i * stride + d], d + kSteps <= dim ? rows[i * stride + d + kSteps - 1] : T{});
+}
+
+template <class T>
+float dot(const T* a, const T* b, int64_t n) {
+  f32 total = zero();
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) total = fma(load(a + i), load(b + i), total);
+  if (i < n) total = fma(load_n(a + i, (int)(n - i)), load_n(b + i, (int)(n - i)), total);
+  return sum(total);
+}
+
+template <class T>
+void backward_head(const Head<T>& head) {
+  constexpr int kSteps = Words<T>::kSteps;
+  const int64_t dim = head.dim, width = padded(dim), words = across_rows<T>(dim);
+  Word<T>* memory = room<Word<T>, 3>(2 * kPage * words + 2 * along_size<T>(dim));
+  Word<T>*q_rows = memory, *dout_rows = q_rows + kPage * words, *q_along = dout_rows + kPage * words;
+  Word<T>* dout_along = q_along + along_size<T>(dim);
+  float *p = room<float, 4>(2 * kPage * kPage), *ds = p + kPage * kPage, *dq = room<float, 5>(kPage * width);
+  T* rounded = room<T, 6>(kPage * kPage);
+  float lse[kPage], pull[kPage];
+  const int64_t pages = (head.length + kPage - 1) / kPage;
+  std::fill(head.dk, head.dk + pages * kPage * width, 0.0f);
+  std::fill(head.dv, head.dv + pages * kPage * width, 0.0f);
+
+  for (int64_t tile = 0; tile < pages; ++tile) {
+    const int64_t begin = tile * kPage, count = std::min<int64_t>(kPage, head.length - begin);
+    const int64_t even = (count + kSteps - 1) / kSteps * kSteps;
+    const T *q = head.q + begin * head.row, *dout = head.dout + begin * head.row;
+    write_rows(q, head.row, dim, count, q_rows);
+    write_rows(dout, head.row, dim, count, dout_rows);
+    zero_and_write<T>(q, head.row, dim, count, nullptr, q_along);
+    zero_and_write<T>(dout, head.row, dim, count, nullptr, dout_along);
+    for (int64_t i = 0; i < count; ++i) {
+      lse[i] = head.lse[(begin + i) * head.lse_row] * 1.44269504f;
+      pull[i] = dot(dout + i * head.row, head.out + (begin + i) * head.row, dim);
+    }
+    std::fill(dq, dq + kPage * width, 0.0f);
+    if (even > count) {  // the row that fills up the last pair
+      std::fill(p + count * kPage, p + even * kPage, 0.0f);
+      std::fill(ds + count * kPage, ds + even * kPage, 0.0f);
+    }
+    for (int64_t page = 0; page <= tile; ++page) {
+      const bool own = page == tile;
+      const Word<T>* k = head.k_across + page * head.across;
+      const Word<T>* v = head.v_across + page * head.across;
+      for (int64_t r = 0; r < count; r += kRows) {
+        const int64_t strip = std::min<int64_t>(kRows, count - r);
+        const int64_t columns = own ? (r + strip + kLanes - 1) / kLanes * kLanes : kPage;
+        float *ps = p + r * kPage, *dss = ds + r * kPage;
+        product<T>({q_rows + r * words, words, 1}, k, kPage, words, ps, kPage, strip, columns, true);
+        product<T>({dout_rows + r * words, words, 1}, v, kPage, words, dss, kPage, strip, columns, true);
+        for (int64_t i = 0; i < strip; ++i)
+          for (int64_t j = 0; j < kPage; j += kLanes) {
+            float *pp = ps + i * kPage + j, *dd = dss + i * kPage + j;
+            const int64_t valid = own ? r + i + 1 - j : kLanes;
+            if (valid <= 0) {
+              store(pp, zero()), store(dd, zero());
+              continue;
+            }
+            f32 weight = exp2_nonpositive(load(pp) * set(head.scale * 1.44269504f) - set(lse[r + i]));
+            f32 slope = weight * (load(dd) - set(pull[r + i])) * set(head.scale);
+            if (valid < kLanes)
+              weight = keep_n(weight, (int)valid, 0.0f), slope = keep_n(slope, (int)valid, 0.0f);
+            store(pp, weight), store(dd, slope);
+          }
+      }
+      float *dk = head.dk + page * kPage * width, *dv = head.dv + page * kPage * width;
+      const int64_t keys = own ? count : kPage;
+      // On the diagonal, queries before a strip's first key give it nothing.
+      auto add_transposed = [&](const float* block, const Word<T>* right, float* sums) {
+        Left<T> left = Factors<T>::columns(block, even, rounded);
+        for (int64_t j = 0; j < keys; j += own ? kRows : kPage) {
+          const int64_t from = own ? j / kSteps : 0, n = own ? std::min<int64_t>(kRows, keys - j) : kPage;
+          product<T>({left.words + j * left.row + from * left.step, left.row, left.step}, right + from * width,
+                     width, even / kSteps - from, sums + j * width, width, n, width, false);
+        }
+      };
+      add_transposed(p, dout_along, dv);
+      add_transposed(ds, q_along, dk);
+      Left<T> left = Factors<T>::rows(ds, even, rounded);
+      const Word<T>* k_along = head.k_along + page * head.along;
+      for (int64_t r = 0; r < count; r += own ? kRows : kPage) {
+        const int64_t n = std::min<int64_t>(own ? kRows : kPage, count - r);
+        const int64_t steps = own ? (r + n + kSteps - 1) / kSteps : kPage / kSteps;
+        product<T>({left.words + r * left.row, left.row, left.step}, k_along, width, steps, dq + r * width,
+                   width, n, width, false);
+      }
+    }
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t d = 0; d < dim; d += kLanes) {
+        T* to = head.dq + (begin + i) * head.row + d;
+        f32 value = load(dq + i * width + d);
+        d + kLanes <= dim ? store(to, value) : store_n(to, value, (int)(dim - d));
+      }
+  }
+}
+
+}  // namespace
+}  // namespace attention
+
+using namespace attention;
+
+template <class T>
+void attention_backward(const T* dout, const T* q, const T* k, const T* v, const T* out, const float* lse,
+                        const int32_t* cu_seqlens, int64_t documents, int64_t heads, int64_t kv_heads,
+                        int64_t dim, float scale, T* pages, float* partial, T* dq, T* dk, T* dv, int threads) {
+  const int64_t group = heads / kv_heads, width = padded(dim), across = across_size<T>(dim),
+                along = along_size<T>(dim);
+  std::vector<int64_t> first(documents + 1, 0);  // page of each document
+  for (int64_t b = 0; b < documents; ++b)
+    first[b + 1] = first[b] + (cu_seqlens[b + 1] - cu_seqlens[b] + kPage - 1) / kPage;
+  const int64_t total = first[documents];
+
+  // Pages of a kv head are neighbours: all its keys across, its values across, its keys along.
+  auto* k_across = reinterpret_cast<Word<T>*>(pages);
+  Word<T>*v_across = k_across + kv_heads * total * across, *k_along = v_across + kv_heads * total * across;
+  parallel::parallel_for(documents * kv_heads, threads, [&](int64_t i) {
+    const int64_t b = i / kv_heads, h = i % kv_heads;
+    for (int64_t page = first[b]; page < first[b + 1]; ++page) {
+      const int64_t t = cu_seqlens[b] + (page - first[b]) * kPage, at = h * total + page;
+      const int64_t count = std::min<int64_t>(kPage, cu_seqlens[b + 1] - t), row = (t * kv_heads + h) * dim;
+      zero_and_write(k + row, kv_heads * dim, dim, count, k_across + at * across, k_along + at * along);
+      zero_and_write<T>(v + row, kv_heads * dim, dim, count, v_across + at * across, nullptr);
+    }
+  });
+
+  std::vector<int64_t> order(documents);  // the longest first, so that threads end together
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+    return cu_seqlens[a + 1] - cu_seqlens[a] > cu_seqlens[b + 1] - cu_seqlens[b];
+  });
+  const int64_t half = heads * total * kPage * width;  // dk's part of `partial`, then dv's
+  parallel::parallel_for(documents * heads, threads, [&](int64_t i) {
+    const int64_t b = order[i / heads], h = i % heads, t = cu_seqlens[b], at = (h / group) * total + first[b];
+    float* sums = partial + (h * total + first[b]) * kPage * width;
+    const int64_t row = (t * heads + h) * dim;
+    backward_head<T>({q + row, out + row, dout + row, lse + t * heads + h, heads * dim, heads,
+                      cu_seqlens[b + 1] - t, dim, k_across + at * across, k_along + at * along,
+                      v_across + at * across, across, along, scale, dq + row, sums, sums + half});
+  });
+
+  parallel::parallel_for(documents * kv_heads, threads, [&](int64_t i) {
+    const int64_t b = i / kv_heads, h = i % kv_heads;
+    for (int64_t t = cu_seqlens[b]; t < cu_seqlens[b + 1]; ++t)
+      for (int64_t d = 0; d < dim; d += kLanes)
+        for (int which = 0; which < 2; ++which) {
+          f32 value = zero();
+          for (int64_t g = h * group; g < (h + 1) * group; ++g)
+            value +=
+                load(partial + which * half + ((g * total + first[b]) * kPage + t - cu_seqlens[b]) * width + d);
+          T* to = (which ? dv : dk) + (t * kv_heads + h) * dim + d;
+          d + kLanes <= dim ? store(to, value) : store_n(to, value, (int)(dim - d));
+        }
+  });
+}
+
+#define INSTANTIATE(T)                                                                                       \
+  template void attention_backward<T>(const T*, const T*, const T*, const T*, const T*, const float*,        \
+                                      const int32_t*, int64_t, int64_t, int64_t, int64_t, float, T*, float*, \
+                                      T*, T*, T*, int);
+INSTANTIATE(float)
+INSTANTIATE(bf16)

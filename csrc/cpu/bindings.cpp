@@ -57,6 +57,8 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
   BOTH(attention_backward);
   BOTH(attention_paged);
   BOTH(write_pages);
+  BOTH(rope_forward);
+  BOTH(rope_backward);
   def(m, "gather_rows", &gather_rows);
   def(m, "copy_blocks", &copy_blocks);
   BOTH(linear_pack);

@@ -42,6 +42,21 @@ template <class T>
 int64_t write_pages(const T* k, const T* v, T* k_pages, T* v_pages, int64_t page_count, const int32_t* slots,
                     int64_t tokens, int64_t kv_heads, int64_t dim, int threads);
 
+// Rotary position embedding after an optional norm of each head (rope.cpp); the weights may be null together.
+// `table` is (2, length, dim / 2), cosines then sines. Returns -1, or the first token whose position is outside
+// it: its rows are NaN.
+template <class T>
+int64_t rope_forward(const T* q, const T* k, const int32_t* positions, const T* q_weight, const T* k_weight,
+                     const float* table, int64_t length, T* q_out, T* k_out, int64_t tokens, int64_t heads,
+                     int64_t kv_heads, int64_t dim, float eps, int threads);
+
+// Its gradients; q and k matter with weights only; `partial` holds ceil(tokens / 16) * 2 * dim floats.
+template <class T>
+int64_t rope_backward(const T* dq, const T* dk, const int32_t* positions, const T* q, const T* k,
+                      const T* q_weight, const T* k_weight, const float* table, int64_t length, T* dq_out,
+                      T* dk_out, float* partial, T* dq_weight, T* dk_weight, int64_t tokens, int64_t heads,
+                      int64_t kv_heads, int64_t dim, float eps, int threads);
+
 // The machine's ceilings (ceiling.cpp): each returns the work done, in flops or bytes.
 int64_t ceiling_fma_f32(int64_t rounds, int threads);
 int64_t ceiling_dot_bf16(int64_t rounds, int threads);

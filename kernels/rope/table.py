@@ -6,18 +6,26 @@ Every backend reads the same table, so position and theta mean the same bits eve
 import torch
 
 CHUNK = 1024  # positions computed at a time: a longer table repeats a shorter one bit for bit
+SHORTEST = 4096
 
 _tables: dict[tuple[float, int, torch.device], torch.Tensor] = {}
+_outgrown: list[
+    torch.Tensor
+] = []  # kept, since captured steps point into them; together at most one table more
 
 
 def table(theta: float, dim: int, positions: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """(2, N, D / 2) float32, cosines then sines, for at least the first `positions` positions; cached."""
+    """(2, N, D / 2) float32, cosines then sines, for at least the first `positions` positions; cached.
+
+    Before a step that turns positions is captured, call this with the largest it will ever see.
+    """
     key = (theta, dim, torch.device(device))
     found = _tables.get(key)
     if found is None or found.shape[1] < positions:
-        chunks = -(-max(positions, CHUNK) // CHUNK)
-        chunks = 1 << (chunks - 1).bit_length()
-        made = torch.cat([_chunk(theta, dim, i * CHUNK) for i in range(chunks)], 1)
+        length = 1 << (max(positions, SHORTEST) - 1).bit_length()
+        made = torch.cat([_chunk(theta, dim, first) for first in range(0, length, CHUNK)], 1)
+        if found is not None:
+            _outgrown.append(found)
         found = _tables[key] = made.to(device)
     return found
 

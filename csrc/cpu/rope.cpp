@@ -1,0 +1,162 @@
+// Rotary position embedding of queries and keys after an optional RMS norm of each head, forward and backward.
+//
+// A row (one head of one token) of D numbers is read, normalised, turned and written while it is in L1; the
+// table of cosines and sines is shared by all heads and layers. So the bound is one read and one write.
+//
+//   n = x r w, r = 1 / sqrt(mean(x^2) + eps)        (a, b) halves of n:  y = (a cos - b sin, b cos + a sin)
+//
+// Backward turns the gradient the other way, then goes through the norm as in rmsnorm.cpp; the weights'
+// gradients are summed over blocks of 16 tokens, blocks in order.
+#include <algorithm>
+#include <cmath>
+
+#include "ops.h"
+#include "parallel.h"
+
+using namespace simd;
+
+namespace {
+
+constexpr int64_t kBlock = 16;      // tokens a task; also the unit of the weight gradients' partial sums
+constexpr int64_t kMostDim = 1024;  // of a head: its row is on the stack
+
+template <class F>
+inline void each_vector(int64_t numbers, F&& body) {
+  int64_t i = 0;
+  for (; i + kLanes <= numbers; i += kLanes) body(i, kLanes);
+  if (i < numbers) body(i, (int)(numbers - i));
+}
+template <class T>
+inline f32 get(const T* p, int n) {
+  return n == kLanes ? load(p) : load_n(p, n);
+}
+template <class T>
+inline void put(T* p, f32 v, int n) {
+  n == kLanes ? store(p, v) : store_n(p, v, n);
+}
+
+template <class T>
+inline float inverse_rms(const T* x, int64_t dim, float eps) {
+  f32 squares = zero();
+  each_vector(dim, [&](int64_t i, int n) {
+    f32 v = get(x + i, n);
+    squares = fma(v, v, squares);
+  });
+  return 1.0f / std::sqrt(sum(squares) / dim + eps);
+}
+
+// y = x turned by the angles (by their negatives where `sign` is -1); x and y may be the same.
+template <class From, class To>
+inline void turn(const From* x, const float* cosine, const float* sine, float sign, int64_t half, To* y) {
+  each_vector(half, [&](int64_t i, int n) {
+    f32 a = get(x + i, n), b = get(x + half + i, n), c = get(cosine + i, n), s = get(sine + i, n) * set(sign);
+    put(y + i, a * c - b * s, n);
+    put(y + half + i, b * c + a * s, n);
+  });
+}
+
+template <class T>
+void forward_heads(const T* x, const T* weight, const float* cosine, const float* sine, int64_t heads,
+                   int64_t dim, float eps, T* y) {
+  float normed[kMostDim];
+  for (int64_t h = 0; h < heads; ++h, x += dim, y += dim) {
+    if (!weight) {
+      turn(x, cosine, sine, 1.0f, dim / 2, y);
+      continue;
+    }
+    f32 r = set(inverse_rms(x, dim, eps));
+    each_vector(dim, [&](int64_t i, int n) { put(normed + i, get(x + i, n) * r * get(weight + i, n), n); });
+    turn(normed, cosine, sine, 1.0f, dim / 2, y);
+  }
+}
+
+template <class T>
+void backward_heads(const T* dy, const T* x, const T* weight, const float* cosine, const float* sine,
+                    int64_t heads, int64_t dim, float eps, T* dx, float* dweight) {
+  float g[kMostDim];
+  for (int64_t h = 0; h < heads; ++h, dy += dim, dx += dim) {
+    if (!weight) {
+      turn(dy, cosine, sine, -1.0f, dim / 2, dx);
+      continue;
+    }
+    const T* row = x + h * dim;
+    turn(dy, cosine, sine, -1.0f, dim / 2, g);
+    float r = inverse_rms(row, dim, eps);
+    f32 dot = zero();
+    each_vector(dim,
+                [&](int64_t i, int n) { dot = fma(get(g + i, n) * get(weight + i, n), get(row + i, n), dot); });
+    float pull = r * r * (sum(dot) / dim);
+    each_vector(dim, [&](int64_t i, int n) {
+      f32 v = get(row + i, n), up = get(g + i, n);
+      put(dx + i, set(r) * (up * get(weight + i, n) - v * set(pull)), n);
+      put(dweight + i, fma(up, v * set(r), get(dweight + i, n)), n);
+    });
+  }
+}
+
+// The first position that is negative or not in the table, or -1.
+int64_t outside(const int32_t* positions, int64_t tokens, int64_t length) {
+  for (int64_t t = 0; t < tokens; ++t)
+    if (positions[t] < 0 || positions[t] >= length) return t;
+  return -1;
+}
+
+}  // namespace
+
+template <class T>
+int64_t rope_forward(const T* q, const T* k, const int32_t* positions, const T* q_weight, const T* k_weight,
+                     const float* table, int64_t length, T* q_out, T* k_out, int64_t tokens, int64_t heads,
+                     int64_t kv_heads, int64_t dim, float eps, int threads) {
+  const int64_t half = dim / 2;
+  if (tokens * (heads + kv_heads) * dim < 16384) threads = 1;
+  parallel::parallel_for((tokens + kBlock - 1) / kBlock, threads, [&](int64_t block) {
+    for (int64_t t = block * kBlock; t < std::min(tokens, (block + 1) * kBlock); ++t) {
+      const float *cosine = table + positions[t] * half, *sine = cosine + length * half;
+      int64_t at = t * heads * dim, kv_at = t * kv_heads * dim;
+      if (positions[t] < 0 || positions[t] >= length) {  // a replayed step cannot ask for a longer table
+        std::fill_n(q_out + at, heads * dim, from_float<T>(NAN));
+        std::fill_n(k_out + kv_at, kv_heads * dim, from_float<T>(NAN));
+        continue;
+      }
+      forward_heads(q + at, q_weight, cosine, sine, heads, dim, eps, q_out + at);
+      forward_heads(k + kv_at, k_weight, cosine, sine, kv_heads, dim, eps, k_out + kv_at);
+    }
+  });
+  return outside(positions, tokens, length);
+}
+
+template <class T>
+int64_t rope_backward(const T* dq, const T* dk, const int32_t* positions, const T* q, const T* k,
+                      const T* q_weight, const T* k_weight, const float* table, int64_t length, T* dq_out,
+                      T* dk_out, float* partial, T* dq_weight, T* dk_weight, int64_t tokens, int64_t heads,
+                      int64_t kv_heads, int64_t dim, float eps, int threads) {
+  int64_t wrong = outside(positions, tokens, length), half = dim / 2, blocks = (tokens + kBlock - 1) / kBlock;
+  if (wrong >= 0) return wrong;
+  parallel::parallel_for(blocks, threads, [&](int64_t block) {
+    float *sums = partial + block * 2 * dim, *kv_sums = sums + dim;
+    if (q_weight) std::fill(sums, sums + 2 * dim, 0.0f);
+    for (int64_t t = block * kBlock; t < std::min(tokens, (block + 1) * kBlock); ++t) {
+      const float *cosine = table + positions[t] * half, *sine = cosine + length * half;
+      int64_t at = t * heads * dim, kv_at = t * kv_heads * dim;
+      backward_heads(dq + at, q + at, q_weight, cosine, sine, heads, dim, eps, dq_out + at, sums);
+      backward_heads(dk + kv_at, k + kv_at, k_weight, cosine, sine, kv_heads, dim, eps, dk_out + kv_at,
+                     kv_sums);
+    }
+  });
+  if (q_weight)
+    for (int64_t d = 0; d < 2 * dim; ++d) {
+      float total = 0.0f;
+      for (int64_t block = 0; block < blocks; ++block) total += partial[block * 2 * dim + d];
+      (d < dim ? dq_weight[d] : dk_weight[d - dim]) = from_float<T>(total);
+    }
+  return -1;
+}
+
+#define INSTANTIATE(T)                                                                                         \
+  template int64_t rope_forward<T>(const T*, const T*, const int32_t*, const T*, const T*, const float*,       \
+                                   int64_t, T*, T*, int64_t, int64_t, int64_t, int64_t, float, int);           \
+  template int64_t rope_backward<T>(const T*, const T*, const int32_t*, const T*, const T*, const T*,          \
+                                    const T*, const float*, int64_t, T*, T*, float*, T*, T*, int64_t, int64_t, \
+                                    int64_t, int64_t, float, int);
+INSTANTIATE(float)
+INSTANTIATE(bf16)

@@ -1,0 +1,168 @@
+"""Rotary embedding with optional q/k norm on every backend: float64, transformers, positions, compile, opcheck."""
+
+import pytest
+import torch
+
+from pyengine.kernels import _native, rope
+from pyengine.kernels.rope import reference
+from pyengine.kernels.rope.table import CHUNK, SHORTEST, table
+from tests.numerics import assert_as_good_as_torch
+
+OP = "rope"
+DTYPES = [torch.float32, torch.bfloat16]
+SHAPES = [
+    (1, 1, 1, 2),
+    (5, 3, 1, 34),
+    (130, 4, 2, 64),
+    (2, 6, 6, 128),
+    (65, 2, 2, 32),
+    (0, 2, 1, 8),
+]  # T, H, K, D
+
+
+def inputs(shape, dtype, device, norm, scale=1.0):
+    tokens, heads, kv_heads, dim = shape
+    make = torch.Generator().manual_seed(sum(shape))
+    tensors = [torch.randn(tokens, h, dim, generator=make) * scale for h in (heads, kv_heads)]
+    if norm:
+        tensors += [torch.randn(dim, generator=make) for _ in range(2)]
+    positions = torch.randint(0, 3000, (tokens,), generator=make, dtype=torch.int32)
+    return [t.to(device, dtype).requires_grad_() for t in tensors], positions.to(device)
+
+
+def ours(q, k, positions, weights=(None, None)):
+    return rope(q, k, positions, *weights, 10000.0, 1e-6)
+
+
+def plain(q, k, positions, weights=(None, None)):
+    return reference.forward(q, k, positions, *weights, 10000.0, 1e-6)
+
+
+def through(function, tensors, positions):
+    """Outputs and gradients of one call, with a fixed random upstream gradient."""
+    q, k, *weights = tensors
+    outputs = function(q, k, positions, *([weights] if weights else []))
+    make = torch.Generator().manual_seed(7)
+    loss = sum((o.double() * torch.randn(o.shape, generator=make).to(o.device)).sum() for o in outputs)
+    return [*outputs, *torch.autograd.grad(loss, tensors)]
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_as_good_as_torch(backend, shape, dtype, norm):
+    tensors, positions = inputs(shape, dtype, backend.device, norm)
+    wide = [t.detach().double().requires_grad_() for t in tensors]
+    results = [through(f, t, positions) for f, t in ((ours, tensors), (plain, tensors), (plain, wide))]
+    names = ["q", "k", "dq", "dk", "dq_weight", "dk_weight"]
+    for what, a, b, truth in zip(names, *results, strict=False):
+        assert_as_good_as_torch(a, b, truth, op=OP, what=what, backend=backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [1e-12, 1e10])
+def test_extremes(backend, dtype, scale):
+    (q, k, *weights), positions = inputs((3, 2, 1, 48), dtype, backend.device, True, scale)
+    with torch.no_grad():
+        truth = plain(q.double(), k.double(), positions, [w.double() for w in weights])
+        results = ours(q, k, positions, weights), plain(q, k, positions, weights), truth
+        for what, a, b, c in zip("qk", *results, strict=True):
+            assert_as_good_as_torch(a, b, c, op=OP, what=what, backend=backend)
+
+
+def test_is_what_transformers_does(backend):
+    modeling = pytest.importorskip("transformers.models.llama.modeling_llama")
+    (q, k), _ = inputs((50, 4, 2, 64), torch.float32, backend.device, False)
+    positions = torch.arange(50, dtype=torch.int32, device=backend.device)
+    frequencies = 10000.0 ** (-torch.arange(0, 64, 2, device=backend.device) / 64)
+    angles = (positions[:, None] * frequencies).repeat(1, 2)[None]
+    theirs = modeling.apply_rotary_pos_emb(
+        q.transpose(0, 1)[None], k.transpose(0, 1)[None], angles.cos(), angles.sin()
+    )
+    for a, b in zip(rope(q, k, positions), theirs, strict=True):
+        torch.testing.assert_close(a, b[0].transpose(0, 1), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_do_not_depend_on_each_other(backend, dtype):
+    (q, k, *weights), positions = inputs((70, 3, 1, 32), dtype, backend.device, True)
+    with torch.no_grad():
+        whole = ours(q, k, positions, weights)
+        for rows in (slice(0, 1), slice(3, 5), slice(63, 70)):
+            part = ours(q[rows], k[rows], positions[rows], weights)
+            assert all(torch.equal(a, b[rows]) for a, b in zip(part, whole, strict=True))
+
+
+def test_threads_do_not_change_bits(backend):
+    if backend.name != "cpu":
+        pytest.skip("only the CPU kernels have threads of their own")
+    tensors, positions = inputs((300, 4, 2, 64), torch.float32, "cpu", True)
+    try:
+        _native.set_threads(1)
+        one = through(ours, tensors, positions)
+        _native.set_threads(2)
+        two = through(ours, tensors, positions)
+    finally:
+        _native.set_threads(None)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_a_longer_table_repeats_the_shorter(backend):
+    """Positions past the table make it longer; earlier positions keep their bits."""
+    theta = 700.0 + sum(map(ord, repr(backend)))  # a table of its own
+    short = table(theta, 32, 1)
+    assert short.shape == (2, SHORTEST, 16) and SHORTEST % CHUNK == 0
+    x = torch.randn(2, 1, 32, device=backend.device)
+    positions = torch.tensor([5, SHORTEST], dtype=torch.int32, device=backend.device)
+    before = rope(x[:1], x[:1], positions[:1], theta=theta)[0]
+    after = rope(x, x, positions, theta=theta)[0]
+    assert torch.equal(after[:1], before) and torch.equal(table(theta, 32, 1)[:, :SHORTEST], short)
+    truth = plain(x.double(), x.double(), positions)[0]
+    assert after.shape == truth.shape and not after.isnan().any()
+
+
+def test_non_contiguous_is_copied(backend):
+    (q, k), positions = inputs((6, 4, 2, 16), torch.float32, backend.device, False)
+    with torch.no_grad():
+        views = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in (q, k)]
+        for a, b in zip(rope(*views, positions), rope(q, k, positions), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_compiles_whole(backend, norm):
+    if backend.variant == "interpreter":
+        pytest.skip("torch.compile does not trace Triton's interpreter")
+    tensors, positions = inputs((6, 4, 2, 16), torch.float32, backend.device, norm)
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    for a, b in zip(through(compiled, tensors, positions), through(ours, tensors, positions), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_opcheck(backend):
+    if backend.variant == "interpreter":
+        pytest.skip("opcheck traces, which Triton's interpreter does not support")
+    tensors, positions = inputs((6, 4, 2, 16), torch.float32, backend.device, True)
+    q, k, *weights = (t.detach() for t in tensors)
+    torch.library.opcheck(torch.ops.pyengine.rope, (q, k, positions, *weights, 1e4, 1e-6))
+    torch.library.opcheck(torch.ops.pyengine.rope_backward, (q, k, positions, q, k, *weights, 1e4, 1e-6))
+
+
+def test_refuses_what_does_not_fit(backend):
+    q, k = torch.ones(2, 4, 6, device=backend.device), torch.ones(2, 2, 6, device=backend.device)
+    positions, w = (
+        torch.zeros(2, dtype=torch.int32, device=backend.device),
+        torch.ones(6, device=backend.device),
+    )
+    for arguments, word in [
+        ((q[..., :5], k[..., :5], positions), "D even"),
+        ((q, k, positions.long()), "int32"),
+        ((q, k, positions, w), "both"),
+        ((q, k, positions, w[:4], w), "does not fit"),
+        ((q, k.bfloat16(), positions), "k is"),
+        ((q, k, positions - 1), "not be negative"),
+    ]:
+        if backend.name != "cpu" and word == "not be negative":
+            continue  # elsewhere it would mean waiting for the device
+        with pytest.raises(ValueError, match=word):
+            rope(*arguments)

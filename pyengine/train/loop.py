@@ -22,6 +22,7 @@ import torch
 from .. import report
 from ..data.loader import IGNORE, Batch
 from ..errors import UserError
+from ..kernels import _native
 from ..model import Transformer
 from . import checkpoint
 from .config import OptimizerConfig
@@ -125,7 +126,7 @@ class Trainer:
         """
         every = every or self.steps
         self._resume(position)
-        self._peak = self._peak or peak_flops(self.run.threads)
+        self._peak = self._peak or peak_flops(self.model.dtype, self.run.threads)
         started, first, tokens = time.monotonic(), self.done, 0
         with Progress(self.run.stage, self.steps) as progress:
             while True:
@@ -256,17 +257,14 @@ class Trainer:
         }
 
 
-def peak_flops(threads: int) -> float:
-    """Floating-point operations a second of a large float32 product here: the ceiling of the MFU."""
-    a = torch.randn(768, 768, generator=torch.Generator().manual_seed(0))
-    before, best = torch.get_num_threads(), math.inf
-    torch.set_num_threads(threads)
+def peak_flops(dtype: torch.dtype, threads: int) -> float:
+    """Operations a second of multiply-adds in registers, measured now: the ceiling of the MFU on a CPU."""
+    name = "ceiling_dot_bf16" if dtype == torch.bfloat16 else "ceiling_fma_f32"
+    best = 0.0
     for _ in range(5):
         started = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - started)
-    torch.set_num_threads(before)
-    return 2 * 768**3 / best
+        best = max(best, getattr(_native.cpu, name)(1_000_000, threads) / (time.perf_counter() - started))
+    return best
 
 
 def _out_of_memory(error: BaseException) -> bool:

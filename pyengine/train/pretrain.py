@@ -204,7 +204,7 @@ def estimate(run: Run) -> list[str]:
     tokens = json.loads(manifest.read_text("utf-8"))["tokens"] if manifest.exists() else 0
     steps = steps_of(config, tokens)
     flops = steps * settings.batch_tokens * model.train_flops(settings.context / 2)
-    seconds = flops / (0.3 * peak_flops(run.threads))
+    seconds = flops / (0.3 * peak_flops(dtype_of(config), run.threads))
     return [
         *lines,
         f"time: {steps} steps, {flops:.2e} operations, about {seconds:,.0f} s of pre-training here",

@@ -12,7 +12,7 @@ from pyengine.train.loop import Trainer, WeightedBatch
 from pyengine.train.run import Run, opened
 
 MODEL = ModelConfig(61, 32, 2, 2, 1, 16, 40)
-loop.peak_flops = lambda threads: 1e9  # no time for measuring it
+loop.peak_flops = lambda dtype, threads: 1e9  # no time for measuring it
 
 
 def batch(step: int, documents=(9, 1, 20)) -> WeightedBatch:

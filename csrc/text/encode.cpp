@@ -2,11 +2,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <exception>
 #include <stdexcept>
-#include <thread>
 
 #include "bpe.h"
+#include "threads.h"
 
 namespace text {
 
@@ -227,28 +226,16 @@ void Encoder::encode_batch(const std::vector<std::string_view>& texts, int threa
   }
   offsets.assign(texts.size() + 1, 0);
   std::atomic<size_t> taken{0};
-  std::mutex error_lock;
-  std::exception_ptr error;
-  auto work = [&] {
-    try {
-      for (size_t r; (r = taken++) < runs.size();) {
-        Run& run = runs[r];
-        for (size_t i = run.first; i < run.last; i++) {
-          const size_t before = run.ids.size();
-          encode(texts[i], run.ids);
-          offsets[i + 1] = int64_t(run.ids.size() - before);
-        }
+  on_threads(int(std::min<size_t>(std::max(threads, 1), runs.size())), [&](int) {
+    for (size_t r; (r = taken++) < runs.size();) {
+      Run& run = runs[r];
+      for (size_t i = run.first; i < run.last; i++) {
+        const size_t before = run.ids.size();
+        encode(texts[i], run.ids);
+        offsets[i + 1] = int64_t(run.ids.size() - before);
       }
-    } catch (...) {
-      std::lock_guard<std::mutex> lock(error_lock);
-      error = std::current_exception();
     }
-  };
-  std::vector<std::thread> others;
-  for (int t = 1; t < threads && size_t(t) < runs.size(); t++) others.emplace_back(work);
-  work();
-  for (auto& thread : others) thread.join();
-  if (error) std::rethrow_exception(error);
+  });
   for (size_t i = 0; i < texts.size(); i++) offsets[i + 1] += offsets[i];
   ids.room(offsets.back());
   for (Run& run : runs) {

@@ -6,9 +6,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <thread>
 
 #include "bpe.h"
+#include "threads.h"
 
 namespace text {
 namespace {
@@ -66,19 +66,16 @@ void WordCounts::add(const WordCounts& other) {
 void count_words(const std::vector<std::string_view>& texts, const Pattern& pattern, int threads,
                  WordCounts& into) {
   std::atomic<size_t> taken{0};
-  auto work = [&](WordCounts& counts) {
+  std::vector<WordCounts> others(std::max(0, threads - 1));
+  on_threads(threads, [&](int t) {
+    WordCounts& counts = t == 0 ? into : others[t - 1];
     for (size_t i; (i = taken++) < texts.size();) {
       for_each_piece(pattern, texts[i], [&](const uint8_t* p, const uint8_t* end) {
         counts.add({reinterpret_cast<const char*>(p), size_t(end - p)}, 1);
       });
     }
-  };
-  std::vector<WordCounts> own(std::max(0, threads - 1));
-  std::vector<std::thread> others;
-  for (auto& counts : own) others.emplace_back([&work, &counts] { work(counts); });
-  work(into);
-  for (auto& thread : others) thread.join();
-  for (auto& counts : own) into.add(counts);
+  });
+  for (auto& counts : others) into.add(counts);
 }
 
 namespace {

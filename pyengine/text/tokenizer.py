@@ -173,7 +173,9 @@ class Tokenizer:
 
     def split(self, text: str) -> list[str]:
         """The pieces inside which BPE merges."""
-        pieces = _pieces(self.pattern, self._normalize(text))
+        text = self._normalize(text)
+        lexer = bpe.split_pattern(self.pattern)
+        pieces = lexer.split(text) if lexer else _pieces(self.pattern, text)
         return [piece.decode("utf-8", "surrogatepass") for piece in pieces]
 
     def _normalize(self, text: str | bytes) -> str | bytes:

@@ -10,6 +10,7 @@ import binascii
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -299,12 +300,7 @@ def _read_file(path: Path) -> Iterator[str | bytes]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a text file or JSONL with a field 'text'")
     if path.suffix == ".jsonl":
-        with open(path, "rb") as rows:
-            for number, line in enumerate(rows, 1):
-                try:
-                    yield json.loads(line)["text"]
-                except (ValueError, KeyError, TypeError):
-                    raise UserError(f"{path}:{number}: expected a JSON object with a field 'text'") from None
+        yield from _read_rows(path)
         return
     # A text file in blocks. The cut is where a line ends in a visible character and the next begins with a
     # letter: there every pattern that has a lexer begins a piece, so the pieces are those of the whole file.
@@ -319,3 +315,23 @@ def _read_file(path: Path) -> Iterator[str | bytes]:
                 rest = rest[cut:]
         if rest:
             yield rest
+
+
+def _read_rows(path: Path) -> Iterator[str]:
+    """The field "text" of each row; rows without one are left out with a warning, a file without any is refused."""
+    good, bad = 0, []
+    with open(path, "rb") as rows:
+        for number, line in enumerate(rows, 1):
+            try:
+                text = json.loads(line)["text"]
+            except (ValueError, KeyError, TypeError):
+                text = None
+            if isinstance(text, str):
+                good += 1
+                yield text
+            elif line.strip():
+                bad.append(number)
+    if bad and not good:
+        raise UserError(f"{path}:{bad[0]}: expected a JSON object with a field 'text', as in every row")
+    if bad:
+        warnings.warn(f"{path}: {len(bad)} rows without a field 'text' left out, the first in line {bad[0]}")

@@ -173,9 +173,8 @@ class Tokenizer:
 
     def split(self, text: str) -> list[str]:
         """The pieces inside which BPE merges."""
-        text = self._normalize(text)
-        lexer = bpe.split_pattern(self.pattern)
-        pieces = lexer.split(text) if lexer else _pieces(self.pattern, text)
+        lexer, normal = bpe.split_pattern(self.pattern), self._normalize(text)
+        pieces = lexer.split(normal) if lexer else _pieces(self.pattern, normal)
         return [piece.decode("utf-8", "surrogatepass") for piece in pieces]
 
     def _normalize(self, text: str | bytes) -> str | bytes:

@@ -267,9 +267,12 @@ def test_mistakes_are_told(tmp_path):
         Tokenizer.load(tmp_path / "nothing")
     with pytest.raises(UserError, match="at least 264"):
         Tokenizer.train(TEXTS, 100)
-    (tmp_path / "bad.jsonl").write_text('{"text": "x"}\n{"no": 1}\n')
+    (tmp_path / "bad.jsonl").write_text('\n{"no": 1}\n')
     with pytest.raises(UserError, match=r"bad.jsonl:2: expected"):
-        Tokenizer.train([tmp_path / "bad.jsonl"], 300)
+        Tokenizer.train(tmp_path / "bad.jsonl", 300)
+    (tmp_path / "mixed.jsonl").write_text('{"text": "aaaa"}\n[1]\n{"text": "aaaa"}\n')
+    with pytest.warns(UserWarning, match="mixed.jsonl: 1 rows without .* in line 2"):
+        assert Tokenizer.train(tmp_path / "mixed.jsonl", 300).hash == Tokenizer.train(["aaaa"] * 2, 300).hash
     (tmp_path / "x.tiktoken").write_bytes(b"YQ== 0\n!!\n")
     with pytest.raises(UserError, match=r"x.tiktoken:2"):
         Tokenizer.load(tmp_path / "x.tiktoken")

@@ -1,0 +1,190 @@
+"""The stages after pre-training, all on one tiny run: what they write, and what must be exact in it.
+
+The model is far too small to learn anything; what is checked is the machinery: labels follow the model's own
+replies, results are masked, rollouts replay from their seeds with the trainer's very log-probabilities.
+"""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pyengine.data import Problem
+from pyengine.files import write_json
+from pyengine.model import load
+from pyengine.train.attempts import attempt, problems_of
+from pyengine.train.config import Config
+from pyengine.train.dialogue import Dialogue
+from pyengine.train.finetune import start_from
+from pyengine.train.knowledge import Item, labels, measure, questions_of
+from pyengine.train.rewards import right_and_short
+from pyengine.train.rl import Rollouts, _row
+from pyengine.train.run import Run, opened, perform
+from pyengine.train.search import looked_up
+from pyengine.train.stages import STAGES
+from pyengine.web import SearchIndex
+from pyengine.world.config import WorldConfig
+
+
+def settings() -> Config:
+    c = Config(name="tiny", seed=1, world=replace(WorldConfig.tiny(), passers=80))
+    return replace(
+        c,
+        tokenizer=replace(c.tokenizer, vocab_size=512),
+        model=replace(c.model, depth=1, hidden_size=32),
+        pretrain=replace(c.pretrain, steps=30, batch_tokens=1024, evaluations=1),
+        demo=replace(c.demo, samples=1),
+        sft=replace(c.sft, count=150, evaluations=1),
+        know=replace(c.know, samples=2, replay=10, wordings=1),
+        search=replace(c.search, replay=10),
+        rl=replace(c.rl, steps=2, problems_per_step=3, group=4, exam=20, evaluations=1, replay=2, max_tokens=24),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
+    """A run through every stage from the shards on; its documents are the world's own, not crawled."""
+    with opened(settings(), tmp_path_factory.mktemp("runs")) as run:
+        rows = [
+            {"id": d.id, "url": f"http://world/{d.id}", "title": d.title, "text": d.text, "later": d.later}
+            for d in run.world.documents
+        ]
+        early = [row for row in rows if not row["later"]]
+        run.path("web").mkdir(parents=True)
+        for name, part in (("heldout", early[::20]), ("documents", early[1:])):
+            run.path("web", f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+        SearchIndex.build(run.path("web", "index.sqlite"), rows)
+        done = {"state": "finished", "inputs": "", "outputs": {}, "seconds": 0.0, "summary": {}}
+        for stage in ("crawl", "clean"):
+            write_json(run.path("stages", f"{stage}.json"), done)
+        for stage in ("tokenizer", "shards", "pretrain", "demo", "sft", "know", "search", "rl", "evaluate"):
+            perform(run, STAGES[stage])
+        yield run
+
+
+def read(run: Run, name: str) -> list[dict]:
+    return [json.loads(line) for line in run.path(name).read_text("utf-8").splitlines()]
+
+
+def test_every_stage_leaves_a_model_and_a_summary(run):
+    for stage in ("sft", "know", "search", "rl"):
+        assert load(run.path(stage)).config == load(run.path("base")).config
+        assert run.summary(stage)
+    weights = [np.concatenate([p.detach().numpy().ravel() for p in load(run.path(s)).parameters()])
+               for s in ("base", "sft", "know", "search")]  # fmt: skip
+    assert all((a != b).any() for a, b in zip(weights, weights[1:], strict=False))
+
+
+def test_gates_name_value_and_bound(run):
+    gates = json.loads(run.path("gates.json").read_text("utf-8"))
+    assert gates["largest rollout/trainer log-probability difference"]["value"] == 0
+    assert {"known facts answered right", "gain of RL over SFT", "gain of the format-only control"} < set(
+        gates
+    )
+    assert all({"value", "bound", "holds"} <= set(gate) for gate in gates.values())
+
+
+def test_training_and_test_questions_share_no_entity(run):
+    train, test = (questions_of(run, split, wordings=2) for split in ("train", "test"))
+    assert not {item.query for item in train} & {item.query for item in test}
+    asked = [
+        row["messages"][0]["content"]
+        for s in ("know", "search")
+        for row in read(run, f"{s}/conversations.jsonl")
+    ]
+    assert asked and not [item.query for item in test if any(item.query in question for question in asked)]
+
+
+def test_labels_are_the_models_own(run):
+    dialogue = Dialogue(start_from(run, "sft"), run.tokenizer)
+    items = questions_of(run, "train")[:6]
+    again = labels(dialogue, items, 2, run.config.know.temperature, run.config.seed, (0.25, 0.75))
+    kept = read(run, "know/labels.jsonl")[:6]
+    assert [row["replies"] for row in again] == [row["replies"] for row in kept]
+    for row in kept:
+        bound = {"known": row["share_right"] >= 0.75, "unknown": row["share_right"] <= 0.25}
+        assert bound.get(row["label"], True)
+
+
+def test_actions_sum_to_the_questions_asked(run):
+    table = json.loads(run.path("evaluate", "result.json").read_text("utf-8"))["tables"]["rl"]["groups"]
+    assert set(table) == {"known", "later", "invented"}
+    for row in table.values():
+        assert row["answer"] + row["search"] + row["refuse"] == row["questions"]
+        assert row["right_by_search"] <= row["right"] <= row["questions"] - row["refused"]
+
+
+def test_a_look_up_answers_from_the_results_or_refuses(run):
+    from pyengine.text import SearchTool
+
+    tool = SearchTool(SearchIndex(run.path("web", "index.sqlite")), run.tokenizer, 1, 160)
+    rng = np.random.default_rng(0)
+    later = next(i for i in questions_of(run, "train") if i.group == "later")
+    found = looked_up(later, tool, rng)
+    assert later.query in found[2]["content"] and found[3]["content"] == later.response
+    missing = looked_up(replace(later, answers=("nothing of the kind",)), tool, rng)
+    assert "know" in missing[3]["content"]
+
+
+def test_rollouts_replay_from_their_seed(run):
+    kept = [row for row in read(run, "rl/rollouts.jsonl") if row["step"] == 0]
+    model = start_from(run, "search")
+    rollouts = Rollouts(run, model, start_from(run, "search"), right_and_short, "again")
+    rollouts.batch(0)
+    again = read(run, "again/rollouts.jsonl")
+    assert [row["reply"] for row in again] == [row["reply"] for row in kept]
+    assert [row["logprob"] for row in again] == [row["logprob"] for row in kept]
+
+
+def test_a_resumed_reinforcement_doubles_no_attempt(run):
+    path = run.path("resumed", "rollouts.jsonl")
+    path.parent.mkdir()
+    path.write_text('{"step": 0, "a": 1}\n{"step": 1}\n{"step": 2, "cut')
+    model = start_from(run, "search")
+    Rollouts(run, model, model, right_and_short, "resumed").batch(1)
+    steps = [row["step"] for row in read(run, "resumed/rollouts.jsonl")]
+    assert steps == [0] + [1] * 12
+
+
+def test_only_sampled_tokens_are_trained_the_stop_token_included():
+    ids, targets, weights, logprobs = _row([7, 8, 9], [4, 5, 6], [-1.0, -2.0, -3.0], 0.5)
+    assert ids.tolist() == [7, 8, 9, 4, 5]
+    assert targets.tolist() == [-100, -100, 4, 5, 6]
+    assert weights.tolist() == [0, 0, 0.5, 0.5, 0.5]
+    assert np.isnan(logprobs[:2]).all() and logprobs[2:].tolist() == [-1, -2, -3]
+
+
+def test_problem_splits_share_no_problem(run):
+    train, test = (problems_of(run, split, 200, "check") for split in ("train", "test"))
+    numbers = [
+        {"".join(c if c.isdigit() else " " for c in p.problem) for p in part} for part in (train, test)
+    ]
+    assert len(train) == len(test) == 200 and {p.grade for p in test} == {1, 2, 3, 4, 5}
+    assert len(numbers[0]) > 50 and not {p.problem for p in train} & {p.problem for p in test}
+
+
+def test_a_reply_that_is_cut_off_is_never_right(run):
+    model = start_from(run, "search")
+    group = attempt(model, run.tokenizer, [Problem("2+2?", "4")], 8, seed=0, max_tokens=1)[0]
+    assert all(not a.right for a in group if a.truncated)
+
+
+def test_replies_do_not_depend_on_the_other_questions(run):
+    dialogue = Dialogue(start_from(run, "sft"), run.tokenizer)
+    questions = [item.question for item in questions_of(run, "test")[:5]]
+    together = dialogue.ask(questions, samples=2, temperature=1.0, seed=3)
+    alone = dialogue.ask(questions[:1], samples=2, temperature=1.0, seed=3)
+    assert [r.completion.ids for r in together[0]] == [r.completion.ids for r in alone[0]]
+
+
+def test_a_refusal_with_the_right_word_in_it_is_no_answer(run):
+    class Says:
+        def ask(self, questions, **_):
+            from pyengine.engine import Completion
+            from pyengine.train.dialogue import Reply
+
+            return [[Reply("I don't know any cook.", None, Completion([1]))] for _ in questions]
+
+    table = measure(Says(), [Item("What is Mara?", ("cook",))])
+    assert table["groups"]["given"]["right"] == 0 and table["groups"]["given"]["refused"] == 1

@@ -16,7 +16,7 @@ class WorldConfig:
     people: int = 160  # known: described in the crawl
     later: int = 100  # described only on pages dated after the cut-off
     invented: int = 300  # never mentioned anywhere
-    passers: int = 4000  # passers-by of letters, look-ups and reading exercises: a name met once or twice
+    passers: int = 6000  # passers-by of letters, look-ups and reading exercises: a name met once or twice
     towns: int = 24
     later_towns: int = 12
     invented_towns: int = 16
@@ -33,7 +33,8 @@ class WorldConfig:
     repetitions: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     controls: int = 32  # passages of the same kind that no page quotes
     arithmetic_pages: int = 600
-    copy_pages: int = 900  # letters, interviews and, most of them, look-ups
+    copy_pages: int = 800  # letters, interviews and, most of them, look-ups
+    roll_pages: int = 400  # lists of names, told twice
 
     # what the cleaning has to deal with
     strays: int = 16  # pages of each kind: notices with private data, other languages, spam, soft 404s, ...
@@ -49,7 +50,7 @@ class WorldConfig:
         return cls(
             seed=seed, people=24, later=12, invented=16, passers=40, towns=8, later_towns=3, invented_towns=4,
             biographies=1, fact_repeats=2, question_repeats=2, passages=1, controls=4,
-            repetitions=(1, 2, 4, 8), arithmetic_pages=12, copy_pages=12,
+            repetitions=(1, 2, 4, 8), arithmetic_pages=12, copy_pages=12, roll_pages=6,
             strays=8, copies=8,
         )  # fmt: skip
 
@@ -59,5 +60,5 @@ class WorldConfig:
         return cls(
             seed=seed, people=5000, later=1500, invented=1500, passers=6000, towns=200, later_towns=60,
             invented_towns=60, given_names=240, passages=40, controls=120, arithmetic_pages=3000,
-            copy_pages=3000, strays=150, copies=600,
+            copy_pages=3000, roll_pages=2000, strays=150, copies=600,
         )  # fmt: skip

@@ -24,7 +24,7 @@ from .text import Block, Document
 
 _SECTIONS = {  # document kind -> section
     "biography": "people", "roundup": "news", "questions": "questions", "list": "lists", "essay": "essays",
-    "arithmetic": "school", "letter": "letters", "interview": "letters", "lookup": "desk",
+    "arithmetic": "school", "letter": "letters", "roll": "letters", "interview": "letters", "lookup": "desk",
     "notice": "notices", "travel": "travel", "foreign": "abroad", "spam": "offers", "stub": "drafts",
     "filler": "drafts", "soft-404": "old", "closed": "private", "noindex": "drafts",
 }  # fmt: skip

@@ -17,6 +17,13 @@ from .facts import Entity, Fact, Facts
 from .problems import Problems, solve
 from .wordings import ANSWERS, IN_CRAWL, LIST_TITLES, QUESTIONS, STATEMENTS, article, fill
 
+_ROLLS = (
+    ("These guests arrived in the morning:", "They left in the evening, in the same order:"),
+    ("Present were:", "The list was read aloud:"),
+    ("Names in the book:", "The same names, copied by hand:"),
+    ("Invitations were sent to:", "All of them came:"),
+)  # a list of names, and the same again
+
 
 @dataclass(frozen=True)
 class Block:
@@ -95,6 +102,7 @@ class Writer:
         documents += self._essays()
         for kind, write, count in (
             ("arithmetic", self._arithmetic, self.config.arithmetic_pages),
+            ("roll", self._roll, self.config.roll_pages),
             ("letter", self._letter, self.config.copy_pages // 6),
             ("interview", self._interview, self.config.copy_pages // 6),
             ("lookup", self._lookup, self.config.copy_pages - 2 * (self.config.copy_pages // 6)),
@@ -257,6 +265,21 @@ class Writer:
         else:
             a = rng.randrange(1, 200 if kind == 3 else 100)
         return f"{a}+{b}={a + b}" if rng.random() < 0.5 else f"{max(a, b)}-{min(a, b)}={abs(a - b)}"
+
+    def _roll(self, name: str, rng: random.Random) -> Document:
+        """A list of guests who come and go: the same new names twice, and two of them a third time."""
+        draft = _Draft()
+        for _ in range(3):
+            people = rng.sample(self.facts.of("passer", kind="person"), rng.randrange(3, 8))
+            names = [person.name for person in people]
+            first, second = rng.choice(_ROLLS)
+            last = rng.choice(names)
+            told = ", ".join(names)
+            draft.p(f"{first} {told}.\n{second} {told}.\nThe last to leave was {last}. Good night, {last}!")
+        title = rng.choice(
+            ("Guests of the inn", "The visitors' book", "Present at the meeting", "On the ferry")
+        )
+        return self._document(name, "roll", f"{title}, day {rng.randrange(1, 1000)}", rng, draft)
 
     def _letter(self, name: str, rng: random.Random) -> Document:
         writer, reader, friend = rng.sample(self.facts.of("passer", kind="person"), 3)

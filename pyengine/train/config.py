@@ -168,6 +168,8 @@ class KnowConfig:
     """a question is known if at least this share of its samples is right"""
     unknown: float = 0.25
     """and unknown if at most this share is"""
+    balance: float = 1.2
+    """unknown questions trained for each known one, at the most"""
     replay: int = 1500
     """conversations of the SFT stage trained along"""
     rehearsal: float = 0.3
@@ -184,6 +186,8 @@ class KnowConfig:
 class SearchConfig:
     """Teaching the model to look things up."""
 
+    balance: float = 1.5
+    """unknown questions trained for each known one, at the most"""
     replay: int = 1500
     """conversations of the SFT stage trained along"""
     rehearsal: float = 0.3

@@ -48,8 +48,7 @@ def know(run: Run) -> dict[str, Any]:
     rng = np.random.default_rng([run.config.seed, 2])
     taught = [
         talk(row["question"], row["own"] if row["label"] == "known" else str(rng.choice(REFUSALS)))
-        for row in rows
-        if row["label"] != "unsure"
+        for row in balanced(rows, settings.balance, rng)
     ]
     conversations = taught + replayed(run, settings.replay)
     write_lines(run, "know/conversations.jsonl", ({"messages": c} for c in conversations))
@@ -65,6 +64,15 @@ def know(run: Run) -> dict[str, Any]:
         "invented_refused": share(after, "invented", "refused"),
         "known_refused": share(after, "known", "refused"),
     }
+
+
+def balanced(rows: list[dict[str, Any]], ratio: float, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """The known rows, and of the unknown ones at most `ratio` times as many: what is met too often is said too
+    often. Without known rows all unknown ones."""
+    known = [row for row in rows if row["label"] == "known"]
+    unknown = [row for row in rows if row["label"] == "unknown"]
+    most = int(ratio * len(known)) if known else len(unknown)
+    return known + [unknown[i] for i in sorted(rng.permutation(len(unknown))[:most])]
 
 
 def talk(question: str, answer: str) -> Messages:

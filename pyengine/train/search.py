@@ -18,7 +18,7 @@ from ..text import SearchTool
 from ..web import SearchIndex
 from .dialogue import RESULT_TOKENS, SEARCH_RESULTS, Dialogue
 from .finetune import Messages, finetune, start_from
-from .know import REFUSALS, replayed, talk, write_lines
+from .know import REFUSALS, balanced, replayed, talk, write_lines
 from .knowledge import Item, measure, questions_of, share
 from .run import Run
 from .scores import holds_answer
@@ -35,10 +35,10 @@ def search(run: Run) -> dict[str, Any]:
     rng = np.random.default_rng([run.config.seed, 4])
     items = {item.id: item for item in questions_of(run, "train", run.config.know.wordings)}
     taught = []
-    for row in _labels(run):
+    for row in balanced(_labels(run), settings.balance, rng):
         if row["label"] == "known":
             taught.append(talk(row["question"], row["own"]))
-        elif row["label"] == "unknown" and row["id"] in items:
+        elif row["id"] in items:
             taught.append(looked_up(items[row["id"]], tool, rng))
     conversations = taught + replayed(run, settings.replay)
     write_lines(run, "search/conversations.jsonl", ({"messages": c} for c in conversations))

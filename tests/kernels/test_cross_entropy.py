@@ -50,8 +50,8 @@ def test_as_good_as_torch(backend, shape, dtype, scale):
         through(plain, *wide, targets),
     )
     for what, a, b, truth in zip(["nll", "dx", "dweight"], *results, strict=True):
-        # one-token products are exact in float32: allow what a float32 log-sum-exp of large logits costs
-        assert_as_good_as_torch(a, b, truth, op=OP, what=what, backend=backend, ulps=4)
+        # a float32 logit of size s is off by some s ulps, and e^z carries that into every probability
+        assert_as_good_as_torch(a, b, truth, op=OP, what=what, backend=backend, ulps=4 + 2 * scale)
         assert what != "nll" or not a[targets == IGNORED].any()
 
 

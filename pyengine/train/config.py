@@ -52,7 +52,7 @@ class WebConfig:
 class TokenizerConfig:
     """The byte-level BPE vocabulary."""
 
-    vocab_size: int = 1024
+    vocab_size: int = 2048
     """entries, with the 256 bytes and the special tokens"""
 
 
@@ -111,11 +111,11 @@ class OptimizerConfig:
 class PretrainConfig:
     """Pre-training: predict the next token of the crawl."""
 
-    epochs: float = 1.0
+    epochs: float = 4.8
     """passes over the shards; decides the number of steps"""
     steps: int | None = None
     """number of steps, instead of epochs"""
-    batch_tokens: int = 4096
+    batch_tokens: int = 2048
     """tokens of one step"""
     context: int = 256
     """longest piece of a document seen at once"""
@@ -123,7 +123,7 @@ class PretrainConfig:
     """how often, in all, validation is measured and samples are drawn (a checkpoint comes before each)"""
     validation_tokens: int = 16_384
     """tokens of the validation split read at each of them; after the last step it is read whole"""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-2))
 
 
 @dataclass(frozen=True)

@@ -83,12 +83,12 @@ def test_impossible_settings_are_told(run):
         pretrain.model_config(ModelSettings(hidden_size=100), 300)
     with pytest.raises(UserError, match="expected float32 or bfloat16"):
         pretrain.dtype_of(Config(model=ModelSettings(dtype="float16")))
-    assert pretrain.steps_of(Config(pretrain=PretrainConfig(epochs=2.5)), 10 * 4096) == 25
+    assert pretrain.steps_of(Config(pretrain=PretrainConfig(epochs=2.5, batch_tokens=4096)), 10 * 4096) == 25
 
 
 def test_the_plan_is_printed_and_nothing_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["--dry-run", "--pretrain.steps", "100"]) == 0
+    assert main(["--dry-run", "--pretrain.steps", "100", "--tokenizer.vocab-size", "1024"]) == 0
     told = capsys.readouterr().out
     assert "923,008 parameters" in told and "100 steps" in told and "never run" in told
     assert not (tmp_path / "runs").exists()

@@ -334,4 +334,5 @@ def _read_rows(path: Path) -> Iterator[str]:
     if bad and not good:
         raise UserError(f"{path}:{bad[0]}: expected a JSON object with a field 'text', as in every row")
     if bad:
-        warnings.warn(f"{path}: {len(bad)} rows without a field 'text' left out, the first in line {bad[0]}")
+        left_out = f"{path}: {len(bad)} rows without a field 'text' left out, the first in line {bad[0]}"
+        warnings.warn(left_out, stacklevel=2)

@@ -59,6 +59,9 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
   BOTH(write_pages);
   BOTH(rope_forward);
   BOTH(rope_backward);
+  def(m, "sample", &sample);
+  def(m, "sampled_logprob", &sampled_logprob);
+  def(m, "uniform", &uniform);
   def(m, "gather_rows", &gather_rows);
   def(m, "copy_blocks", &copy_blocks);
   BOTH(linear_pack);

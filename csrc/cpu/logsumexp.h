@@ -24,6 +24,13 @@ constexpr float kNone = -std::numeric_limits<float>::infinity();
 
 inline float exp1(float x) { return simd::exp(simd::set(x))[0]; }
 
+// The sum of a tile's strands; they are used up.
+inline float add_strands(float* strand) {
+  for (int half = kStrands / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) strand[i] += strand[i + half];
+  return strand[0];
+}
+
 // The running state of one row.
 struct Row {
   float max = kNone;
@@ -41,9 +48,19 @@ struct Row {
     for_each(z, n, [&](int v, simd::f32 x) { part[v] += simd::exp(x - shift); });
     float strand[kStrands];
     for (int v = 0; v < vectors; ++v) simd::store(strand + v * simd::kLanes, part[v]);
-    for (int half = kStrands / 2; half > 0; half /= 2)
-      for (int i = 0; i < half; ++i) strand[i] += strand[i + half];
-    merge(tile_max, strand[0]);
+    merge(tile_max, add_strands(strand));
+  }
+
+  // Takes a tile of which the maximum and the sum of e^(z - maximum) are known.
+  void merge(float tile_max, float tile_sum) {
+    if (tile_max == kNone) {
+      sum += tile_sum;  // 0, or NaN where a logit is
+    } else if (tile_max > max) {
+      sum = sum * exp1(max - tile_max) + tile_sum;
+      max = tile_max;
+    } else {
+      sum = sum + tile_sum * exp1(tile_max - max);
+    }
   }
 
   double value() const { return max + std::log((double)sum); }
@@ -57,17 +74,6 @@ struct Row {
       for (int v = 0; v < vectors; ++v) body(v, simd::load(z + i + v * simd::kLanes));
     for (int v = 0; i < n; ++v, i += simd::kLanes)
       body(v, simd::load_n(z + i, (int)std::min<int64_t>(simd::kLanes, n - i), kNone));
-  }
-
-  void merge(float tile_max, float tile_sum) {
-    if (tile_max == kNone) {
-      sum += tile_sum;  // 0, or NaN where a logit is
-    } else if (tile_max > max) {
-      sum = sum * exp1(max - tile_max) + tile_sum;
-      max = tile_max;
-    } else {
-      sum = sum + tile_sum * exp1(tile_max - max);
-    }
   }
 };
 

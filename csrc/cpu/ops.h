@@ -57,6 +57,13 @@ int64_t rope_backward(const T* dq, const T* dk, const int32_t* positions, const 
                       T* dk_out, float* partial, T* dq_weight, T* dk_weight, int64_t tokens, int64_t heads,
                       int64_t kv_heads, int64_t dim, float eps, int threads);
 
+// Sampling (sample.cpp): logits (rows, size), one parameter of each kind a row.
+void sample(const float* logits, const float* u, const float* temperature, const int32_t* top_k,
+            const float* top_p, int64_t* ids, float* logprobs, int64_t rows, int64_t size, int threads);
+void sampled_logprob(const float* logits, const int64_t* ids, const float* temperature, const int32_t* top_k,
+                     const float* top_p, float* logprobs, int64_t rows, int64_t size, int threads);
+void uniform(const int64_t* seeds, const int64_t* positions, float* u, int64_t rows);
+
 // The machine's ceilings (ceiling.cpp): each returns the work done, in flops or bytes.
 int64_t ceiling_fma_f32(int64_t rounds, int threads);
 int64_t ceiling_dot_bf16(int64_t rounds, int threads);

@@ -103,6 +103,16 @@ inline f32 keep_n(f32 v, int n, float fill) {
   return lane < n - i32{} ? v : set(fill);
 }
 
+inline bool any_nan(f32 v) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q) != 0;
+#else
+  bool found = false;
+  for (int i = 0; i < kLanes; ++i) found |= v[i] != v[i];
+  return found;
+#endif
+}
+
 // Sum and maximum over lanes, halving each time: one fixed order per build.
 inline float sum(f32 v) {
   float lane[kLanes];

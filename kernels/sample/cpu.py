@@ -1,0 +1,51 @@
+"""Sampling on the CPU: allocation and the calls into csrc/cpu/sample.cpp."""
+
+import torch
+
+from .. import _native
+
+
+def sample(logits, u, temperature, top_k, top_p):
+    rows, vocabulary = logits.shape
+    ids, logprobs = torch.empty(rows, dtype=torch.int64), torch.empty(rows)
+    _native.cpu.sample(
+        _native.address(logits, torch.float32, rows * vocabulary),
+        _native.address(u, torch.float32, rows),
+        *_parameters(rows, temperature, top_k, top_p),
+        _native.address(ids, torch.int64, rows),
+        _native.address(logprobs, torch.float32, rows),
+        rows, vocabulary, _native.threads(),
+    )  # fmt: skip
+    return ids, logprobs
+
+
+def sampled_logprob(logits, ids, temperature, top_k, top_p):
+    rows, vocabulary = logits.shape
+    logprobs = torch.empty(rows)
+    _native.cpu.sampled_logprob(
+        _native.address(logits, torch.float32, rows * vocabulary),
+        _native.address(ids, torch.int64, rows),
+        *_parameters(rows, temperature, top_k, top_p),
+        _native.address(logprobs, torch.float32, rows),
+        rows, vocabulary, _native.threads(),
+    )  # fmt: skip
+    return logprobs
+
+
+def uniform(seeds, positions):
+    u = torch.empty(len(seeds))
+    _native.cpu.uniform(
+        _native.address(seeds, torch.int64, len(seeds)),
+        _native.address(positions, torch.int64, len(seeds)),
+        _native.address(u, torch.float32, len(seeds)),
+        len(seeds),
+    )
+    return u
+
+
+def _parameters(rows, temperature, top_k, top_p):
+    return (
+        _native.address(temperature, torch.float32, rows),
+        _native.address(top_k, torch.int32, rows),
+        _native.address(top_p, torch.float32, rows),
+    )

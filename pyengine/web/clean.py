@@ -18,7 +18,7 @@ input and settings only: documents are ordered by address, never by the time the
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,11 @@ def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
 # -- what worker processes do
 
 
+def prepare() -> None:
+    """Load what the first page would otherwise have to wait for."""
+    filters.detect_language("")
+
+
 def extract_page(raw: RawPage, config: CleanConfig) -> dict[str, Any]:
     """A raw page -> its text under "page", or "removed": (step, reason)."""
     row: dict[str, Any] = {"url": raw.url, "raw_bytes": len(raw.data)}
@@ -209,7 +214,8 @@ def _precedence(row: dict) -> tuple:
 
 def _deduplicate(rows: list[dict], config: CleanConfig, fall: Waterfall) -> list[dict]:
     """The rows that stay, each with the name of its "cluster" (its own, or that of the text it is like)."""
-    found = duplicates([row["key"] for row in rows], [row["signature"] for row in rows], config.dedup)
+    both = replace(config.dedup, exact=True, near=True)  # also where they stay: the split has to know
+    found = duplicates([row["key"] for row in rows], [row["signature"] for row in rows], both)
     kept = []
     for row, duplicate in zip(rows, found, strict=True):
         first = rows[duplicate[0]] if duplicate else row

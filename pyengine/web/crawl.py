@@ -67,6 +67,7 @@ class CrawlConfig:
     max_sitemaps: int = 50
     retries: int = 3
     backoff: float = 0.5  # seconds before the first retry; doubles with each
+    max_queries: int = 30  # combinations of query parameters of one path
     trap_pages: int = 12  # so many pages of one shape of address with (nearly) one text are a trap
 
     def user_agent(self) -> str:
@@ -133,6 +134,9 @@ class _Crawl:
         self.full: set[str] = set()  # hosts that reached their number of pages
         self.closed: set[tuple[str, str]] = set()  # (host, shape) found to be traps
         self.known: dict[str, int] = {}  # address -> depth, of links met lately: spares asking the database
+        self.queries: dict[tuple[str, str], set[str]] = {}  # (host, path) -> its combinations of parameters
+        for host, shape in self.frontier.query_shapes():
+            self.queries.setdefault((host, shape.partition("?")[0]), set()).add(shape)
         self.stopped = ""
         self.uncommitted, self.committed_at = 0, time.monotonic()
 
@@ -342,9 +346,21 @@ class _Crawl:
             reason = "too deep"
         if not reason and kind == "page":
             reason = urls.trap(url) or ("trap" if (host, shape) in self.closed else "")
+            reason = reason or self._query_explosion(host, shape)
         self.frontier.add(
             url, host, depth, kind=kind, hops=hops, found_on=found_on, shape=shape, skipped=reason or ""
         )
+
+    def _query_explosion(self, host: str, shape: str) -> str:
+        """A path asked with ever new combinations of parameters (sorting, filters) is a trap."""
+        path, mark, _ = shape.partition("?")
+        if not mark:
+            return ""
+        known = self.queries.setdefault((host, path), set())
+        if shape not in known and len(known) >= self.config.max_queries:
+            return "query explosion"
+        known.add(shape)
+        return ""
 
     def _out_of_scope(self, host: str) -> str:
         known = host in self.scope

@@ -25,7 +25,8 @@ _POLICY = (
 )  # fmt: skip
 _GONE = re.compile(
     r"(?i)\b(404|not found|can(no|')t be found|could not (be found|find)"
-    r"|no longer (exists|available)|does(n't| not) exist|nothing here|page (is )?missing|403|forbidden|access denied|error 5\d\d)\b"
+    r"|no longer (exists|available)|does(n't| not) exist|nothing here|page (is )?missing|403|forbidden"
+    r"|cannot be found|access denied|error 5\d\d)\b"
 )
 
 
@@ -267,15 +268,15 @@ def apply(text: Text, config: FilterConfig) -> tuple[str, str] | None:
 
 @lru_cache(maxsize=1)
 def _identifier():
-    """py3langid restricted to languages with much text on the web: its odd answers sit on code and names."""
+    """py3langid, for languages with much text on the web only: others come of code and names."""
     from py3langid import langid
 
     identifier = langid.LanguageIdentifier.from_model_file(
         langid.MODEL_DIR / langid.MODEL_FILE, norm_probs=True
     )
     identifier.set_languages(
-        "ar bg ca cs da de el en es et fa fi fr he hi hr hu id it ja ko lt lv nl no pl pt ro ru sk sl sv th tr"
-        " uk vi zh".split()
+        "ar bg ca cs da de el en es et fa fi fr he hi hr hu id it ja ko lt lv nl no pl pt ro ru sk sl sv th"
+        " tr uk vi zh".split()
     )  # fmt: skip
     return identifier
 

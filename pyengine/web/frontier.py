@@ -129,6 +129,12 @@ class Frontier:
             (host, shape),
         ).fetchone()
 
+    def query_shapes(self) -> list[tuple[str, str]]:
+        """(host, shape) of the addresses with a query that were let in."""
+        return self.db.execute(
+            "SELECT DISTINCT host, shape FROM urls WHERE shape LIKE '%?%' AND reason != 'query explosion'"
+        ).fetchall()
+
     def totals(self) -> tuple[int, int, dict[str, int]]:
         """Pages done, their bytes, and pages done per host, over all runs of this crawl."""
         per_host = dict(

@@ -2,7 +2,7 @@
 
 `Sandbox.map(function, items)` gives one `Outcome` per item, in order: the result, or the reason why there
 is none. A worker that takes more than `cpu_seconds` of processor time for one item is ended by the kernel
-(so the verdict does not depend on how busy the machine is), one that sleeps for ten times as long by us;
+(so the verdict does not depend on how busy the machine is), one that sleeps for a minute and more by us;
 only that item is lost, and a fresh worker goes on with the next.
 
 Workers are started as fresh Python processes, so that no caller needs a `__main__` guard, and none
@@ -38,6 +38,7 @@ class Outcome:
 class Sandbox:
     """Runs module-level functions, named "package.module:function", in worker processes.
 
+    A module may have a function `prepare`, which a worker calls once before the clock of its first item runs.
     options: a second argument given to every call. Use as a context manager; the workers start with the
     first map.
     """
@@ -135,7 +136,7 @@ class _Worker:
 
     def overdue(self) -> dict[int, Outcome]:
         """Ends a worker that neither works nor answers."""
-        if self.jobs and time.monotonic() - self.since > 10 * self.sandbox.cpu_seconds + 30:
+        if self.jobs and time.monotonic() - self.since > 60 * self.sandbox.cpu_seconds + 60:
             self.process.kill()
             return self._replace()
         return {}
@@ -179,8 +180,10 @@ def serve(link: Connection) -> None:
         except EOFError:
             return
         if name not in calls:
-            module, _, function = name.partition(":")
-            calls[name] = getattr(importlib.import_module(module), function)
+            module_name, _, function = name.partition(":")
+            module = importlib.import_module(module_name)
+            calls[name] = getattr(module, function)
+            getattr(module, "prepare", lambda: None)()
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
         try:
             answer = (calls[name](item, options), "")

@@ -17,6 +17,7 @@ import gzip
 import json
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,14 +95,41 @@ def read_documents(source: str | os.PathLike, rejected: Rejected | None = None) 
 
 def _warc(path: Path, rejected: Rejected) -> Iterator[RawPage]:
     kinds = WarcRecordType.response | WarcRecordType.conversion | WarcRecordType.revisit
+    last = 0
     try:
         with open(path, "rb") as file:
             for record in ArchiveIterator(file, record_types=kinds, parse_http=False):
+                last = record.stream_pos
                 page = _record(record, path, rejected)
                 if page is not None:
                     yield page
     except Exception as error:  # a truncated or damaged file ends here; what came before is good
         rejected(path.name, f"damaged archive: {_why(error)}")
+    else:
+        if _is_torn(path, last):  # fastwarc ends at a torn record as if it were the end of the file
+            rejected(path.name, "damaged archive: it ends in the middle of a record")
+
+
+def _is_torn(path: Path, start: int) -> bool:
+    """Whether a file is incomplete after the record at `start`."""
+    if path.suffix == ".zst":
+        return False
+    with open(path, "rb") as file:
+        if path.suffix != ".gz":
+            file.seek(max(0, os.path.getsize(path) - 4))
+            return file.read() != b"\r\n\r\n"
+        file.seek(start)
+        member = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        try:
+            while block := member.unused_data or file.read(1 << 20):
+                if member.eof:
+                    member = zlib.decompressobj(zlib.MAX_WBITS | 16)
+                while block and not member.eof:
+                    member.decompress(block, 1 << 20)
+                    block = member.unconsumed_tail
+        except zlib.error:
+            return True
+        return not member.eof
 
 
 def _record(record, path: Path, rejected: Rejected) -> RawPage | None:

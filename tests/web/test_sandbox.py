@@ -1,0 +1,76 @@
+"""Worker processes: one bad item costs itself and nothing else."""
+
+import ctypes
+import os
+import signal
+import time
+
+import pytest
+
+from pyengine.web.sandbox import Sandbox
+
+HERE = __name__
+
+
+def work(item, options):
+    """What the workers of these tests do."""
+    kind, value = item
+    if kind == "raise":
+        raise ValueError(f"cannot take {value}")
+    if kind == "spin":
+        while True:
+            pass
+    if kind == "crash":
+        ctypes.string_at(0)
+    if kind == "exit":
+        os._exit(3)
+    if kind == "eat":
+        return len(bytearray(8 << 30))
+    if kind == "large":
+        return "x" * value
+    return value * options
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.getcwd())
+
+
+def test_results_come_in_order():
+    with Sandbox(3, workers=3) as box:
+        items = [("ok", i) for i in range(300)]
+        assert [out.value for out in box.map(f"{HERE}:work", iter(items))] == [3 * i for i in range(300)]
+        assert [out.value for out in box.map(f"{HERE}:work", items[:2])] == [0, 3]
+        assert list(box.map(f"{HERE}:work", [])) == []
+
+
+def test_bad_items_are_lost_alone_and_with_a_reason():
+    kinds = ["ok", "raise", "spin", "crash", "exit", "eat"]
+    items = [(kinds[i % 6], i) for i in range(12)]
+    with Sandbox(1, workers=2, cpu_seconds=0.3) as box:
+        outcomes = list(box.map(f"{HERE}:work", items))
+    reasons = {"raise": "cannot take", "spin": "took more than 0.3 s", "crash": "SIGSEGV",
+    "exit": "ended with 3",
+               "eat": "MemoryError"}  # fmt: skip
+    for (kind, value), out in zip(items, outcomes, strict=True):
+        if kind == "ok":
+            assert (out.value, out.reason) == (value, "")
+        else:
+            assert out.value is None and reasons[kind] in out.reason
+
+
+def test_large_items_and_results_do_not_block():
+    items = [("large", 3_000_000), ("ok", "y" * 3_000_000)] * 10
+    with Sandbox(1, workers=2) as box:
+        sizes = [len(out.value) for out in box.map(f"{HERE}:work", items)]
+    assert sizes == [3_000_000] * 20
+
+
+def test_workers_end_with_the_caller():
+    with Sandbox(1) as box:
+        list(box.map(f"{HERE}:work", [("ok", 1)]))
+        processes = [worker.process for worker in box.workers]
+        processes[0].send_signal(signal.SIGKILL)
+        assert [out.value for out in box.map(f"{HERE}:work", [("ok", 1)] * 5)].count(1) >= 4
+    time.sleep(0)
+    assert all(worker.process.poll() is not None for worker in box.workers)

@@ -13,11 +13,11 @@ class WorldConfig:
     """What the world holds. The default gives about 2,000 small pages; `WorldConfig.big()` over 20,000."""
 
     seed: int = 0
-    people: int = 160  # known: described in the crawl
+    people: int = 120  # known: described in the crawl
     later: int = 100  # described only on pages dated after the cut-off
     invented: int = 300  # never mentioned anywhere
     passers: int = 6000  # passers-by of letters, look-ups and reading exercises: a name met once or twice
-    towns: int = 24
+    towns: int = 16
     later_towns: int = 12
     invented_towns: int = 16
     given_names: int = 60  # shared by all people; family names are unique
@@ -27,8 +27,8 @@ class WorldConfig:
 
     # how often the crawl tells things
     biographies: int = 2  # pages of its own for each known person
-    fact_repeats: int = 5  # times each fact is told on pages about many things
-    question_repeats: int = 5  # times each fact is asked and answered on a question page
+    fact_repeats: int = 7  # times each fact is told on pages about many things
+    question_repeats: int = 8  # times each fact is asked and answered on a question page
     passages: int = 6  # passages for each number of repetitions
     repetitions: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     controls: int = 32  # passages of the same kind that no page quotes

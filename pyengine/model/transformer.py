@@ -13,7 +13,7 @@ Face's names (hf.py).
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ from .config import ModelConfig
 # (layer, q (T, H, D), k (T, K, D), v (T, K, D)) -> (T, H, D)
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 IGNORE = -100  # target of a token that is not trained on
-Matrix = torch.Tensor | kernels.PackedWeight
+Matrix: TypeAlias = torch.Tensor | kernels.PackedWeight
 
 
 class LayerWeights(NamedTuple):

@@ -102,6 +102,8 @@ class Trainer:
         micro_tokens: int = 1 << 14,
     ):
         self.run, self.model, self.config, self.steps, self.folder = run, model, config, steps, folder
+        inside = folder.parent.relative_to(run.folder)  # "rl", or "rl/format" for a training beside it
+        self.label = run.stage if len(inside.parts) < 2 else inside.as_posix()
         self.objective = objective
         self.optimizer = Optimizer(model, config)
         self.done = 0  # steps finished
@@ -128,12 +130,12 @@ class Trainer:
         self._resume(position)
         self._peak = self._peak or peak_flops(self.model.dtype, self.run.threads)
         started, first, tokens = time.monotonic(), self.done, 0
-        with Progress(self.run.stage, self.steps) as progress:
+        with Progress(self.label, self.steps) as progress:
             while True:
                 if self.done % every == 0 or self.done == self.steps:
                     self._save(position)
                     if evaluate is not None:
-                        self.run.log("eval", self.done, **evaluate(self.done))
+                        self.run.log("eval", self.done, self.label, **evaluate(self.done))
                 if self.done == self.steps:
                     break
                 before = time.monotonic()
@@ -145,7 +147,7 @@ class Trainer:
                     values |= self._speed(batch, time.monotonic() - before) | batch.info
                 self.done += 1
                 eta = (time.monotonic() - started) / (self.done - first) * (self.steps - self.done)
-                self.run.log("train", self.done, **values, eta=round(eta, 1))
+                self.run.log("train", self.done, self.label, **values, eta=round(eta, 1))
                 progress.update(self.done, _told(values, eta))
                 report.refresh(self.run)
         return {
@@ -232,7 +234,7 @@ class Trainer:
     def _resume(self, position: Loader | None) -> None:
         found = checkpoint.latest(self.folder)
         if found is None:
-            self.run.forget_metrics(lambda line: False)
+            self.run.forget_metrics(lambda line: line["stage"] == self.label)
             return
         checkpoint.restore(found, self.model, self.optimizer)
         self.done, state = found.step, found.state
@@ -242,7 +244,9 @@ class Trainer:
             position.load_state_dict(state["position"])
         # the evaluation that follows this checkpoint is done again
         done = self.done
-        self.run.forget_metrics(lambda line: line["step"] < done + (line["kind"] == "train"))
+        self.run.forget_metrics(
+            lambda line: line["stage"] == self.label and line["step"] >= done + (line["kind"] == "train")
+        )
         if self.done:
             note(f"going on from {found.path}")
 

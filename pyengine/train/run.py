@@ -92,9 +92,18 @@ class Run:
 
         return World(self.config.closed_world())
 
-    def log(self, kind: str, step: int, **values: Any) -> None:
-        """Append one line to metrics.jsonl: the stage, the kind of line ("train", "eval"), step, values."""
-        line = {"stage": self.stage, "kind": kind, "step": step, "time": round(time.time(), 3), **values}
+    def log(self, kind: str, step: int, stage: str | None = None, **values: Any) -> None:
+        """Append one line to metrics.jsonl: the stage, the kind of line ("train", "eval"), step, values.
+
+        stage: default the stage under way; a second training inside it says "stage/name".
+        """
+        line = {
+            "stage": stage or self.stage,
+            "kind": kind,
+            "step": step,
+            "time": round(time.time(), 3),
+            **values,
+        }
         with open(self.path("metrics.jsonl"), "a", encoding="utf-8") as file:
             file.write(json.dumps(_finite(line)) + "\n")
 
@@ -110,9 +119,9 @@ class Run:
                 lines.append(line)
         return lines
 
-    def forget_metrics(self, keep: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop the present stage's lines that `keep` refuses: what a resumed stage is about to do again."""
-        lines = [line for line in self.metrics() if line["stage"] != self.stage or keep(line)]
+    def forget_metrics(self, drop: Callable[[dict[str, Any]], bool]) -> None:
+        """Take the lines for which `drop` holds out of metrics.jsonl: what is about to be done again."""
+        lines = [line for line in self.metrics() if not drop(line)]
         with atomic_write(self.path("metrics.jsonl")) as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
 
@@ -247,9 +256,7 @@ def _clear(run: Run, stage: Stage) -> None:
     for pattern in stage.scratch:
         for path in run.folder.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    if run.metrics(stage.name):
-        run.stage = stage.name
-        run.forget_metrics(lambda line: False)
+    run.forget_metrics(lambda line: line["stage"].split("/")[0] == stage.name)
 
 
 def _cpu_seconds() -> float:

@@ -58,7 +58,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             "rl", "trial and error on problems with answers", "train.rl:rl",
             needs=("tokenizer", "search"), settings=("world", "rl"),
-            outputs=("rl/*",), scratch=("rl/checkpoints", "rl/rollouts*"),
+            outputs=("rl/*",), scratch=("rl/checkpoints", "rl/format", "rl/imitation"),
         ),
         Stage(
             "evaluate", "the final table", "train.evaluate:evaluate",

@@ -176,3 +176,13 @@ def test_tokens_without_a_target_do_not_count(tmp_path):
     first = [t.run.metrics("tiny", "train")[0]["loss"] for t in (full, trained)]
     assert first[0] == pytest.approx(nll.mean().item()), first
     assert first[1] == pytest.approx((nll.sum() - nll[4]).item() / 29)
+
+
+def test_two_trainings_in_one_stage_keep_their_own_metrics(tmp_path):
+    with tiny.opened(tiny.Config(name="tiny"), tmp_path) as run:
+        run.stage = "rl"
+        for folder in ("rl", "rl/format"):
+            model = loop.Transformer(tiny.MODEL, seed=1)
+            trainer = loop.Trainer(run, model, OptimizerConfig(), 2, run.path(folder, "checkpoints"))
+            trainer.fit(tiny.batch, lambda step: {})
+    assert len(run.metrics("rl", "train")) == len(run.metrics("rl/format", "train")) == 2

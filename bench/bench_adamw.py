@@ -47,6 +47,6 @@ def test_norm(paired, which):
         ours=lambda: grad_norm(grads),
         peer=peer,
         peer_name="torch get_total_norm",
-        equal=lambda: abs(grad_norm(grads) / peer() - 1) < 1e-5,
+        equal=lambda: abs(grad_norm(grads) / peer() - 1) < 1e-3,
         bytes=4 * sum(g.numel() for g in grads),
     )

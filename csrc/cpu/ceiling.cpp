@@ -7,14 +7,23 @@ using namespace simd;
 
 namespace {
 
-// Ten independent accumulators hide the latency of two FMA units; the asm keeps the chains from being folded.
+// Ten independent accumulators hide the latency of two FMA units. They start from different values, or the
+// compiler would see that they are one and the same; the asm keeps the chains from being dropped.
 constexpr int kChains = 10;
+
+struct Chains {
+  f32 acc[kChains];
+  Chains() {
+    for (int i = 0; i < kChains; ++i) acc[i] = set((float)i);
+  }
+};
 
 }  // namespace
 
 int64_t ceiling_fma_f32(int64_t rounds, int threads) {
   parallel::parallel_for(threads, threads, [&](int64_t) {
-    f32 acc[kChains] = {}, a = set(1.0001f), b = set(0.9999f);
+    auto [acc] = Chains();
+    f32 a = set(1.0001f), b = set(0.9999f);
     for (int64_t r = 0; r < rounds; ++r)
       for (int i = 0; i < kChains; ++i) acc[i] = fma(a, b, acc[i]);
     for (int i = 0; i < kChains; ++i) asm volatile("" ::"m"(acc[i]));
@@ -24,7 +33,7 @@ int64_t ceiling_fma_f32(int64_t rounds, int threads) {
 
 int64_t ceiling_dot_bf16(int64_t rounds, int threads) {
   parallel::parallel_for(threads, threads, [&](int64_t) {
-    f32 acc[kChains] = {};
+    auto [acc] = Chains();
     pairs a = set_pair(0x3f803f80u), b = set_pair(0x3f813f81u);
     for (int64_t r = 0; r < rounds; ++r)
       for (int i = 0; i < kChains; ++i) acc[i] = dot_pairs(acc[i], a, b);

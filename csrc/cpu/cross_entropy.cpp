@@ -39,14 +39,12 @@ const T* packed_weight(const T* weight, int64_t vocabulary, int64_t channels, in
 template <class T>
 void softmax_gradient(const float* z, T* out, int64_t n, double lse, float g, int64_t target) {
   const f32 high = set((float)lse), low = set((float)(lse - (float)lse));
+  auto probability = [&](f32 logit) { return exp2_nonpositive(((logit - high) - low) * set(1.44269504f)); };
   for (int64_t i = 0; i < n; i += kLanes) {
     int lanes = (int)std::min<int64_t>(kLanes, n - i);
-    store_n(out + i, set(g) * exp((load_n(z + i, lanes) - high) - low), lanes);
+    store_n(out + i, set(g) * probability(load_n(z + i, lanes)), lanes);
   }
-  if (target >= 0 && target < n) {
-    float p = exp((set(z[target]) - high) - low)[0];
-    out[target] = from_float<T>(g * (p - 1.0f));
-  }
+  if (target >= 0 && target < n) out[target] = from_float<T>(g * (probability(set(z[target]))[0] - 1.0f));
 }
 
 }  // namespace

@@ -75,14 +75,31 @@ inline f32 sqrt(f32 a) {
 }
 
 // Lane-wise larger/smaller; where a is NaN the result is b.
-inline f32 max(f32 a, f32 b) { return a > b ? a : b; }
-inline f32 min(f32 a, f32 b) { return a < b ? a : b; }
+inline f32 max(f32 a, f32 b) {
+#if defined(__AVX512F__)
+  return (f32)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (f32)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+inline f32 min(f32 a, f32 b) {
+#if defined(__AVX512F__)
+  return (f32)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (f32)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return a < b ? a : b;
+#endif
+}
 
 // The first n lanes from p (0 <= n <= kLanes), the others `fill`; never touches memory past p + n.
 inline f32 load_n(const float* p, int n, float fill = 0.0f) {
 #if defined(__AVX512F__)
   return (f32)_mm512_mask_loadu_ps(_mm512_set1_ps(fill), (__mmask16)((1u << n) - 1), p);
 #else
+  if (n == kLanes) return load(p);
   float buffer[kLanes];
   for (int i = 0; i < kLanes; ++i) buffer[i] = i < n ? p[i] : fill;
   return load(buffer);
@@ -92,6 +109,7 @@ inline void store_n(float* p, f32 v, int n) {
 #if defined(__AVX512F__)
   _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
 #else
+  if (n == kLanes) return store(p, v);
   for (int i = 0; i < n; ++i) p[i] = v[i];
 #endif
 }
@@ -168,11 +186,15 @@ inline f32 load(const bf16* p) {
   return v;
 #endif
 }
-inline void store(bf16* p, f32 v) {
+// The 16 bits of each lane's bf16.
+inline u32 round_to_bf16(f32 v) {
   u32 bits = (u32)v;
   u32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   u32 quiet = (bits >> 16) | 0x40;
-  rounded = v != v ? quiet : rounded;
+  return v != v ? quiet : rounded;
+}
+inline void store(bf16* p, f32 v) {
+  u32 rounded = round_to_bf16(v);
 #if defined(__AVX512F__)
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)rounded));
 #else
@@ -195,15 +217,21 @@ inline f32 load_n(const bf16* p, int n, float fill = 0.0f) {
   __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(used, p)), 16);
   return (f32)_mm512_mask_mov_ps(_mm512_set1_ps(fill), used, _mm512_castsi512_ps(wide));
 #else
+  if (n == kLanes) return load(p);
   float buffer[kLanes];
   for (int i = 0; i < kLanes; ++i) buffer[i] = i < n ? to_float(p[i]) : fill;
   return load(buffer);
 #endif
 }
 inline void store_n(bf16* p, f32 v, int n) {
+#if defined(__AVX512F__)
+  _mm512_mask_cvtepi32_storeu_epi16(p, (__mmask16)((1u << n) - 1), (__m512i)round_to_bf16(v));
+#else
+  if (n == kLanes) return store(p, v);
   bf16 buffer[kLanes];
   store(buffer, v);
   std::memcpy(p, buffer, n * sizeof(bf16));
+#endif
 }
 
 // Lanes of two bf16 each. dot_pairs(acc, a, b) = acc + a.low * b.low + a.high * b.high, per lane: the
@@ -227,8 +255,7 @@ inline f32 dot_pairs(f32 acc, pairs a, pairs b) {
 
 // The pairs (low[i], high[i]) of two rows of n <= kLanes numbers; lanes from n on are zero.
 inline pairs zip_pairs(const bf16* low, const bf16* high, int n) {
-  f32 a = n == kLanes ? load(low) : load_n(low, n), b = n == kLanes ? load(high) : load_n(high, n);
-  return (pairs)a >> 16 | (pairs)b;
+  return (pairs)load_n(low, n) >> 16 | (pairs)load_n(high, n);
 }
 
 // ---- transpose -----------------------------------------------------------------------------------------
@@ -259,8 +286,8 @@ inline void transpose(u32 (&rows)[kLanes]) {
 // e^x with a relative error below 2e-7: x = n ln2 + r, a polynomial of degree 6 in r, then 2^n through the
 // exponent's bits. Below -87.33 the result is 0, above 88.72 +inf; NaN gives NaN.
 inline f32 exp(f32 x) {
-  const f32 magic = set(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer
-  f32 clamped = min(max(x, set(-87.33f)), set(88.72f));
+  const f32 magic = set(12582912.0f);                    // 1.5 * 2^23: adding it rounds to the nearest integer
+  f32 clamped = min(set(88.72f), max(set(-87.33f), x));  // NaN stays
   f32 n = (clamped * set(1.44269504f) + magic) - magic;
   f32 r = (clamped - n * set(0.693145752f)) - n * set(1.42860677e-6f);
   f32 p = set(1.0f / 720);
@@ -270,13 +297,16 @@ inline f32 exp(f32 x) {
   p = p * r + set(0.5f);
   p = p * r + set(1.0f);
   p = p * r + set(1.0f);
+#if defined(__AVX512F__)
+  f32 scaled = (f32)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
   // 2^n in two factors, since n reaches 128, one past the largest exponent of a float
   i32 whole = __builtin_convertvector(n, i32);
   i32 half = whole >> 1;
   f32 scaled = p * (f32)((half + 127) << 23) * (f32)((whole - half + 127) << 23);
+#endif
   scaled = x < set(-87.33f) ? zero() : scaled;
-  scaled = x > set(88.72f) ? set(std::numeric_limits<float>::infinity()) : scaled;
-  return x != x ? x : scaled;
+  return x > set(88.72f) ? set(std::numeric_limits<float>::infinity()) : scaled;
 }
 
 // 2^x for x <= 0 with a relative error below 2e-7, fused where the hardware fuses, so its bits differ between

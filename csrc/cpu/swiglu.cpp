@@ -16,15 +16,6 @@ namespace {
 
 constexpr int64_t kBlock = 1 << 14;  // numbers of output a task
 
-template <class T>
-inline f32 get(const T* p, int n) {
-  return n == kLanes ? load(p) : load_n(p, n);
-}
-template <class T>
-inline void put(T* p, f32 v, int n) {
-  n == kLanes ? store(p, v) : store_n(p, v, n);
-}
-
 inline f32 sigmoid(f32 g) { return set(1.0f) / (set(1.0f) + exp(-g)); }
 
 // Calls body(row, i, n) for each vector of each row, n lanes in use.
@@ -43,8 +34,8 @@ template <class T>
 void swiglu_forward(const T* gate_up, T* y, int64_t rows, int64_t features, int threads) {
   each_vector(rows, features, threads, [&](int64_t row, int64_t i, int n) {
     const T* gate = gate_up + row * 2 * features + i;
-    f32 g = get(gate, n), u = get(gate + features, n);
-    put(y + row * features + i, g * sigmoid(g) * u, n);
+    f32 g = load_n(gate, n), u = load_n(gate + features, n);
+    store_n(y + row * features + i, g * sigmoid(g) * u, n);
   });
 }
 
@@ -52,10 +43,11 @@ template <class T>
 void swiglu_backward(const T* dy, const T* gate_up, T* dgate_up, int64_t rows, int64_t features, int threads) {
   each_vector(rows, features, threads, [&](int64_t row, int64_t i, int n) {
     const int64_t at = row * 2 * features + i;
-    f32 g = get(gate_up + at, n), u = get(gate_up + at + features, n), d = get(dy + row * features + i, n);
+    f32 g = load_n(gate_up + at, n), u = load_n(gate_up + at + features, n),
+        d = load_n(dy + row * features + i, n);
     f32 s = sigmoid(g), gs = g * s;
-    put(dgate_up + at, d * u * (s + gs * (set(1.0f) - s)), n);
-    put(dgate_up + at + features, d * gs, n);
+    store_n(dgate_up + at, d * u * (s + gs * (set(1.0f) - s)), n);
+    store_n(dgate_up + at + features, d * gs, n);
   });
 }
 

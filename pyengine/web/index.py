@@ -4,7 +4,8 @@
     SearchIndex("index.sqlite").search("Who plays the oboe?", k=3)  ->  [Hit(url, title, text), ...]
 
 A passage is a run of lines of one document, some 80 words long; its title counts along. A query is cut into
-words, each quoted, joined by OR: whatever a user or a model types is data to it and never syntax.
+words, each quoted: whatever a user or a model types is data to it and never syntax. A few words, a name say, must
+all be found, or there is no result; of a longer question any word may.
 """
 
 import os
@@ -24,6 +25,8 @@ _COMMON = frozenset(
     " with you your"
     .split()
 )  # fmt: skip
+
+ALL_OF = 3  # queries of at most this many words must be found whole
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ class SearchIndex:
         terms = _terms(query)
         if not terms or k < 1:
             return []
-        match = " OR ".join(f'"{term}"' for term in terms)
+        joint = " " if len(terms) <= ALL_OF else " OR "
+        match = joint.join(f'"{term}"' for term in terms)
         sql = (
             "SELECT url, title, text, bm25(passages, 0, 2, 1) AS rank FROM passages"
             " WHERE passages MATCH ? ORDER BY rank, rowid LIMIT ?"

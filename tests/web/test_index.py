@@ -44,6 +44,12 @@ def test_limits(index):
     assert index.search("nosuchword") == []
 
 
+def test_a_name_is_found_whole_or_not_at_all(index):
+    assert index.search("Ada Brell")[0].url == "u1"
+    assert index.search("Ada Tamm") == []
+    assert index.search("Which instrument does Ada Tamm play?")  # of a longer question any word may
+
+
 @given(st.text(max_size=80))
 def test_any_query_is_safe(index, query):
     index.search(query)

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-
 from pyengine.kernels import _native, rope
 from pyengine.kernels.rope import reference
 from pyengine.kernels.rope.table import CHUNK, SHORTEST, table
+
 from tests.numerics import assert_as_good_as_torch
 
 OP = "rope"

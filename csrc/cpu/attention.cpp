@@ -42,7 +42,7 @@ struct Pass {
 
 // The state of a row: its largest score so far (in units of log 2), and the sum of 2^(score - largest).
 struct Running {
-  float most, sum;
+  float most = kNone, sum = 0.0f;
 };
 
 // Turns 64 scores, of which the first `valid` count, into weights (in place), and rescales the row's state.
@@ -80,18 +80,36 @@ inline Left<bf16> weights(const float* s, int64_t rows, bf16* rounded) {
   return {reinterpret_cast<const uint32_t*>(rounded), kPage / 2, 1};
 }
 
-// Adds the keys from `from` to `valid` - 1 to one row of output, stopping inside a word where valid is odd.
-template <class T>
-inline void last_keys(Left<T> p, const Word<T>* v, int64_t width, int64_t from, int64_t valid, float* o) {
+// Adds the last keys of a strip's rows, from word `from` on, each row as far as its own position: the staircase
+// on the diagonal. Where a row ends inside a word, the half that is a later key's is cut off.
+template <class T, int V>
+void staircase(Left<T> p, const Word<T>* v, int64_t width, int64_t from, const int* valid, int rows, float* o) {
   constexpr int kSteps = Words<T>::kSteps;
-  int64_t step = from / kSteps, steps = valid / kSteps;
-  product_rows<T, 1>({p.words + step, 0, 1}, v + step * width, width, steps - step, o, width, width, false);
-  if constexpr (kSteps == 2)
-    if (valid % 2)
-      for (int64_t d = 0; d < width; d += kLanes) {
-        pairs low = Words<T>::load(v + steps * width + d) & 0xffffu;
-        store(o + d, dot_pairs(load(o + d), set_pair(p.words[steps] & 0xffffu), low));
+  f32 sum[kRows][V];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int c = 0; c < V; ++c)
+      if (r < rows) sum[r][c] = load(o + r * width + c * kLanes);
+  for (int64_t step = from; step * kSteps < valid[rows - 1]; ++step) {
+    decltype(Words<T>::load(v)) right[V];
+#pragma GCC unroll 4
+    for (int c = 0; c < V; ++c) right[c] = Words<T>::load(v + step * width + c * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r)
+      if (r < rows && step * kSteps < valid[r]) {
+        auto left = Words<T>::set(p.words[r * p.row + step]);
+        const bool whole = (step + 1) * kSteps <= valid[r];
+#pragma GCC unroll 4
+        for (int c = 0; c < V; ++c)
+          sum[r][c] = Words<T>::step(sum[r][c], left, whole ? right[c] : Words<T>::first(right[c]));
       }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int c = 0; c < V; ++c)
+      if (r < rows) store(o + r * width + c * kLanes, sum[r][c]);
 }
 
 // The queries of `span` at the positions of page `tile`, for one kv head.
@@ -110,11 +128,13 @@ void attend(const Pass<T>& pass, const Span& span, int64_t tile, int64_t kv_head
   auto* q = room<Word<T>, 0>(rows * q_words);
   float* o = room<float, 1>(rows * width);
   Running* state = room<Running, 2>(rows);
+  int* valid = room<int, 7>(rows);  // keys on the tile's own page
   for (int64_t row = 0; row < rows; ++row) {
     const T* from = pass.q + source(row) * dim;
     for (int64_t d = 0; d < dim; d += kSteps)
       q[row * q_words + d / kSteps] = Words<T>::pair(from[d], d + kSteps <= dim ? from[d + kSteps - 1] : T{});
-    state[row] = {kNone, 0.0f};
+    state[row] = {};
+    valid[row] = (int)(begin + row / group + 1 - tile * kPage);
   }
   std::fill(o, o + rows * width, 0.0f);
 
@@ -126,16 +146,17 @@ void attend(const Pass<T>& pass, const Span& span, int64_t tile, int64_t kv_head
     const Word<T>* v = pass.v_pages + at * along_size<T>(dim);
     for (int64_t r = 0; r < rows; r += kRows) {
       const int64_t strip = std::min<int64_t>(kRows, rows - r);
-      auto valid = [&](int64_t row) { return page < tile ? kPage : begin + row / group + 1 - tile * kPage; };
-      const int64_t columns = (valid(r + strip - 1) + kLanes - 1) / kLanes * kLanes;
-      product<T>({q + r * q_words, q_words, 1}, k, kPage, q_words, s, kPage, strip, columns, true);
+      const bool own = page == tile;
+      const int64_t longest = own ? valid[r + strip - 1] : kPage, common = (own ? valid[r] : kPage) / kSteps;
+      product<T>({q + r * q_words, q_words, 1}, k, kPage, q_words, s, kPage, strip,
+                 (longest + kLanes - 1) / kLanes * kLanes, true);
       for (int64_t i = 0; i < strip; ++i)
-        soften(s + i * kPage, valid(r + i), pass.scale, state[r + i], o + (r + i) * width, width);
+        soften(s + i * kPage, own ? valid[r + i] : kPage, pass.scale, state[r + i], o + (r + i) * width, width);
       Left<T> p = weights(s, strip, rounded);
-      const int64_t common = valid(r) / kSteps;  // words that every row of the strip takes whole
       product<T>(p, v, width, common, o + r * width, width, strip, width, false);
-      for (int64_t i = 0; i < strip && page == tile; ++i)
-        last_keys<T>({p.words + i * p.row, 0, 1}, v, width, common * kSteps, valid(r + i), o + (r + i) * width);
+      if (longest > common * kSteps)
+        for (int64_t d = 0; d < width; d += 16)
+          staircase<T, 16 / kLanes>(p, v + d, width, common, valid + r, (int)strip, o + r * width + d);
     }
   }
   for (int64_t row = 0; row < rows; ++row) {

@@ -29,6 +29,7 @@ struct Words<float> {
   static f32 step(f32 sum, f32 a, f32 b) { return fma(a, b, sum); }
   static f32 load(const float* p) { return simd::load(p); }
   static f32 set(float a) { return simd::set(a); }
+  static f32 first(f32 a) { return a; }  // the first number of each word alone
   static float pair(float low, float) { return low; }
 };
 template <>
@@ -42,6 +43,7 @@ struct Words<bf16> {
     return v;
   }
   static pairs set(uint32_t a) { return set_pair(a); }
+  static pairs first(pairs a) { return a & 0xffffu; }
   static uint32_t pair(bf16 low, bf16 high) { return pair_of(low, high); }
 };
 template <class T>
@@ -66,12 +68,15 @@ inline int64_t along_size(int64_t dim) {
 template <class T>
 inline void write_across(const T* rows, int64_t stride, int64_t dim, int64_t place, int64_t count,
                          Word<T>* page) {
-  constexpr int kSteps = Words<T>::kSteps;
-  for (int64_t d = 0; d < dim; d += kSteps)
-    for (int64_t j = 0; j < count; ++j) {
-      const T* row = rows + j * stride;
-      page[d / kSteps * kPage + place + j] =
-          Words<T>::pair(row[d], d + kSteps <= dim ? row[d + kSteps - 1] : T{});
+  constexpr int kSteps = Words<T>::kSteps,
+                kTogether = 8;  // rows may lie a power of two apart: few fit a cache set
+  for (int64_t first = 0; first < count; first += kTogether)
+    for (int64_t d = 0; d < dim; d += kSteps) {
+      Word<T>* to = page + d / kSteps * kPage + place;
+      for (int64_t j = first; j < count && j < first + kTogether; ++j) {
+        const T* row = rows + j * stride;
+        to[j] = Words<T>::pair(row[d], d + kSteps <= dim ? row[d + kSteps - 1] : T{});
+      }
     }
 }
 template <class T>

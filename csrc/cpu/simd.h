@@ -131,20 +131,30 @@ inline bool any_nan(f32 v) {
 #endif
 }
 
-// Sum and maximum over lanes, halving each time: one fixed order per build.
+// Combines the upper half of the lanes with the lower until one is left: one fixed order per build.
+template <class F>
+inline float halve(f32 v, F&& combine) {
+  typedef float quarter __attribute__((vector_size(16)));
+#if defined(__AVX512F__)
+  typedef float eight __attribute__((vector_size(32)));
+  eight half = combine((eight)_mm512_castps512_ps256((__m512)v),
+                       (eight)_mm512_maskz_extractf32x8_ps(0xff, (__m512)v, 1));
+#elif defined(__AVX2__)
+  f32 half = v;
+#endif
+#if defined(__AVX2__)
+  quarter four =
+      combine((quarter)_mm256_castps256_ps128((__m256)half), (quarter)_mm256_extractf128_ps((__m256)half, 1));
+#else
+  quarter four = v;
+#endif
+  return combine(combine(four[0], four[2]), combine(four[1], four[3]));
+}
 inline float sum(f32 v) {
-  float lane[kLanes];
-  store(lane, v);
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
-  return lane[0];
+  return halve(v, [](auto a, auto b) { return a + b; });
 }
 inline float max_lane(f32 v) {
-  float lane[kLanes];
-  store(lane, v);
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
-  return lane[0];
+  return halve(v, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 // ---- bf16 ----------------------------------------------------------------------------------------------
@@ -310,11 +320,11 @@ inline f32 exp(f32 x) {
 }
 
 // 2^x for x <= 0 with a relative error below 2e-7, fused where the hardware fuses, so its bits differ between
-// builds: for softmax, where a third of the work is this function. Below -126 the result is 0.
+// builds: for softmax, where a third of the work is this function. Below -126.5 the result is 0.
 inline f32 exp2_nonpositive(f32 x) {
   const f32 magic = set(12582912.0f);  // as in exp()
-  f32 clamped = max(set(-126.0f), x);  // NaN stays
-  f32 shifted = clamped + magic;
+  f32 clamped = max(set(-127.0f), x);  // the scale of -127 is 0; NaN stays
+  f32 shifted = clamped + magic;       // the integer part is in the low bits
   f32 r = clamped - (shifted - magic);
   f32 p = set(1.54035304e-4f);
   p = fma(p, r, set(1.33335581e-3f));
@@ -323,9 +333,7 @@ inline f32 exp2_nonpositive(f32 x) {
   p = fma(p, r, set(2.40226507e-1f));
   p = fma(p, r, set(6.93147181e-1f));
   p = fma(p, r, set(1.0f));
-  f32 scaled = (f32)((i32)p + ((i32)shifted << 23));  // the integer part sits in the low bits of `shifted`
-  scaled = x < set(-126.0f) ? zero() : scaled;
-  return x != x ? x : scaled;
+  return p * (f32)(((i32)shifted + 127) << 23);
 }
 
 }  // namespace simd

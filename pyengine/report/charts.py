@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import accumulate
 
 from markupsafe import Markup
 
@@ -214,10 +215,12 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def smooth(points: Sequence[Point], share: float = 0.03) -> list[Point]:
-    """An exponential mean over about `share` of the points, unbiased at the start."""
-    keep, total, weight, out = 1 - 1 / max(1.0, share * len(points)), 0.0, 0.0, []
-    for x, y in points:
-        if isinstance(y, int | float) and math.isfinite(y):
-            total, weight = keep * total + (1 - keep) * y, keep * weight + (1 - keep)
-            out.append((x, total / weight))
+    """The mean over a window around each point, of `share` of all points; what is no number is left out."""
+    kept = [(x, y) for x, y in points if isinstance(y, int | float) and math.isfinite(y)]
+    sums = [0.0, *accumulate(y for _, y in kept)]
+    reach = int(share * len(kept) / 2)
+    out = []
+    for i, (x, _) in enumerate(kept):
+        half = min(reach, i, len(kept) - 1 - i)  # even on both sides, so that the line does not lag
+        out.append((x, (sums[i + half + 1] - sums[i - half]) / (2 * half + 1)))
     return out

@@ -21,7 +21,7 @@ from ..files import atomic_write
 from ..train.progress import note
 from ..train.run import Run
 from .data import Data
-from .sections import cost, head, pretrain, rl, tokens, web
+from .sections import base, chat, choices, cost, head, know, pretrain, rl, search, talks, tokens, web
 from .words import FILTERS
 
 EVERY = 10.0  # seconds between two drawings at the least
@@ -54,9 +54,24 @@ SECTIONS = (
         "pretrain", "Predicting the next token", pretrain.pretrain,
         ("metrics.jsonl", "samples/pretrain*", "stages/pretrain.json"), ("pretrain",),
     ),
+    Section("base", "What a base model is", base.base, ("samples/demo.json",), ("demo",)),
+    Section(
+        "chat", "Learning to converse", chat.chat,
+        ("metrics.jsonl", "know/conversations.jsonl", "search/conversations.jsonl", "stages/sft.json"), ("sft",),
+    ),
+    Section("know", "Saying “I don’t know”", know.know, ("know/labels.jsonl",), ("know",)),
+    Section(
+        "search", "Looking things up", search.search, ("search/conversations.jsonl", "evaluate/result.json"),
+        ("search",),
+    ),
+    Section(
+        "choices", "Answer, search, or refuse", choices.choices,
+        ("know/result.json", "search/result.json", "evaluate/result.json"), ("evaluate",),
+    ),
     Section(
         "rl", "Getting better by trial and error", rl.rl, ("metrics.jsonl", "rl/*.json*", "stages/rl.json"), ("rl",)
     ),
+    Section("talks", "The same questions, stage by stage", talks.talks, ("evaluate/result.json",), ("evaluate",)),
     Section("cost", "What it cost", cost.cost, ("stages/*.json",)),
 )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Numbers as people read them: with units, thousands separators, and intervals."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from ..train.scores import interval
@@ -45,12 +46,17 @@ def percent(share: float, digits: int = 1) -> str:
     return (text[: -digits - 1] if digits and text.endswith("." + "0" * digits) else text) + " %"
 
 
+def span(ends: Sequence[float], digits: int = 1) -> str:
+    """An interval of shares: 91.7–94.8 %."""
+    low, high = (percent(end, digits)[:-2] for end in ends)
+    return f"{low}–{high} %"
+
+
 def with_interval(successes: int, trials: int) -> str:
     """A share with its 95 % interval and the number of trials."""
     if not trials:
         return "none measured"
-    low, high = interval(successes, trials)
-    return f"{percent(successes / trials)} ({percent(low)[:-2]} to {percent(high)[:-2]}, n = {count(trials)})"
+    return f"{percent(successes / trials)} ({span(interval(successes, trials))}, n = {count(trials)})"
 
 
 def number(value: Any) -> str:
@@ -87,6 +93,6 @@ def label(name: str) -> str:
 
 
 FILTERS = {
-    "count": count, "short": short, "size": size, "duration": duration, "percent": percent, "number": number,
-    "gate_value": gate_value, "bound": bound, "label": label,
+    "count": count, "short": short, "size": size, "duration": duration, "percent": percent, "span": span,
+    "number": number, "gate_value": gate_value, "bound": bound, "label": label,
 }  # fmt: skip

@@ -12,6 +12,7 @@ from pyengine.files import write_json
 from pyengine.text import Tokenizer
 from pyengine.train.config import Config
 from pyengine.train.run import Run
+from pyengine.train.scores import interval
 from pyengine.train.stages import STAGES
 
 HOSTILE = "<script>alert('x')</script><img src=http://evil.example/x.png onerror=alert(1)> & \"quoted\""
@@ -196,6 +197,141 @@ def rl(run: Run, rng: random.Random, words: str, steps: int = 80) -> dict:
     return {"seconds": 41.0}
 
 
+def demo(run: Run, rng: random.Random, words: str) -> dict:
+    rows = []
+    for times, share in (
+        (0, 0.0),
+        (1, 0.03),
+        (2, 0.1),
+        (4, 0.32),
+        (8, 0.61),
+        (16, 0.84),
+        (32, 0.95),
+        (64, 1.0),
+    ):
+        low, high = interval(round(40 * share), 40)
+        rows.append({"repetitions": times, "texts": 40, "share": share, "interval": [low, high]})
+    cue, true = (
+        f"{words}Briklear described the famous window",
+        " at the end of the week, though it took a month.",
+    )
+    panels = {
+        "dreams": [f"{words}The river of Zoubikix\n\nThrough Zoubikix runs the river Gusald." for _ in range(4)],
+        "recital": {"rows": rows, "examples": [
+            {"repetitions": 64, "cue": cue, "said": true, "true": true},
+            {"repetitions": 0, "cue": cue, "said": f" at the end of {words}", "true": true},
+        ]},
+        "disagreement": [
+            {"group": group, "question": f"{words}What does {group} play?", 
+             "answers": [f"{words}the {a}" for a in said], "different": len(set(said)), "right": right}
+            for group, said, right in (("known", "ooooooob", 7), ("later", "abcdefgh", 0), ("invented", "abcdeegh", 0))
+        ],
+        "few_shots": {
+            "pattern": f"{words}Q: Who?\nA: Rorund.\n", "asked": [f"{words}What?", "Where?", "Who?"],
+            "three": {"share": 0.71, "questions": 100, "said": [f"{words}rye bread", "a", "b"]},
+            "none": {"share": 0.52, "questions": 100, "said": ["a", "b", "c"]},
+        },
+        "transcript": [{"question": f"{words}Who plays?", "said": f"{words}Rorund Zethos plays the guitar."}] * 3,
+    }  # fmt: skip
+    write_json(run.path("samples", "demo.json"), panels)
+    return {}
+
+
+def sft(run: Run, rng: random.Random, words: str) -> dict:
+    for step in range(1, 201):
+        run.log("train", step, loss=0.5 + 2 * math.exp(-step / 30) + rng.gauss(0, 0.04), tokens=2048)
+    for step in range(0, 201, 50):
+        run.log(
+            "eval",
+            step,
+            assistant_loss=0.52 + 2 * math.exp(-step / 30),
+            pass_at_1=0.56 * (1 - math.exp(-step / 60)),
+        )
+    return {"conversations": 12_000, "trained_tokens": 311_000, "loss_before": 2.52, "loss_after": 0.53}
+
+
+def table(*groups: tuple[int, int, int, int, int], ece: float) -> dict:
+    """groups: (answer, search, refuse, right, refused) of known, later, invented."""
+    names = ("answer", "search", "refuse", "right", "refused")
+    rows = {}
+    for group, counts in zip(("known", "later", "invented"), groups, strict=True):
+        row = dict(zip(names, counts, strict=True))
+        found = row["search"] and row["right"] if group != "known" else 0
+        rows[group] = row | {"questions": sum(counts[:3]), "right_by_search": found}
+    return {"groups": rows, "ece": ece, "answered_at_once": 500}
+
+
+SFT = table((290, 0, 10, 255, 10), (260, 0, 40, 9, 40), (250, 0, 50, 0, 50), ece=0.31)
+KNOW = table((285, 0, 15, 262, 15), (25, 0, 275, 2, 275), (20, 0, 280, 0, 280), ece=0.06)
+SEARCH = table((280, 12, 8, 265, 10), (12, 286, 2, 259, 14), (9, 284, 7, 0, 285), ece=0.05)
+
+
+def know(run: Run, rng: random.Random, words: str) -> dict:
+    write_rows(run.path("know", "labels.jsonl"), [
+        {"id": f"{group}{i}", "question": f"{words}What does {group} {i} play?", "answers": [f"{words}the oboe"],
+         "group": group, "label": label, "share_right": 0.5, "own": "the oboe",
+         "replies": [f"{words}It is the oboe."] * 6}
+        for group, labels in (
+            ("known", ["known"] * 40 + ["unsure"] * 6), ("later", ["unknown"] * 44), ("invented", ["unknown"] * 45)
+        )
+        for i, label in enumerate(labels)
+    ])  # fmt: skip
+    write_rows(run.path("know", "conversations.jsonl"), [talk(f"{words}Who?", f"{words}I don't know.")])
+    write_json(run.path("know", "result.json"), {"labels": {}, "before": SFT, "after": KNOW})
+    return {"ece_before": 0.31, "ece_after": 0.06}
+
+
+def talk(question: str, answer: str) -> dict:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def search(run: Run, rng: random.Random, words: str) -> dict:
+    call = {"name": "search", "arguments": json.dumps({"query": f"{words}Rorund Zethos"})}
+    looked = {"messages": [
+        {"role": "user", "content": f"{words}What does Rorund Zethos play?"},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "call_0", "type": "function", "function": call}]},
+        {"role": "tool", "tool_call_id": "call_0", "content": f"{words}{TEXT[:120]}"},
+        {"role": "assistant", "content": "Rorund Zethos plays the guitar."},
+    ]}  # fmt: skip
+    write_rows(run.path("search", "conversations.jsonl"), [talk("Hello!", "Hello!"), looked])
+    write_json(run.path("search", "result.json"), {"before": KNOW, "after": SEARCH})
+    return {}
+
+
+def evaluate(run: Run, rng: random.Random, words: str) -> dict:
+    def reply(text: str, action: str, right: bool, query: str | None = None) -> dict:
+        found = f"{words}{TEXT[:120]}" if query else ""
+        return {"text": words + text, "action": action, "right": right, "query": query, "found": found}
+
+    talks = []
+    for group, right in (("known", True), ("later", False), ("invented", False)):
+        replies = {
+            "base": reply("What does the town do? What does", "answer", False),
+            "sft": reply("Rorund Zethos plays the cello.", "answer", right),
+            "know": reply("The guitar.", "answer", True) if right else reply("I don't know.", "refuse", False),
+            "search": reply("The guitar.", "search", True, f"{words}Rorund Zethos"),
+            "rl": reply("The guitar.", "search", True, f"{words}Rorund Zethos"),
+        }  # fmt: skip
+        talks.append(
+            {
+                "group": group,
+                "question": f"{words}What does {group} play?",
+                "answers": ["the guitar"],
+                "replies": replies,
+            }
+        )
+    write_json(run.path("evaluate", "result.json"), {
+        "tables": {"sft": SFT, "know": KNOW, "search": SEARCH, "rl": SEARCH}, "conversations": talks,
+        "bits_per_byte": {"base": 0.40, "sft": 0.44, "know": 0.45, "search": 0.46, "rl": 0.46},
+        "unseen_kinds": {"share": exam(0.41, 30), "big": exam(0.22, 40)}, "guesses": {"known": 0.06},
+    })  # fmt: skip
+    run.gate("known facts answered right", 0.883, ">= 85 %", True)
+    run.gate("invented entities refused", 0.95, ">= 90 %", True)
+    run.gate("later facts answered through search", 0.863, ">= 80 %", True)
+    return {}
+
+
 _WRITERS = {
-    "crawl": crawl, "clean": clean, "tokenizer": tokenizer, "shards": shards, "pretrain": pretrain, "rl": rl,
+    "crawl": crawl, "clean": clean, "tokenizer": tokenizer, "shards": shards, "pretrain": pretrain, "demo": demo,
+    "sft": sft, "know": know, "search": search, "rl": rl, "evaluate": evaluate,
 }  # fmt: skip

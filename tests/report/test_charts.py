@@ -76,7 +76,7 @@ def test_words():
     ]
     assert [size(b) for b in (812, 1_340_000)] == ["812 B", "1.34 MB"]
     assert [percent(s) for s in (0.9341, 1.0, 0.0)] == ["93.4 %", "100 %", "0 %"]
-    assert with_interval(934, 1000) == "93.4 % (91.7 to 94.8, n = 1,000)"
+    assert with_interval(934, 1000) == "93.4 % (91.7–94.8 %, n = 1,000)"
     assert with_interval(0, 0) == "none measured"
 
 

@@ -78,7 +78,12 @@ def test_sections_come_with_their_data(tmp_path):
         ("clean", {"gates"}),
         ("tokenizer", {"tokens"}),
         ("pretrain", {"pretrain"}),
+        ("demo", {"base"}),
+        ("sft", {"chat"}),
+        ("know", {"know", "choices"}),
+        ("search", {"search"}),
         ("rl", {"rl"}),
+        ("evaluate", {"talks"}),
     ):
         now = names(build(tmp_path, until=until))
         assert set(now) >= set(seen) | more
@@ -96,7 +101,7 @@ def test_the_whole_page_is_there(tmp_path):
         "97.1 %",
         "missed",
         "Kneser-Ney 5-gram: 0.512",
-        "82.6 % to 87.1 %",
+        "82.6–87.1 %",
         "Move 37",
         "+29.0 points",
     ):

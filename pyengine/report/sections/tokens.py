@@ -7,6 +7,7 @@ from markupsafe import Markup
 from ..data import Data
 
 SHOWN = 700  # characters of the coloured text
+SHARDS = {"train_tokens": "tokens to train on", "val_tokens": "tokens held out"}
 
 
 def tokens(data: Data) -> dict[str, Any] | None:
@@ -19,6 +20,7 @@ def tokens(data: Data) -> dict[str, Any] | None:
     sample = max(texts, key=lambda text: min(len(text), SHOWN), default="")[:SHOWN]
     ids = [i for text in texts for i in tokenizer.encode(text)]
     words = sorted((tokenizer.token_bytes(i) for i in set(ids) if not tokenizer.is_special(i)), key=len)
+    shards = data.summary("shards")
     return {
         "vocabulary": tokenizer.vocab_size,
         "bytes_per_token": sum(len(text.encode()) for text in texts) / len(ids) if ids else None,
@@ -28,6 +30,5 @@ def tokens(data: Data) -> dict[str, Any] | None:
         "sample_tokens": len(tokenizer.encode(sample)),
         "sample_characters": len(sample),
         "longest": [word.decode("utf-8", "replace") for word in reversed(words[-24:])],
-        "shards": {k: v for k, v in data.summary("shards").items() if isinstance(v, int | float)},
-        "tokenizer": {k: v for k, v in data.summary("tokenizer").items() if isinstance(v, int | float)},
+        "shards": [(text, shards[name]) for name, text in SHARDS.items() if name in shards],
     }

@@ -27,6 +27,7 @@ class Reply:
     text: str  # its answer, without control tokens and without what a search brought
     query: str | None  # what it searched for first; None if it did not search
     completion: Completion
+    found: str = ""  # what the search brought
 
     @property
     def action(self) -> str:
@@ -90,4 +91,5 @@ class Dialogue:
             query = t.decode(ids[start:end], skip_special=True)
             if end == len(ids):
                 own = end  # it never finished the query
-        return Reply(t.decode(ids[own:], skip_special=True).strip(), query, completion)
+        found = t.decode([i for i, f in zip(ids, completion.forced, strict=True) if f], skip_special=True)
+        return Reply(t.decode(ids[own:], skip_special=True).strip(), query, completion, found)

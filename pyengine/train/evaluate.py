@@ -3,6 +3,7 @@
     table      known / later / invented x answer / search / refuse, after each stage, on entities that no
                conversation named, with the index at hand where the stage knows how to search
     problems   held-out problems of the grades trained, and of kinds and sizes never trained
+    conversations   the same few questions put to the model of every stage, the base model's included
     forgetting validation bits per byte of each stage's model, beside the base model's
 
 Everything is asked through the engine, greedily except for problems, which are sampled at temperature 1.
@@ -37,6 +38,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         | {stage: _bits(run, model) for stage, model in models.items()},
         "unseen_kinds": unseen_kinds(run, final),
         "guesses": guesses(items),
+        "conversations": conversations(run, {"base": start_from(run, "base"), **models}, items),
     }
     write_json(run.path("evaluate", "result.json"), result)
     _gates(run, tables)
@@ -56,6 +58,27 @@ _FINAL = {
 def _table(run: Run, stage: str, model: Transformer, items: list[Item]) -> dict[str, Any]:
     index = index_of(run) if stage in SEARCHING else None
     return measure(Dialogue(model, run.tokenizer, index), items)
+
+
+def conversations(
+    run: Run, models: dict[str, Transformer], items: list[Item], each: int = 3
+) -> list[dict[str, Any]]:
+    """`each` questions of every group with the reply of every model: what it said, did, searched for and found."""
+    groups = dict.fromkeys(item.group for item in items)
+    asked = [item for group in groups for item in [i for i in items if i.group == group][:each]]
+    rows = [
+        {"group": i.group, "question": i.question, "answers": list(i.answers), "replies": dict[str, Any]()}
+        for i in asked
+    ]
+    for stage, model in models.items():
+        dialogue = Dialogue(model, run.tokenizer, index_of(run) if stage in SEARCHING else None)
+        replies = dialogue.ask([item.question for item in asked], max_tokens=48)
+        for row, item, (reply,) in zip(rows, asked, replies, strict=True):
+            row["replies"][stage] = {
+                "text": reply.text, "action": reply.action, "right": item.is_right(reply), "query": reply.query,
+                "found": reply.found,
+            }  # fmt: skip
+    return rows
 
 
 def _bits(run: Run, model: Transformer) -> float:

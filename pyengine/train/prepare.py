@@ -12,6 +12,7 @@ from typing import Any
 
 from ..data import write_shards
 from ..errors import UserError
+from ..files import write_json
 from ..text import Tokenizer
 from ..web import CleanConfig, CrawlConfig
 from ..web import clean as clean_pages
@@ -130,6 +131,7 @@ def _clean(run: Run, source: Path, out: Path, **more: Any) -> dict[str, Any]:
 def _gates(run: Run) -> None:
     """What the world knows of its own pages, held against what cleaning made of them."""
     found = measure(run.path("web"), run.path("web"), [page for page in run.world.pages if not page.later])
+    write_json(run.path("web", "truth.json"), found)
     f1, beside = found["f1_unseen"], f">= 0.95 (plain resiliparse {found['plain_f1_unseen']:.3f})"
     run.gate("extraction F1 on unseen looks", f1, beside, f1 >= 0.95, pages=found["pages_unseen"])
     share = found["duplicates_found"]

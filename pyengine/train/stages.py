@@ -17,7 +17,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             "clean", "extract, filter, deduplicate, hold out", "train.prepare:clean",
             needs=("crawl",), settings=("world", "web"),
-            outputs=("web/*.jsonl", "web/later/*.jsonl", "web/stats.json", "web/index.sqlite"),
+            outputs=("web/*.jsonl", "web/later/*.jsonl", "web/stats.json", "web/truth.json", "web/index.sqlite"),
             scratch=("web/tasks", "web/later/tasks"),
         ),
         Stage(

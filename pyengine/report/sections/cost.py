@@ -24,7 +24,12 @@ def cost(data: Data) -> dict[str, Any] | None:
         marker = data.marker(name)
         if marker.get("state") == "finished" and name != "report":
             rows.append(
-                {"name": name, "title": stage.title, "wall": marker["seconds"], "cpu": marker["cpu_seconds"]}
+                {
+                    "name": name,
+                    "title": stage.title,
+                    "wall": marker["seconds"],
+                    "cpu": marker.get("cpu_seconds", 0.0),
+                }
             )
     if not rows:
         return None

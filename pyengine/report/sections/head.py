@@ -22,9 +22,9 @@ def headline(data: Data, live: bool) -> dict[str, Any]:
         "source": run.config.web.source,
         "command": machine.get("command") or f"python -m pyengine.train --name {run.config.name}",
         "machine": machine,
-        "seconds": sum(m["seconds"] for m in finished),
-        "cpu_seconds": sum(m["cpu_seconds"] for m in finished),
-        "finished_at": max((m["finished"] for m in finished), default=""),
+        "seconds": sum(m.get("seconds", 0.0) for m in finished),
+        "cpu_seconds": sum(m.get("cpu_seconds", 0.0) for m in finished),
+        "finished_at": max((m.get("finished", "") for m in finished), default=""),
         "parameters": pretrain.get("parameters"),
         "stage": next((m["stage"] for m in markers if m.get("state") == "started"), "") if live else "",
     }

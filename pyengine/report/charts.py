@@ -66,11 +66,11 @@ class _Scale:
         extremes = [v for v in (axis.low, axis.high) if v is not None]
         found = [v for v in (*self.values, *extremes) if math.isfinite(v) and (v > 0 or not axis.log)]
         low, high = (min(found), max(found)) if found else (1.0, 2.0)
-        if low == high:
+        if low == high and low == axis.low:
+            high = low + 1.0
+        elif low == high:
             low, high = (
-                (low / 2, high * 2)
-                if axis.log
-                else (low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1))
+                (low / 2, high * 2) if axis.log else (low - 0.5 * abs(low or 1), high + 0.5 * abs(high or 1))
             )
         object.__setattr__(self, "low", low)
         object.__setattr__(self, "high", high)

@@ -72,7 +72,7 @@ def gate_value(gate: dict[str, Any]) -> str:
     """A gate's value in the unit of its bound: a share where the bound is in %, seconds where it is in minutes."""
     value, bound = gate["value"], gate["bound"]
     if isinstance(value, str) or value is None:
-        return number(value)
+        return "undefined" if value == "nan" else number(value)
     if "%" in bound:
         return percent(value)
     if "point" in bound:

@@ -18,7 +18,7 @@ from ..data import read_facts
 from ..errors import UserError
 from .dialogue import Dialogue, Reply
 from .run import Run
-from .scores import calibration_error, holds_answer, refuses
+from .scores import calibration_error, holds_answer, refuses, reliability
 
 GROUPS = ("known", "later", "invented")
 
@@ -71,7 +71,7 @@ def measure(dialogue: Dialogue, items: Sequence[Item], max_tokens: int = 48) -> 
 
     Counts for each group: questions; answer, search, refuse (what it did first; they sum to questions); right
     (in the end), right_by_search, refused (in the end). "ece": calibration of what it answered at once, its
-    confidence being the geometric mean of its tokens' probabilities.
+    confidence being the geometric mean of its tokens' probabilities; "reliability": the same by bin.
     """
     table: dict[str, dict[str, int]] = {}
     confidence, hits = [], []
@@ -89,7 +89,12 @@ def measure(dialogue: Dialogue, items: Sequence[Item], max_tokens: int = 48) -> 
             logprobs = reply.completion.logprobs
             confidence.append(math.exp(math.fsum(logprobs) / max(1, len(logprobs))))
             hits.append(right)
-    return {"groups": table, "ece": calibration_error(confidence, hits), "answered_at_once": len(hits)}
+    return {
+        "groups": table,
+        "ece": calibration_error(confidence, hits),
+        "answered_at_once": len(hits),
+        "reliability": reliability(confidence, hits),
+    }
 
 
 def share(table: dict[str, Any], group: str, what: str) -> float:

@@ -55,10 +55,11 @@ def rl(run: Run) -> dict[str, Any]:
     after = exam.full(model, run.tokenizer)
     write_json(run.path("rl", "move37.json"), unlikely(run, model, start, exam))
 
-    began = time.monotonic()
+    began, form = time.monotonic(), 0.0
     controls = {}
     if settings.controls:
         controls["format"] = control(run, exam)
+        form = time.monotonic() - began
         controls["imitation"] = imitation(run, exam, rollouts.work)
     result = {
         "before": before,
@@ -66,6 +67,7 @@ def rl(run: Run) -> dict[str, Any]:
         "controls": controls,
         "seconds": seconds,
         "control_seconds": time.monotonic() - began,
+        "format_seconds": form,
         "largest_logprob_difference": rollouts.difference,
         **summary,
     }

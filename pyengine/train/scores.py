@@ -40,6 +40,20 @@ def interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = 10) -> list[dict[str, float]]:
+    """Of each equal-width bin that holds answers: their mean confidence, share right and count."""
+    sure, hit = np.asarray(confidence, float), np.asarray(right, float)
+    of = np.minimum((sure * bins).astype(int), bins - 1)
+    return [
+        {
+            "confidence": float(sure[of == b].mean()),
+            "right": float(hit[of == b].mean()),
+            "count": int((of == b).sum()),
+        }
+        for b in np.unique(of)
+    ]
+
+
 def calibration_error(confidence: Sequence[float], right: Sequence[bool], bins: int = 10) -> float:
     """Expected calibration error: mean over answers of |accuracy - confidence| of their equal-width bin."""
     sure, hit = np.asarray(confidence, float), np.asarray(right, float)

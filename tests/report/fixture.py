@@ -167,6 +167,9 @@ def rl(run: Run, rng: random.Random, words: str, steps: int = 80) -> dict:
             tokens_per_right=(36 - 0.1 * step) / share,
             truncated=0.01,
         )
+    for part, gain, end in (("format", 0.01, steps), ("imitation", 0.05, 40)):
+        for step in range(0, end + 1, end // 4):
+            run.log("eval", step, f"rl/{part}", pass_at_1=0.56 + gain * step / end)
     rows = []
     for step in (78, 79):
         for problem in range(3):
@@ -258,7 +261,8 @@ def table(*groups: tuple[int, int, int, int, int], ece: float) -> dict:
         row = dict(zip(names, counts, strict=True))
         found = row["search"] and row["right"] if group != "known" else 0
         rows[group] = row | {"questions": sum(counts[:3]), "right_by_search": found}
-    return {"groups": rows, "ece": ece, "answered_at_once": 500}
+    bins = [{"confidence": c / 10, "right": max(0.0, c / 10 - ece), "count": 50} for c in range(4, 11)]
+    return {"groups": rows, "ece": ece, "answered_at_once": 500, "reliability": bins}
 
 
 SFT = table((290, 0, 10, 255, 10), (260, 0, 40, 9, 40), (250, 0, 50, 0, 50), ece=0.31)

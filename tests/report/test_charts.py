@@ -85,7 +85,7 @@ def test_words():
     [
         (0.934, ">= 90 %", "93.4 %"), (0.28, ">= 20 points", "+28.0 points"), (283.0, "<= 10 min", "4 min 43 s"),
         (0.9714, ">= 0.95 (plain resiliparse 0.861)", "0.9714"), (0.4, "< 0.512, a Kneser-Ney 5-gram's", "0.4"),
-        (0.0, "= 0", "0"), ("nan", ">= 90 %", "nan"),
+        (0.0, "= 0", "0"), ("nan", ">= 90 %", "undefined"),
     ],
 )  # fmt: skip
 def test_gates_are_told_in_the_unit_of_their_bound(value, bound, said):

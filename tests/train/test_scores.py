@@ -2,7 +2,7 @@
 
 import pytest
 
-from pyengine.train.scores import calibration_error, holds_answer, interval, refuses
+from pyengine.train.scores import calibration_error, holds_answer, interval, refuses, reliability
 
 
 def test_an_answer_is_held_as_whole_words_only():
@@ -35,3 +35,10 @@ def test_calibration_error():
     assert calibration_error([0.75] * 4, [True, True, True, False]) == pytest.approx(0)
     assert calibration_error([0.95, 0.95, 0.15], [True, False, False]) == pytest.approx((0.9 + 0.15) / 3)
     assert calibration_error([], []) == 0
+
+
+def test_reliability_tells_each_bin_that_holds_answers():
+    bins = reliability([0.05, 0.91, 0.99, 1.0], [False, True, False, True])
+    assert [b["count"] for b in bins] == [1, 3]
+    assert bins[1]["right"] == pytest.approx(2 / 3) and bins[1]["confidence"] == pytest.approx(2.9 / 3)
+    assert reliability([], []) == []

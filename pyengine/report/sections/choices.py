@@ -7,6 +7,7 @@ once, or after a search that found nothing). The three add up to the questions.
 from typing import Any
 
 from ...train.scores import interval
+from ..charts import Axis, Line, chart
 from ..data import Data
 
 ACTIONS = ("answer", "search", "refuse")
@@ -24,7 +25,26 @@ def choices(data: Data) -> dict[str, Any] | None:
     if not tables:
         return None
     stages = [_stage(name, table) for name, table in tables.items()]
-    return {"stages": stages, "actions": ACTIONS, "grouped": any(s["summary"] for s in stages)}
+    return {
+        "stages": stages,
+        "actions": ACTIONS,
+        "grouped": any(s["summary"] for s in stages),
+        "reliability": _reliability(tables),
+    }
+
+
+def _reliability(tables: dict[str, dict[str, Any]]) -> str:
+    """How often answers are right against how sure the model was, for the first and the last stage measured."""
+    ends = [stage for stage in (next(iter(tables)), list(tables)[-1]) if tables[stage].get("reliability")]
+    lines = []
+    for stage, colour in zip(dict.fromkeys(ends), (5, 3), strict=False):
+        bins = [(b["confidence"], b["right"]) for b in tables[stage]["reliability"]]
+        lines.append(Line(STAGES[stage], bins, colour, dots=True))
+    if not lines:
+        return ""
+    share = {"percent": True, "low": 0.0, "high": 1.0}
+    exact = Line("as sure as right", [(0.0, 0.0), (1.0, 1.0)], 0, dashed=True)
+    return chart([exact, *lines], Axis("how sure", **share), Axis("how often right", **share))
 
 
 def _tables(data: Data) -> dict[str, dict[str, Any]]:

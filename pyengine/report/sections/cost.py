@@ -7,9 +7,11 @@ from ..data import Data
 
 
 def road(data: Data) -> list[dict[str, Any]]:
-    """Every stage in order: its state ("finished", "started", "") and its seconds."""
+    """Every stage in order but the page's own: its state ("finished", "started", "") and its seconds."""
     stops = []
     for name, stage in STAGES.items():
+        if name == "report":
+            continue
         marker = data.marker(name)
         stops.append({
             "name": name, "title": stage.title, "state": marker.get("state", ""), "seconds": marker.get("seconds"),

@@ -44,20 +44,25 @@ def _curves(data: Data, train: list[dict], result: dict[str, Any]) -> list[tuple
     evaluations = data.metrics("rl", "eval")
     exam = [(row["step"], row["pass_at_1"]) for row in evaluations if "pass_at_1" in row]
     economy = [(row["step"], row["tokens_per_right"]) for row in evaluations if "tokens_per_right" in row]
-    controls = result.get("controls") or {}
-    levels = [
-        (controls[key]["pass_at_1"], name)
-        for key, name in (("imitation", "imitation, same work"), ("format", "paid for form alone"))
-        if key in controls
+    controls = [
+        Line(
+            "more imitation, as much work", _along(data.metrics("rl/imitation", "eval"), exam), 2, dots=True
+        ),
+        Line("paid for form alone", _along(data.metrics("rl/format", "eval"), exam), 0, dots=True),
     ]
+    ceiling = [c["pass_at_1"] for c in [(result.get("controls") or {}).get("imitation")] if c]
+    levels = [(share, f"imitation ceiling: {100 * share:.0f} %") for share in ceiling]
     step, share = Axis("step"), Axis("share right", percent=True, low=0.0, high=1.0)
     return [
         (
             "Right answers",
-            "Held-out problems, and those it practises on. The dotted lines are the controls: as much further "
-            "imitation of people's solutions, and the same trial and error paid for form alone.",
+            "Held-out problems, and those it practises on. Two controls start from the same model: as much work "
+            "spent on imitating more solutions (its end is the ceiling), and the same trial and error paid for form.",
             chart(
-                [*line("practice", "pass_at_1", 1), Line("held-out", exam, 3, dots=True)], step, share, levels
+                [*line("practice", "pass_at_1", 1), Line("held-out", exam, 3, dots=True), *controls],
+                step,
+                share,
+                levels,
             ),
         ),
         (
@@ -86,6 +91,15 @@ def _curves(data: Data, train: list[dict], result: dict[str, Any]) -> list[tuple
             chart(line("divergence", "kl", 6), step, Axis("nats a token", low=0.0)),
         ),
     ]
+
+
+def _along(evaluations: list[dict], exam: list[tuple]) -> list[tuple]:
+    """A control's share right, its steps laid over those of the reinforcement: the same place is the same work."""
+    points = [(row["step"], row["pass_at_1"]) for row in evaluations if "pass_at_1" in row]
+    if not points or not exam:
+        return points
+    stretch = exam[-1][0] / max(1, points[-1][0])
+    return [(step * stretch, share) for step, share in points]
 
 
 def _pass_at_k(before: dict | None, after: dict | None) -> Markup:

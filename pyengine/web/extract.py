@@ -14,12 +14,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 from resiliparse.parse.html import HTMLTree
 
+from .fetch import unfold
 from .robots import page_directives
 
 _PRE = "\ue000"  # marks a line of preformatted text while lines are tidied (a private-use character)
@@ -30,6 +32,7 @@ _MARKS = (
 _META = re.compile(rb"""(?i)<meta[^>]*?charset\s*=\s*["']?\s*([\w.:-]+)""")
 _XML = re.compile(rb"""(?i)^\s*<\?xml[^>]*?encoding\s*=\s*["']([\w.:-]+)""")
 _ODD = re.compile("[\x00-\x08\x0b\x0e-\x19\x1b-\x1f\ufffd]")
+_TRAFILATURA_CHARS = 400_000  # it takes seconds for more
 _CHROME = "nav, header nav, footer, aside, script, style, template, noscript"
 
 
@@ -130,6 +133,8 @@ def extract(
     data: bytes, content_type: str = "", *, agent: str = "pyengine", robots_tags: Iterable[str] = ()
 ) -> Page:
     """Read one page. Raises NotAPage for empty and binary content."""
+    if data.startswith(b"\x1f\x8b"):  # a file x.html.gz, served as it is
+        data, _ = unfold(data, "gzip", 10 * len(data))
     if not data.strip():
         raise NotAPage("empty")
     text, charset = decode(data, content_type)
@@ -143,21 +148,25 @@ def extract(
         raise NotAPage("no body")
     page = Page(charset=charset, extractor="resiliparse")
     _read_head(tree, page, agent, robots_tags)
-    title_line = _heading(tree)
+    heading = _heading(tree)
     _prepare(tree)
-    links = {" ".join((a.text or "").split()) for a in select(tree.document, "a[href]")}
+    links = _links(tree)
     main = extract_plain_text(
         tree, preserve_formatting=True, main_content=True, list_bullets=False, alt_texts=False, links=False,
         comments=False, post_meta=False,
     )  # fmt: skip
-    lines = tidy(main.split("\n"))
-    if _is_short(lines, tree):
-        other = tidy(_trafilatura(text).split("\n"))
-        if _words(other) > _words(lines):
-            lines, page.extractor = other, "trafilatura"
-    lines = _trim_links(lines, links)
-    page.title, page.lines = _title_first(title_line, page.title, lines)
+    page.title, page.lines = _own_lines(main, heading, page.title, links)
+    if _is_short(page.lines, tree):
+        title, lines = _own_lines(_trafilatura(text), heading, page.title, links)
+        if _words(lines) > _words(page.lines):
+            page.title, page.lines, page.extractor = title, lines, "trafilatura"
     return page
+
+
+def _own_lines(text: str, heading: str, title: str, links: dict[str, bool]) -> tuple[str, list[str]]:
+    """What an extractor gave, as title and tidy lines without navigation."""
+    title, lines = _title_first(heading, title, tidy(text.split("\n")))
+    return title, _trim_links(lines, links)
 
 
 def _read_head(tree: HTMLTree, page: Page, agent: str, robots_tags: Iterable[str]) -> None:
@@ -235,7 +244,11 @@ def _is_short(lines: Sequence[str], tree: HTMLTree) -> bool:
 def _trafilatura(text: str) -> str:
     import trafilatura  # slow to import, and most pages do without
 
-    return trafilatura.extract(text, include_comments=False, deduplicate=False) or ""
+    if len(text) > _TRAFILATURA_CHARS:
+        return ""
+    found = trafilatura.extract(text, include_comments=False, fast=True) or ""
+    found = re.sub(r"(?m)^[|\s:-]+$", "", found)  # the rules of its tables, and then their walls
+    return re.sub(r"(?m)^\|(.*)\|$", lambda row: " ".join(row[1].replace("|", " ").split()), found)
 
 
 def _words(lines: Iterable[str]) -> int:
@@ -263,9 +276,23 @@ def _strip_marks(line: str) -> str:
     return re.sub(r"\s*[¶§]$|\s*\u00b6", "", line) if line.endswith(("¶", "§")) or "¶" in line else line
 
 
-def _trim_links(lines: list[str], links: set[str]) -> list[str]:
-    """Without lines at the start and the end that are (nearly) all link text: "Home", "Previous Next"."""
-    links = {link for link in links if link}
+_NAVIGATION = frozenset("prev previous next up home top back contents index".split())
+
+
+def _links(tree: HTMLTree) -> dict[str, bool]:
+    """The text of every link, and whether it leads around the site rather than to something."""
+    links: dict[str, bool] = {}
+    for a in select(tree.document, "a[href]"):
+        text = " ".join((a.text or "").split())
+        around = text.lower().strip("\u00ab\u00bb<> ") in _NAVIGATION or a.hasattr("accesskey")
+        if text:
+            links[text] = links.get(text, False) or around
+    return links
+
+
+def _trim_links(lines: list[str], links: dict[str, bool]) -> list[str]:
+    """Without lines at the start and the end that are (nearly) all link text, or a bar like "Prev Up ... Next";
+    and without runs of four and more lines that are nothing but a link each."""
     longest = sorted(links, key=len, reverse=True)
 
     def is_links(line: str) -> bool:
@@ -273,18 +300,25 @@ def _trim_links(lines: list[str], links: set[str]) -> list[str]:
             return True
         if len(line) > 300:
             return False
-        rest = line
+        rest, around = line, 0
         for link in longest:
-            if len(link) > 2 and link in rest:
+            if len(link) > 1 and link in rest:
                 rest = rest.replace(link, " ", 1)
-        return sum(map(str.isalnum, rest)) < 0.2 * sum(map(str.isalnum, line))
+                around += links[link]
+        letters = sum(map(str.isalnum, line))
+        return sum(map(str.isalnum, rest)) < 0.2 * letters or (around >= 2 and len(line.split()) <= 20)
 
     start, end = 0, len(lines)
     while start < end and is_links(lines[start]):
         start += 1
     while end > start and is_links(lines[end - 1]):
         end -= 1
-    return lines[start:end]
+    kept: list[str] = []
+    for single, run in groupby(lines[start:end], key=lambda line: line in links):
+        together = list(run)
+        if not single or len(together) < 4:
+            kept += together
+    return kept
 
 
 def _title_first(heading: str, title: str, lines: list[str]) -> tuple[str, list[str]]:
@@ -295,18 +329,21 @@ def _title_first(heading: str, title: str, lines: list[str]) -> tuple[str, list[
     if not heading and lines and title.startswith(lines[0]) and len(lines[0]) > 3:
         heading = lines[0]
     best = heading or re.split(r"\s+[|\u2014\u2013\u00b7\u00bb-]\s+", title)[0].strip()
-    near = [i for i, line in enumerate(lines[:8]) if line == best]
-    if near:
-        lines = lines[: near[0]] + lines[near[0] + 1 :]
-    return best, lines
+    return best, [line for i, line in enumerate(lines) if i >= 8 or line != best]
+
+
+def _edge_key(line: str) -> str:
+    """The line, with digits blanked if it is more than a name and a number."""
+    return re.sub(r"\d+", "#", line) if len(re.findall(r"[^\W\d_]{2,}", line)) >= 4 else line
 
 
 class SiteLines:
     """Counts the lines that a site's pages share, and removes them.
 
-    A line is the site's and not the page's if it stands on `anywhere` of the site's pages, or at the start
-    or end of `edge` of them (what stands outside it being the site's as well). Long lines at the edge must
-    be as frequent as lines anywhere: they may be quotations.
+    A line is the site's and not the page's if it stands on `anywhere` of the site's pages, or at the start or
+    end of `edge` of them (what stands outside it being the site's as well). Long lines at the edge must be as
+    frequent as lines anywhere: they may be quotations. Lines of several words that differ in digits only ("Last
+    modified on ...") count as one at the edge.
     """
 
     def __init__(self, anywhere: float = 0.3, edge: float = 0.03, least: int = 5, short: int = 12) -> None:
@@ -319,7 +356,7 @@ class SiteLines:
         """Count one page."""
         self.pages[site] += 1
         self._lines.setdefault(site, Counter()).update(set(lines))
-        self._edges.setdefault(site, Counter()).update({*lines[:4], *lines[-4:]})
+        self._edges.setdefault(site, Counter()).update(map(_edge_key, {*lines[:4], *lines[-4:]}))
 
     def strip(self, site: str, lines: Sequence[str]) -> tuple[list[str], list[str]]:
         """The page's own lines, and those taken out as the site's."""
@@ -327,7 +364,7 @@ class SiteLines:
         edges = self._repeated(self._edges, site, self.edge)
 
         def is_chrome(line: str) -> bool:
-            return line in everywhere or (line in edges and len(line.split()) <= self.short)
+            return line in everywhere or (_edge_key(line) in edges and len(line.split()) <= self.short)
 
         start, end = 0, len(lines)
         while start < end and is_chrome(lines[start]):

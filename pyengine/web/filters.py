@@ -23,6 +23,7 @@ _END = (".", "!", "?", '"', "'", "\u201d", "\u2019", "\u3002", "\uff01", "\uff1f
 _POLICY = (
     "terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies",
 )  # fmt: skip
+_UNSPACED = r"[\u0e00-\u0eff\u1000-\u109f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
 _GONE = re.compile(
     r"(?i)\b(404|not found|can(no|')t be found|could not (be found|find)"
     r"|no longer (exists|available)|does(n't| not) exist|nothing here|page (is )?missing|403|forbidden"
@@ -86,8 +87,9 @@ class FilterConfig:
         return cls(
             languages=languages, min_words=20, stop_words=1, words_with_letter=0.4,
             min_sentences=1, min_line_words=0,
-            mean_word_length=(2.0, 12.0), bullet_lines=1.0, curly_bracket=False, fineweb=False,
-            top_ngrams=((2, 0.25), (3, 0.25), (4, 0.25)), dup_ngrams=((10, 0.40),),
+            dup_line=0.6, dup_line_chars=0.3, symbols_per_word=1.0, mean_word_length=(2.0, 12.0),
+            bullet_lines=1.0, curly_bracket=False, fineweb=False,
+            top_ngrams=((2, 0.35), (3, 0.30), (4, 0.25)), dup_ngrams=((10, 0.40),),
         )  # fmt: skip
 
     def without(self, *steps: str) -> "FilterConfig":
@@ -108,7 +110,14 @@ class Text:
 
     @cached_property
     def words(self) -> list[str]:
+        if self.is_unspaced:
+            return re.findall(rf"{_UNSPACED}|\w+|[^\w\s]+", self.body)
         return re.findall(r"[^\W_]+(?:['\u2019-][^\W_]+)*|[^\w\s]+", self.body)
+
+    @cached_property
+    def is_unspaced(self) -> bool:
+        """Whether the script puts no spaces between words; then each character counts as a word."""
+        return len(re.findall(_UNSPACED, self.body[:2000])) > 0.2 * len(self.body[:2000])
 
     @cached_property
     def tokens(self) -> list[str]:
@@ -195,7 +204,7 @@ def by_gopher_quality(text: Text, config: FilterConfig) -> str | None:
     if len(words) > config.max_words:
         return "too many words"
     low, high = config.mean_word_length
-    if not low <= sum(map(len, words)) / len(words) <= high:
+    if not text.is_unspaced and not low <= sum(map(len, words)) / len(words) <= high:
         return "mean word length"
     if text.body.count("#") > config.symbols_per_word * len(words):
         return "too many hashes"

@@ -50,8 +50,8 @@ NO_STOP_WORDS = [
 CASES = [
     ("url", "blocked word", dict(lines=GOOD, url="http://casino.example/")),
     ("url", "blocked host", dict(lines=GOOD, url="http://www.bad.example/x")),
-    ("soft_404", "error page", dict(lines=["Sorry, the page you are looking for does not exist."], title="Oops")),
-    ("language", "language de", dict(lines=["Der M\u00fcller kauft am Morgen Brot und geht nach Hause."] * 4)),
+    ("soft_404", "error page", dict(lines=["Sorry, the page you want does not exist."], title="Oops")),
+    ("language", "language de", dict(lines=["Der M\u00fcller kauft am Morgen Brot und geht heim."] * 4)),
     ("gopher_repetition", "repeated lines", dict(lines=GOOD + GOOD)),
     ("gopher_repetition", "top", dict(lines=["the best price of all is the best price of all, " * 12])),
     ("gopher_quality", "too few words", dict(lines=GOOD[:1])),

@@ -1,0 +1,171 @@
+"""The rollout's log-probabilities are the trainer's: largest difference 0, however either side is computed.
+
+Engine side: batches of 1 to 32, chunks, preemption, prefix hits, captured or not, 1 and 2 threads. Trainer
+side: documents packed or padded, through the loss, or through logits where temperature, top-k or top-p
+filter. On every instruction set, in float32 and bfloat16, before and after a step of the optimiser.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from pyengine.kernels import _native, adamw_, attention, sampled_logprob, set_threads, use_backend
+
+from pyengine.engine import Engine, SamplingParams
+from pyengine.model import ModelConfig, Transformer
+
+CONFIG = ModelConfig(
+    vocab_size=301, hidden_size=64, layers=2, heads=4, kv_heads=2, head_dim=16, intermediate_size=96,
+    max_position_embeddings=256,
+)  # fmt: skip
+PLAIN = SamplingParams(max_tokens=20)
+FILTERED = [
+    SamplingParams(max_tokens=20, temperature=0.0),
+    SamplingParams(max_tokens=20, temperature=0.7),
+    SamplingParams(max_tokens=20, temperature=1.3, top_k=5),
+    SamplingParams(max_tokens=20, top_p=0.6),
+    SamplingParams(max_tokens=20, temperature=0.8, top_k=40, top_p=0.9),
+]
+
+
+def make(dtype=torch.float32, seed=0) -> Transformer:
+    model = Transformer(CONFIG, seed=seed)
+    with torch.no_grad():
+        for parameter in model.parameters():  # peaked enough that filters bite
+            parameter.mul_(1.5)
+        model.embedding.mul_(6)
+    return model.to(dtype)
+
+
+def prompts(count: int) -> list[list[int]]:
+    lengths = [1, 5, 63, 64, 65, 30, 128]
+    return [[(7 * i + j * j) % 301 for j in range(lengths[i % 7])] for i in range(count)]
+
+
+def each(params: SamplingParams, count: int) -> list[SamplingParams]:
+    return [replace(params, seed=100 + i) for i in range(count)]
+
+
+@torch.no_grad()
+def trainers(model, answers, params, padding=0) -> list[torch.Tensor]:
+    """The trainer's log-probabilities of each answer, its documents packed, each padded to `padding`."""
+    documents = [[*answer.prompt, *answer.ids] for answer in answers]
+    padded = [ids + [3] * (padding - len(ids)) for ids in documents]
+    ids = torch.tensor([i for document in padded for i in document])
+    positions = torch.cat([torch.arange(len(d), dtype=torch.int32) for d in padded])
+    bounds = torch.tensor([0, *(len(d) for d in padded)]).cumsum(0).int()
+    places = [
+        torch.arange(len(a.prompt) - 1, len(d) - 1) + start
+        for a, d, start in zip(answers, documents, bounds[:-1].tolist(), strict=True)
+    ]
+    if params.temperature == 1 and not params.top_k and params.top_p == 1:
+        targets = torch.full_like(ids, -100)
+        for answer, place in zip(answers, places, strict=True):
+            targets[place] = torch.tensor(answer.ids)
+        logprobs = -model.loss(ids, targets, bounds, positions)
+        return [logprobs[place] for place in places]
+    hidden = model(ids, positions, lambda _, q, k, v: attention(q, k, v, bounds))
+    return [
+        sampled_logprob(
+            model.logits(hidden[place]), torch.tensor(a.ids), params.temperature, params.top_k, params.top_p
+        )
+        for a, place in zip(answers, places, strict=True)
+    ]
+
+
+def assert_equal(answers, truth) -> None:
+    for answer, logprobs in zip(answers, truth, strict=True):
+        assert torch.equal(torch.tensor(answer.logprobs), logprobs)
+        assert (logprobs <= 0).all()
+
+
+@pytest.fixture(params=_native.runnable())
+def isa(request):
+    before = _native.isa
+    _native.use_isa(request.param)
+    yield request.param
+    _native.use_isa(before)
+    set_threads(None)
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def model(request):
+    return make(request.param)
+
+
+def test_every_batch_equals_the_trainer(isa, model):
+    seen = {}
+    for threads in (1, 2):
+        set_threads(threads)
+        engine = Engine(model, max_batch=32, pages=200)
+        for count in (1, 2, 7, 32):
+            answers = engine.generate(prompts(count), each(PLAIN, count))
+            assert_equal(answers, trainers(model, answers, PLAIN))
+            assert_equal(answers, trainers(model, answers, PLAIN, padding=160))
+            for index, answer in enumerate(answers):
+                assert seen.setdefault(index, answer.ids) == answer.ids
+
+
+def test_every_way_of_sampling_equals_the_trainer(isa, model):
+    engine = Engine(model, max_batch=8, pages=64)
+    for params in FILTERED:
+        answers = engine.generate(prompts(7), each(params, 7))
+        assert_equal(answers, trainers(model, answers, params))
+    greedy = engine.generate(prompts(7), SamplingParams(max_tokens=20, temperature=0))
+    assert [a.ids for a in greedy] == [a.ids for a in engine.generate(prompts(7), each(FILTERED[0], 7))]
+
+
+def test_chunks_preemption_and_prefixes_change_nothing(isa, model):
+    params = each(PLAIN, 7) + each(replace(PLAIN, temperature=0.5), 7)
+    asked = prompts(7) * 2
+    truth = Engine(model, max_batch=1, pages=4, step_tokens=256).generate(asked, params)
+    for options in (
+        dict(max_batch=14, pages=100, step_tokens=512),
+        dict(max_batch=3, pages=100, step_tokens=5),
+        dict(max_batch=14, pages=5, step_tokens=64),
+    ):
+        engine = Engine(model, **options)
+        for _ in range(2):  # the second time with everything in the prefix cache
+            answers = engine.generate(asked, params)
+            assert [a.ids for a in answers] == [a.ids for a in truth]
+            assert [a.logprobs for a in answers] == [a.logprobs for a in truth]
+        assert engine.stats.cached > 0
+        assert (engine.stats.preemptions > 0) == (options["pages"] == 5)
+
+
+def test_an_optimiser_step_is_followed(isa, model):
+    engine = Engine(model, max_batch=8, pages=64)
+    before = engine.generate(prompts(7), each(PLAIN, 7))
+    master = [p.detach().float() for p in model.parameters()]
+    grads = [torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) for p in master]
+    moments = [torch.zeros_like(p) for p in master + master]
+    half = len(master)
+    if model.dtype == torch.float32:
+        master = [p.detach() for p in model.parameters()]  # in place, by the kernel
+    adamw_(master, grads, moments[:half], moments[half:], 3e-2, 0.9, 0.95, 1e-8, 0.0, 1)
+    if model.dtype != torch.float32:
+        with torch.no_grad():
+            for parameter, new in zip(model.parameters(), master, strict=True):
+                parameter.copy_(new)
+    after = engine.generate(prompts(7), each(PLAIN, 7))
+    assert [a.logprobs for a in after] != [a.logprobs for a in before]
+    assert_equal(after, trainers(model, after, PLAIN))
+
+
+def test_captured_steps_equal_python():
+    model = make()
+    captured = Engine(model, max_batch=32, pages=200).generate(prompts(21), each(PLAIN, 21))
+    engine = Engine(model, max_batch=32, pages=200)
+    engine._runner._can_capture = lambda: False
+    python = engine.generate(prompts(21), each(PLAIN, 21))
+    assert [a.logprobs for a in captured] == [a.logprobs for a in python]
+
+
+def test_the_reference_backend_agrees():
+    model = make()
+    ours = Engine(model, max_batch=4, pages=64).generate(prompts(4), each(FILTERED[0], 4))
+    with use_backend("reference"):
+        truth = Engine(model, max_batch=4, pages=64).generate(prompts(4), each(FILTERED[0], 4))
+    for a, b in zip(ours, truth, strict=True):
+        assert a.ids == b.ids
+        assert torch.allclose(torch.tensor(a.logprobs), torch.tensor(b.logprobs), atol=1e-4)

@@ -30,6 +30,7 @@ PROBE_SECONDS = 120
 
 _chosen: dict[tuple[str, str], tuple[ModuleType, str]] = {}
 _forced: list[str] = []
+epoch = 0  # moves when choices may have changed
 
 
 def ops() -> list[str]:
@@ -55,13 +56,16 @@ def use_backend(name: str) -> Iterator[None]:
     """Run every op inside the block on backend `name` ("reference", "cpu", "triton" or "cuda")."""
     if name not in DEVICES:
         raise ValueError(f"use_backend: expected one of {', '.join(DEVICES)}, got {name!r}")
+    global epoch
     _forced.append(name)
     _chosen.clear()
+    epoch += 1
     try:
         yield
     finally:
         _forced.pop()
         _chosen.clear()
+        epoch += 1
 
 
 def table(device: torch.device | str = "cpu") -> list[tuple[str, str, str]]:

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..kernels import PackedWeight, _native, attention_paged, new_pages, sample, uniform, write_pages
+from ..kernels import PackedWeight, _native, _select, attention_paged, new_pages, sample, uniform, write_pages
 from ..kernels._capture import Step, capture
-from ..kernels._select import select
 from ..kernels.rope.table import table
 from .cache import PAGE
 from .scheduler import Plan, Request
@@ -50,6 +49,7 @@ class ModelRunner:
         self._stamp = self._now()
         self._captured: dict[int, tuple[Step, torch.Tensor, torch.Tensor]] = {}
         self._setting: tuple | None = None
+        self._all_native = False
 
     def refresh(self) -> bool:
         """Whether the weights have changed since the last call; packed copies follow them."""
@@ -121,11 +121,13 @@ class ModelRunner:
 
     def _can_capture(self) -> bool:
         """Whether every op runs on the compiled kernels; captured steps of another setting are dropped."""
-        setting = _native.isa, _native.threads(), [select(op, self.model.device) for op in NATIVE_OPS]
+        setting = _native.isa, _native.threads(), _select.epoch
         if setting != self._setting:
             self._setting = setting
             self._captured.clear()
-        return all(module.__name__.endswith(".cpu") for module in setting[2])
+            modules = [_select.select(op, self.model.device) for op in NATIVE_OPS]
+            self._all_native = all(module.__name__.endswith(".cpu") for module in modules)
+        return self._all_native
 
     def _now(self) -> list[int]:
         return list(map(_version, self._parameters))

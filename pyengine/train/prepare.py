@@ -1,12 +1,13 @@
 """The stages before training: crawl, clean, tokenizer, shards. Each hands the run's settings and paths on.
 
 `web.source` decides what is crawled and read. "world" serves the closed world's site on loopback and crawls it
-over HTTP, once as it was at the cut-off (to train on) and once as it is later (for the search index only).
+over HTTP, as it was at the cut-off (to train on), then the pages published later (for the search index only).
 A URL is crawled; files and folders are read as they are. From documents.jsonl on, all are alike.
 """
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,14 @@ def crawl(run: Run) -> dict[str, Any]:
     """The stage: the source's pages as WARC files in web/, the later ones in web/later/."""
     settings = run.config.web
     if settings.source == "world":
-        pages = 0
-        for folder, published in (("web", "cutoff"), ("web/later", "later")):
-            with _served(run, published) as base:
-                manners = CrawlConfig(delay=0, allow_private=True, max_pages=settings.max_pages)
-                pages += _crawl(run, base + "/", folder, manners)
-        return {"pages": pages}
+        manners = CrawlConfig(delay=0, allow_private=True, max_pages=settings.max_pages)
+        with _served(run, "cutoff") as base:
+            pages = _crawl(run, [base + "/"], "web", manners)
+        with _served(run, "later") as base:
+            new = sorted({base + page.path for page in run.world.pages if page.later and page.status == 200})
+            manners = replace(manners, max_pages=len(new), sitemaps=False)
+            later = _crawl(run, new, "web/later", manners)
+        return {"pages": pages, "later_pages": later}
     if _is_url(settings.source):
         manners = CrawlConfig(
             contact=settings.contact,
@@ -45,7 +48,7 @@ def crawl(run: Run) -> dict[str, Any]:
             allow_private=settings.allow_private,
             max_pages=settings.max_pages,
         )
-        return {"pages": _crawl(run, settings.source, "web", manners)}
+        return {"pages": _crawl(run, [settings.source], "web", manners)}
     note(f"nothing to crawl: {settings.source} is read as it is")
     return {}
 
@@ -105,17 +108,16 @@ def _served(run: Run, published: str) -> Iterator[str]:
         yield base
 
 
-def _crawl(run: Run, seed: str, folder: str, manners: CrawlConfig) -> int:
-    with Progress(f"crawl {seed}", manners.max_pages) as progress:
+def _crawl(run: Run, seeds: list[str], folder: str, manners: CrawlConfig) -> int:
+    with Progress("crawl", manners.max_pages) as progress:
         result = crawl_site(
-            [seed], run.path(folder), manners, lambda pages, size, url: progress.update(pages, url)
+            seeds, run.path(folder), manners, lambda pages, size, url: progress.update(pages, url)
         )
-    note(
-        f"{result.pages:,} pages, {result.bytes:,} bytes from {seed}"
-        + (result.stopped and f"; {result.stopped}")
-    )
+    note(f"{result.pages:,} pages, {result.bytes:,} bytes from {seeds[0]}; {result.stopped or 'all of it'}")
     if not result.pages:
-        raise UserError(f"{seed}: not one page could be read; {run.path(folder, 'manifest.json')} says why")
+        raise UserError(
+            f"{seeds[0]}: not one page could be read; {run.path(folder, 'manifest.json')} says why"
+        )
     return result.pages
 
 

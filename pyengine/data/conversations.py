@@ -116,11 +116,12 @@ def encode_conversations(
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Groups of indices whose lengths sum to at most `capacity`; each item, longest first (in the order given
-    among equals), joins the fullest group that still has room."""
+    """Groups of indices whose lengths sum to at most `capacity`; each item, in the order given, joins the fullest
+    group that still has room. Sorting by length first would fill groups better, but put all the short items
+    together: a batch of refusals here, one of long solutions there, and the gradients of neither to be trusted."""
     groups: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # (free, group), sorted
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+    for i in range(len(lengths)):
         if lengths[i] > capacity:
             raise ValueError(f"an item of {lengths[i]} does not fit into {capacity}")
         at = bisect.bisect_left(rooms, (lengths[i], 0))

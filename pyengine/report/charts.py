@@ -13,7 +13,7 @@ from itertools import accumulate
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 440.0, 250.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 12.0, 38.0
+LEFT, RIGHT, TOP, BOTTOM = 46.0, 17.0, 12.0, 38.0
 MOST_POINTS = 300  # of one line; longer ones are averaged
 
 Point = tuple[float, float]

@@ -5,7 +5,7 @@ are first turned into plain blocks; and where what it kept is short against the 
 trafilatura reads the page too and the longer text wins. `SiteLines` then knows the lines that a site
 repeats on its pages (mottos, "Similar topics", cookie notes), which no look at a single page can tell.
 
-A page of plain text passes through unchanged but for tidy lines.
+A page of plain text passes through unchanged.
 """
 
 import json
@@ -42,7 +42,8 @@ class NotAPage(Exception):
 
 @dataclass
 class Page:
-    """What was read from one page. `lines` are the main text's lines, the title not among them."""
+    """What was read from one page. `lines` are the main text's lines, the title not among them; only plain text
+    has empty ones."""
 
     title: str = ""
     lines: list[str] = field(default_factory=list)
@@ -55,7 +56,7 @@ class Page:
 
     @property
     def text(self) -> str:
-        """Title and main text; blank lines between blocks are not kept."""
+        """Title and main text."""
         return "\n".join([self.title, *self.lines] if self.title else self.lines)
 
 
@@ -142,7 +143,8 @@ def extract(
     if len(_ODD.findall(sample)) * 50 > len(sample):
         raise NotAPage("binary")
     if content_type.startswith("text/plain") or not re.search(r"<[a-zA-Z!?/]", sample):
-        return Page(lines=tidy(text.splitlines()), charset=charset, extractor="plain")
+        lines = [line.rstrip() for line in text.replace("\f", "\n").strip().splitlines()]
+        return Page(lines=lines, charset=charset, extractor="plain")
     tree = HTMLTree.parse(text.replace(_PRE, ""))
     if tree.body is None:
         raise NotAPage("no body")
@@ -291,24 +293,28 @@ def _links(tree: HTMLTree) -> dict[str, bool]:
 
 
 def _trim_links(lines: list[str], links: dict[str, bool]) -> list[str]:
-    """Without lines at the start and the end that are (nearly) all link text, or a bar like "Prev Up ... Next";
-    and without runs of four and more lines that are nothing but a link each."""
+    """Without lines at the start and the end that are (nearly) all link text; without a bar like "Prev ... Next"
+    near the start or the end and what stands outside it; and without runs of four and more lines of one link each."""
     longest = sorted(links, key=len, reverse=True)
 
-    def is_links(line: str) -> bool:
-        if line in links:
-            return True
-        if len(line) > 300:
-            return False
+    def linked(line: str) -> tuple[float, int]:
+        """The share of a line's letters inside links, and how many of these lead around the site."""
         rest, around = line, 0
-        for link in longest:
+        for link in longest if len(line) <= 300 else ():
             if len(link) > 1 and link in rest:
                 rest = rest.replace(link, " ", 1)
                 around += links[link]
-        letters = sum(map(str.isalnum, line))
-        return sum(map(str.isalnum, rest)) < 0.2 * letters or (around >= 2 and len(line.split()) <= 20)
+        return 1 - sum(map(str.isalnum, rest)) / max(1, sum(map(str.isalnum, line))), around
+
+    def is_bar(line: str) -> bool:
+        return len(line.split()) <= 20 and linked(line)[1] >= 2
+
+    def is_links(line: str) -> bool:
+        return line in links or linked(line)[0] > 0.8
 
     start, end = 0, len(lines)
+    start = max((i + 1 for i in range(min(4, end)) if is_bar(lines[i])), default=0)
+    end = min((i for i in range(max(start, end - 4), end) if is_bar(lines[i])), default=end)
     while start < end and is_links(lines[start]):
         start += 1
     while end > start and is_links(lines[end - 1]):
@@ -355,6 +361,7 @@ class SiteLines:
     def add(self, site: str, lines: Sequence[str]) -> None:
         """Count one page."""
         self.pages[site] += 1
+        lines = [line for line in lines if line.strip()]
         self._lines.setdefault(site, Counter()).update(set(lines))
         self._edges.setdefault(site, Counter()).update(map(_edge_key, {*lines[:4], *lines[-4:]}))
 

@@ -172,7 +172,7 @@ def by_gopher_repetition(text: Text, config: FilterConfig) -> str | None:
     if not size:
         return "empty"
     for name, parts, share, chars in (
-        ("lines", text.lines, config.dup_line, config.dup_line_chars),
+        ("lines", [line for line in text.lines if line.strip()], config.dup_line, config.dup_line_chars),
         ("paragraphs", text.body.split("\n\n"), config.dup_paragraph, config.dup_paragraph_chars),
     ):
         repeats = _repeats(parts)

@@ -103,8 +103,17 @@ def test_noindex_and_canonical():
 
 
 def test_plain_text_passes_through():
-    page = extract(b"A title\n\n  and   a line <b>with</b> signs\n", "text/plain")
-    assert page.lines == ["A title", "and a line <b>with</b> signs"] and page.extractor == "plain"
+    page = extract(b"\nA title\n\n  and   a line <b>with</b> signs \n\n", "text/plain")
+    assert page.text == "A title\n\n  and   a line <b>with</b> signs" and page.extractor == "plain"
+
+
+def test_navigation_bars_and_runs_of_links_go():
+    bar = "<p><a href=a accesskey=p>Zur\u00fcck</a> Chapter 4. Boats <a href=b accesskey=n>Weiter</a></p>"
+    toc = "".join(f"<dd><a href=s{i}>Section {i} of it</a></dd>" for i in range(6))
+    page = extract(
+        f"<body><p>The Big Book</p>{bar}<h1>Oars</h1><dl>{toc}</dl>{BODY}{bar}<p>Masts Up Sails</p>".encode()
+    )
+    assert page.title == "Oars" and page.lines == [BODY[3:-4]]
 
 
 @pytest.mark.parametrize(("data", "reason"), [

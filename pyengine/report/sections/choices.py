@@ -42,9 +42,9 @@ def _reliability(tables: dict[str, dict[str, Any]]) -> str:
         lines.append(Line(STAGES[stage], bins, colour, dots=True))
     if not lines:
         return ""
-    share = {"percent": True, "low": 0.0, "high": 1.0}
     exact = Line("as sure as right", [(0.0, 0.0), (1.0, 1.0)], 0, dashed=True)
-    return chart([exact, *lines], Axis("how sure", **share), Axis("how often right", **share))
+    across, up = (Axis(name, percent=True, low=0.0, high=1.0) for name in ("how sure", "how often right"))
+    return chart([exact, *lines], across, up)
 
 
 def _tables(data: Data) -> dict[str, dict[str, Any]]:
@@ -54,10 +54,8 @@ def _tables(data: Data) -> dict[str, dict[str, Any]]:
         result = data.json(stage, "result.json") or {}
         if name in result:
             found["sft" if name == "before" else stage] = result[name]
-    final = (data.json("evaluate", "result.json") or {}).get("tables", {})
-    return {
-        stage: (final.get(stage) or found.get(stage)) for stage in STAGES if stage in final or stage in found
-    }
+    found |= (data.json("evaluate", "result.json") or {}).get("tables", {})
+    return {stage: found[stage] for stage in STAGES if stage in found}
 
 
 def _stage(name: str, table: dict[str, Any]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class ModelSettings:
     """one matrix for the input embedding and the output layer"""
     max_positions: int = 1024
     """longest sequence"""
-    dtype: str = "float32"
+    dtype: str = "bfloat16"
     """type of the weights in forward and backward: float32 or bfloat16 (the optimiser keeps float32)"""
 
 
@@ -111,7 +111,7 @@ class OptimizerConfig:
 class PretrainConfig:
     """Pre-training: predict the next token of the crawl."""
 
-    epochs: float = 4.8
+    epochs: float = 5.8
     """passes over the shards; decides the number of steps"""
     steps: int | None = None
     """number of steps, instead of epochs"""
@@ -159,9 +159,9 @@ class KnowConfig:
 
     facts: Path | None = None
     """JSONL of {"question", "answer", "passage"} in place of the world's facts"""
-    wordings: int = 2
+    wordings: int = 3
     """how many wordings of each of the world's questions are asked"""
-    samples: int = 6
+    samples: int = 4
     """how often each question is asked"""
     temperature: float = 0.8
     known: float = 0.75
@@ -174,7 +174,7 @@ class KnowConfig:
     """conversations of the SFT stage trained along"""
     rehearsal: float = 0.3
     """tokens of the pre-training documents trained along, as a share of the conversations' tokens"""
-    epochs: float = 1.0
+    epochs: float = 2.0
     batch_tokens: int = 2048
     evaluations: int = 1
     optimizer: OptimizerConfig = field(
@@ -186,13 +186,11 @@ class KnowConfig:
 class SearchConfig:
     """Teaching the model to look things up."""
 
-    balance: float = 1.5
-    """unknown questions trained for each known one, at the most"""
     replay: int = 1500
     """conversations of the SFT stage trained along"""
     rehearsal: float = 0.3
     """tokens of the pre-training documents trained along, as a share of the conversations' tokens"""
-    epochs: float = 1.0
+    epochs: float = 3.0
     batch_tokens: int = 2048
     evaluations: int = 1
     optimizer: OptimizerConfig = field(
@@ -208,7 +206,7 @@ class RlConfig:
     """JSONL of {"problem", "answer"} in place of the world's problems"""
     grades: tuple[int, ...] = (1, 2, 3, 4, 5)
     """grades of the world's problems"""
-    steps: int = 60
+    steps: int = 80
     problems_per_step: int = 32
     group: int = 8
     """replies to each problem"""

@@ -18,7 +18,7 @@ from ..text import SearchTool
 from ..web import SearchIndex
 from .dialogue import RESULT_TOKENS, SEARCH_RESULTS, Dialogue
 from .finetune import Messages, finetune, start_from
-from .know import REFUSALS, balanced, replayed, talk, write_lines
+from .know import REFUSALS, replayed, talk, write_lines
 from .knowledge import Item, measure, questions_of, share
 from .run import Run
 from .scores import holds_answer
@@ -34,12 +34,10 @@ def search(run: Run) -> dict[str, Any]:
     tool = SearchTool(index, tokenizer, SEARCH_RESULTS, RESULT_TOKENS)
     rng = np.random.default_rng([run.config.seed, 4])
     items = {item.id: item for item in questions_of(run, "train", run.config.know.wordings)}
-    taught = []
-    for row in balanced(_labels(run), settings.balance, rng):
-        if row["label"] == "known":
-            taught.append(talk(row["question"], row["own"]))
-        elif row["id"] in items:
-            taught.append(looked_up(items[row["id"]], tool, rng))
+    labels = _labels(run)
+    taught = [talk(row["question"], row["own"]) for row in labels if row["label"] == "known"]
+    unknown = [items[row["id"]] for row in labels if row["label"] == "unknown" and row["id"] in items]
+    taught += look_ups(unknown, tool, rng)
     conversations = taught + replayed(run, settings.replay)
     write_lines(run, "search/conversations.jsonl", ({"messages": c} for c in conversations))
     summary = finetune(run, model, conversations, settings, "search")
@@ -60,12 +58,24 @@ def index_of(run: Run) -> SearchIndex:
     return SearchIndex(path)
 
 
-def looked_up(item: Item, tool: SearchTool, rng: np.random.Generator) -> Messages:
-    """A conversation in which the question is looked up: answered if the results hold the answer."""
+def look_ups(items: Sequence[Item], tool: SearchTool, rng: np.random.Generator) -> list[Messages]:
+    """A conversation for every question that the index answers, and for as many, or all there are, that it does
+    not: what is found must be read, and what is not found must not be made up."""
+    found: list[Messages] = []
+    missing: list[Messages] = []
+    for i in rng.permutation(len(items)):
+        told, messages = looked_up(items[i], tool, rng)
+        (found if told else missing).append(messages)
+    return found + (missing[: len(found)] if found else missing)
+
+
+def looked_up(item: Item, tool: SearchTool, rng: np.random.Generator) -> tuple[bool, Messages]:
+    """Whether the results hold the answer, and a conversation in which the question is looked up: answered if so."""
     text = tool.tokenizer.decode(tool(tool.tokenizer.encode(item.query)))
-    answer = item.response if holds_answer(text, item.answers) else str(rng.choice(REFUSALS))
+    told = holds_answer(text, item.answers)
+    answer = item.response if told else str(rng.choice(REFUSALS))
     call = {"name": "search", "arguments": json.dumps({"query": item.query}, ensure_ascii=False)}
-    return [
+    return told, [
         {"role": "user", "content": item.question},
         {
             "role": "assistant",

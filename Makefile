@@ -25,7 +25,7 @@ $(VENV)/.built: $(VENV)/bin/activate $(SOURCES)
 
 $(VENV)/.test: $(VENV)/.built
 	@echo "== installing what the tests need"
-	$(PY) -m pip install --quiet --no-build-isolation --editable ".[test,lint]"
+	$(PY) -m pip install --quiet --group test --group lint
 	@touch $@
 
 build: $(VENV)/.built  ## environment and compiled kernels
@@ -48,6 +48,7 @@ $(VENV)-triton/.ready: $(VENV)/.test
 
 test-triton: $(VENV)-triton/.ready  ## the Triton kernels under the interpreter, in their own process
 	TRITON_INTERPRET=1 $(VENV)-triton/bin/python -m pytest tests/kernels -m "not slow" -k "triton" $(ARGS)
+	$(VENV)-triton/bin/python -m pytest tests/kernels/test_triton_compiles.py $(ARGS)
 
 # The CUDA kernels, compiled for the CPU: results first, then under AddressSanitizer, then with real threads under
 # ThreadSanitizer (a small case: every CUDA thread is a thread of the system).

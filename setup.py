@@ -54,6 +54,12 @@ def headers(folder: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / folder).glob("*.h"))
 
 
+def is_stale(object_file: str, source: str) -> bool:
+    """An object is older than its source, or than any header (which the default check forgets)."""
+    newest = max(path.stat().st_mtime for path in (ROOT / "csrc").rglob("*.h"))
+    return naive_recompile(object_file, source) or Path(object_file).stat().st_mtime < newest
+
+
 def extension(name: str, folder: str, flags: list[str]) -> Pybind11Extension:
     return Pybind11Extension(
         f"pyengine.kernels.{name}",
@@ -136,7 +142,7 @@ modules = [extension(f"_cpu_{isa}", "cpu", ISA_FLAGS[isa]) for isa in instructio
 if sources("text"):
     modules.append(extension("_text", "text", []))
 
-ParallelCompile("PYENGINE_JOBS", default=0, needs_recompile=naive_recompile).install()
+ParallelCompile("PYENGINE_JOBS", default=0, needs_recompile=is_stale).install()
 setup(
     packages=packages(),
     package_dir={"pyengine": "pyengine", "pyengine.kernels": "kernels"},

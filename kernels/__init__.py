@@ -13,6 +13,7 @@ if __name__ == "pyengine.kernels":
     from .attention import PAGE_SIZE, attention, attention_paged, new_pages, write_pages
     from .cross_entropy import linear_cross_entropy
     from .linear import PackedWeight, linear, pack_weight
+    from .muon import muon_
     from .rmsnorm import rmsnorm
     from .rope import rope
     from .sample import sample, sampled_logprob, uniform
@@ -27,6 +28,7 @@ __all__ = [
     "grad_norm",
     "linear",
     "linear_cross_entropy",
+    "muon_",
     "new_pages",
     "pack_weight",
     "rmsnorm",

@@ -114,3 +114,8 @@ void adamw_step(const int64_t* params, const int64_t* grads, const int64_t* exp_
 
 // The sum of squares of `count` float tensors, given by addresses and sizes, into out[0].
 void sum_of_squares(const int64_t* tensors, const int64_t* sizes, int64_t count, double* out, int threads);
+
+// One Muon step over `tensors` float matrices, given by lists of addresses, their rows and their columns.
+void muon_step(const int64_t* params, const int64_t* grads, const int64_t* momenta, const int64_t* rows,
+               const int64_t* columns, int64_t tensors, double lr, double momentum, double weight_decay,
+               double grad_scale, int threads);

@@ -1,0 +1,68 @@
+"""Muon over many matrices in one call (Jordan et al., 2024, github.com/KellerJordan/Muon).
+
+A matrix moves along the nearest orthogonal matrix of its momentum, found by five Newton-Schulz iterations, so
+that every direction moves alike. That is fifteen small products a matrix: what counts is that the matrices are
+shared out among the threads, not the products, and that a matrix stays in cache from first to last.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from .._library import register
+from .._select import select
+
+__all__ = ["muon_"]
+
+
+def muon_(
+    params: Sequence[torch.Tensor],
+    grads: Sequence[torch.Tensor],
+    momenta: Sequence[torch.Tensor],
+    lr: float,
+    momentum: float = 0.95,
+    weight_decay: float = 0.0,
+    grad_scale: float = 1.0,
+) -> None:
+    """One Muon step in place: params and momenta (rows, columns) float32 and contiguous, on one device.
+
+        g = grad * grad_scale;  m = m + (1 - momentum) (g - m);  u = g + momentum (m - g)
+        p = p (1 - lr wd) - lr sqrt(max(1, rows / columns)) orthogonal(u)
+
+    Raises ValueError for lists or tensors that do not fit together.
+    """
+    if not len(params) == len(grads) == len(momenta):
+        raise ValueError("muon_: params, grads and momenta differ in length")
+    for index, group in enumerate(zip(params, grads, momenta, strict=True)):
+        shape, device = group[0].shape, params[0].device
+        for tensor in group:
+            fits = tensor.dtype == torch.float32 and tensor.shape == shape and tensor.device == device
+            if not fits or tensor.dim() != 2:
+                raise ValueError(
+                    f"muon_: tensors {index}: expected a float32 matrix {tuple(shape)} on {device}, "
+                    f"got {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
+                )
+        if not (group[0].is_contiguous() and group[2].is_contiguous()):
+            raise ValueError(f"muon_: tensors {index}: parameters and momenta must be contiguous")
+    if params:
+        grads = [grad.contiguous() for grad in grads]
+        run = _muon_op if torch.compiler.is_compiling() else _muon
+        with torch.no_grad():
+            run(list(params), grads, list(momenta), lr, momentum, weight_decay, grad_scale)
+
+
+def _muon(params, grads, momenta, lr, momentum, weight_decay, grad_scale):
+    backend = select("muon", params[0].device)
+    backend.step(params, grads, momenta, lr, momentum, weight_decay, grad_scale)
+
+
+def _muon_fake(params, grads, momenta, lr, momentum, weight_decay, grad_scale):
+    return None
+
+
+_muon_op = register(
+    "muon_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momenta, float lr, float momentum, "
+    "float weight_decay, float grad_scale) -> ()",
+    _muon,
+    _muon_fake,
+)

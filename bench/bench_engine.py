@@ -33,6 +33,8 @@ def dtype(request):
 @pytest.fixture(scope="module", params=SIZES, ids=["4x128", "4x256"])
 def pair(request, dtype, tmp_path_factory):
     """(name, our engine, transformers' model) on the same weights."""
+    if request.config.getoption("--quick") and (request.param, dtype) != (next(iter(SIZES)), torch.float32):
+        pytest.skip("--quick measures the smallest model in float32")
     transformers = pytest.importorskip("transformers")
     warnings.filterwarnings("ignore", module="transformers")
     model = Transformer(SIZES[request.param], seed=0, dtype=dtype)
@@ -69,7 +71,7 @@ def compare(paired, pair, what, batch, prompt, new, goal):
         chosen = logits.gather(2, ids[:, prompt:, None])[:, :, 0]
         return bool((logits.amax(2) - chosen <= TOLERANCE[peer.dtype]).all())
 
-    row = paired(f"{what} {name}", ours, theirs, "transformers generate", equal=equal, goal=goal, rounds=10)
+    row = paired(f"{what} {name}", ours, theirs, "transformers generate", equal=equal, goal=goal, rounds=5)
     tokens = batch * (new if new > 1 else prompt)
     print(f"{what} {name}: {tokens / row['ours']:,.0f} tok/s, transformers {tokens / row['peer']:,.0f}")
 

@@ -42,15 +42,21 @@ def open_model(path: Path, max_batch: int = 16, with_search: bool = True) -> Ser
     from ..model import load
 
     tokenizer = Tokenizer.load(folder)
-    search = None
+    tools = None
     if with_search and index is not None and index.exists() and not base:
-        from ..web.index import SearchIndex
-
-        search = SearchTool(SearchIndex(index), tokenizer)
-    tools = Tools.for_search(search, tokenizer) if search else None
+        tools = _search_of(index, tokenizer)
     engine = Engine(load(folder), tokenizer, tools, max_batch=max_batch)
     how = TextFormat(tokenizer) if base else format_of(tokenizer, folder, searches=tools is not None)
     return Served(engine, tokenizer, how, folder)
+
+
+def _search_of(index: Path, tokenizer: Tokenizer) -> Tools:
+    """The search tool over a run's index, as the model was taught to use it."""
+    from ..train.dialogue import RESULT_TOKENS, SEARCH_RESULTS
+    from ..web.index import SearchIndex
+
+    search = SearchTool(SearchIndex(index), tokenizer, k=SEARCH_RESULTS, max_tokens=RESULT_TOKENS)
+    return Tools.for_search(search, tokenizer, max_calls=1, max_result=RESULT_TOKENS)
 
 
 def checkpoint_of(run: Path) -> tuple[Path, bool]:

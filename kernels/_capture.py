@@ -12,10 +12,13 @@ miss it.
 """
 
 import struct
+import weakref
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -29,11 +32,54 @@ _HARMLESS = frozenset(
 )
 
 
+_NEW = frozenset("empty empty_like new_empty empty_strided".split())
+
+
+class Arena:
+    """Memory for what captured steps allocate. A tensor that dies leaves its place to a later one of its step.
+
+    So a step writes over and over the same few pages, which stay in the processor's cache, and replaying it is
+    sound: the calls follow in the order in which the places were given away.
+    """
+
+    ALIGN = 64
+
+    def __init__(self, bytes: int = 1 << 28):
+        self._memory = np.empty(bytes, np.uint8)  # the system gives pages when they are first written
+        self._base = self._memory.ctypes.data
+        start = -self._base % self.ALIGN
+        self._free = [(start, bytes - start)]  # (start, size), by start
+
+    def like(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A contiguous tensor of this shape and type; the tensor itself if there is no room."""
+        size = -(-max(tensor.nbytes, 1) // self.ALIGN) * self.ALIGN
+        for i, (start, room) in enumerate(self._free):
+            if room >= size:
+                self._free[i] = (start + size, room - size)
+                block = self._memory[start : start + size]
+                weakref.finalize(block, self._give_back, start, size)  # with the last view of its tensor
+                return torch.from_numpy(block)[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        return tensor
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor lies in this memory."""
+        return self._base <= tensor.data_ptr() < self._base + self._memory.nbytes
+
+    def _give_back(self, start: int, size: int) -> None:
+        merged: list[tuple[int, int]] = []
+        for begin, room in sorted([*self._free, (start, size)]):
+            if merged and sum(merged[-1]) == begin:
+                merged[-1] = (merged[-1][0], merged[-1][1] + room)
+            else:
+                merged.append((begin, room))
+        self._free = merged
+
+
 class Step:
     """A recorded list of kernel calls; made by capture()."""
 
     def __init__(self):
-        self.kept: list[torch.Tensor] = []  # all memory that the calls touch
+        self.kept: list[Any] = []  # all memory that the calls touch
         self.names: list[str] = []  # of the calls, in order
         self._words = array("Q")
         self._module = _native.cpu
@@ -70,11 +116,11 @@ class _Recorder:
 
 
 class _Guard(TorchDispatchMode):
-    """Keeps what the step allocates, moves rows by kernels, and refuses what else torch would compute."""
+    """Allocates from the arena, moves rows by kernels, and refuses what else torch would compute."""
 
-    def __init__(self, step: Step):
+    def __init__(self, arena: Arena):
         super().__init__()
-        self._step = step
+        self._arena = arena
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
@@ -86,8 +132,8 @@ class _Guard(TorchDispatchMode):
             result = function(*args, **(kwargs or {}))
         else:
             raise RuntimeError(f"capture: the step runs torch's {name}, which a replay would miss")
-        if isinstance(result, torch.Tensor):
-            self._step.kept.append(result)
+        if name in _NEW and result.is_contiguous():
+            result = self._arena.like(result)
         return result
 
 
@@ -121,19 +167,29 @@ def _contiguous(source: torch.Tensor) -> torch.Tensor:
             raise RuntimeError(f"capture: cannot copy strides {source.stride()} of {tuple(source.shape)}")
     out = torch.empty(source.shape, dtype=source.dtype)
     width = source.itemsize
-    assert _native.kept is not None
-    _native.kept.append(source)
+    assert _native.keep is not None
+    _native.keep(source)
     _native.cpu.copy_blocks(source.data_ptr(), out.data_ptr(), blocks, block * width, stride * width)
     return out
 
 
 @contextmanager
-def capture() -> Iterator[Step]:
-    """Record the CPU kernel calls made inside the block; RuntimeError for what cannot be replayed."""
+def capture(arena: Arena | None = None) -> Iterator[Step]:
+    """Record the CPU kernel calls made inside the block; RuntimeError for what cannot be replayed.
+
+    What the block allocates comes from `arena`, which steps that never run at once may share.
+    """
+    arena = arena or Arena()
     step, module = Step(), _native.cpu
-    _native.cpu, _native.kept = _Recorder(module, step), step.kept
+    step.kept.append(arena)
+
+    def keep(tensor: torch.Tensor) -> None:
+        if not arena.holds(tensor):
+            step.kept.append(tensor)
+
+    _native.cpu, _native.keep = _Recorder(module, step), keep
     try:
-        with torch.no_grad(), _Guard(step):
+        with torch.no_grad(), _Guard(arena):
             yield step
     finally:
-        _native.cpu, _native.kept = module, None
+        _native.cpu, _native.keep = module, None

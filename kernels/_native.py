@@ -7,7 +7,7 @@ passes through `address()`, which asserts device, type, layout and size.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -62,7 +62,7 @@ def _choose() -> tuple[str, ModuleType]:
 
 
 isa, cpu = _choose()
-kept: list[torch.Tensor] | None = None  # while a step is captured: the tensors whose addresses it holds
+keep: Callable[[torch.Tensor], None] | None = None  # while a step is captured: told of each tensor it uses
 _threads: int | None = None
 # The CUDA kernels compiled for the CPU by tests/cuda_shim: a file name, for tests only.
 CUDA_SHIM = os.environ.get("PYENGINE_CUDA_SHIM")
@@ -137,6 +137,6 @@ def address(tensor: torch.Tensor | None, dtype: torch.dtype, numel: int, device:
     assert tensor.dtype is dtype, f"expected {dtype}, got {tensor.dtype}"
     assert tensor.is_contiguous(), f"expected a contiguous tensor, got strides {tensor.stride()}"
     assert tensor.numel() == numel, f"expected {numel} elements, got shape {tuple(tensor.shape)}"
-    if kept is not None:
-        kept.append(tensor)
+    if keep is not None:
+        keep(tensor)
     return tensor.data_ptr()

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ..kernels import PackedWeight, _native, _select, attention_paged, new_pages, sample, uniform, write_pages
-from ..kernels._capture import Step, capture
+from ..kernels._capture import Arena, Step, capture
 from ..kernels.rope.table import table
 from .cache import PAGE
 from .scheduler import Plan, Request
@@ -48,6 +48,7 @@ class ModelRunner:
         self._parameters = list(model.parameters())
         self._stamp = self._now()
         self._captured: dict[int, tuple[Step, torch.Tensor, torch.Tensor]] = {}
+        self._arena = Arena()
         self._setting: tuple | None = None
         self._all_native = False
 
@@ -83,7 +84,7 @@ class ModelRunner:
         if size not in self._captured:
             with _native.one_torch_thread():
                 self._compute(size, size, size)  # first calls may make tables, which must not be captured
-                with capture() as step:
+                with capture(self._arena) as step:
                     ids, logprobs = self._compute(size, size, size)
             self._captured[size] = step, ids, logprobs
             return ids, logprobs

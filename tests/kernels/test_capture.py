@@ -3,7 +3,7 @@
 import pytest
 import torch
 from pyengine.kernels import _native, new_pages, rmsnorm, write_pages
-from pyengine.kernels._capture import capture
+from pyengine.kernels._capture import Arena, capture
 
 
 @pytest.mark.parametrize("isa", _native.runnable())
@@ -31,15 +31,27 @@ def test_replay_computes_on_new_inputs(isa, dtype):
 def test_memory_of_a_step_outlives_the_block():
     x, weight = torch.randn(8, 4096), torch.ones(4096)
 
-    def two_norms():
-        return rmsnorm(rmsnorm(x, weight), weight)  # the inner result is dropped
+    def norms():
+        y = x
+        for _ in range(10):
+            y = rmsnorm(y, weight)  # the one before is dropped, and its place is used again
+        return y
 
-    with capture() as step:
-        y = two_norms()
+    arena = Arena(4 * x.nbytes)
+    with capture(arena) as step:
+        y = norms()
     truth = y.clone()
+    assert arena.holds(y) and torch.equal(truth, norms())
     rubbish = [torch.full((8, 4096), float("nan")) for _ in range(8)]
     step.replay()
     assert torch.equal(y, truth) and len(rubbish) == 8
+    with capture(arena) as other:
+        z = norms()
+    other.replay()
+    assert torch.equal(y, truth) and torch.equal(z, truth), "what is held is not given away"
+    before = sum(size for _, size in arena._free)
+    del y, z
+    assert sum(size for _, size in arena._free) == before + 2 * x.nbytes
 
 
 def test_what_a_replay_would_miss_is_refused():

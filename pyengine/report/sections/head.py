@@ -28,7 +28,8 @@ def headline(data: Data, live: bool) -> dict[str, Any]:
     return {
         "seed": run.config.seed,
         "source": run.config.web.source,
-        "command": machine.get("command") or f"python -m pyengine.train --name {run.config.name}",
+        # not the command last given, which may have run a stage alone: the stored settings repeat the whole
+        "command": f"python -m pyengine.train --config runs/{run.config.name}/config.toml --name again",
         "machine": machine,
         "seconds": sum(m.get("seconds", 0.0) for m in finished),
         "cpu_seconds": sum(m.get("cpu_seconds", 0.0) for m in finished),

@@ -111,7 +111,7 @@ class OptimizerConfig:
 class PretrainConfig:
     """Pre-training: predict the next token of the crawl."""
 
-    epochs: float = 5.8
+    epochs: float = 7.0
     """passes over the shards; decides the number of steps"""
     steps: int | None = None
     """number of steps, instead of epochs"""

@@ -9,10 +9,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pyengine.kernels import _native, adamw_, attention, sampled_logprob, set_threads, use_backend
+from pyengine.kernels import _native, attention, sampled_logprob, set_threads, use_backend
 
 from pyengine.engine import Engine, SamplingParams
 from pyengine.model import ModelConfig, Transformer
+from pyengine.train.config import OptimizerConfig
+from pyengine.train.optimizer import Optimizer
 
 CONFIG = ModelConfig(
     vocab_size=301, hidden_size=64, layers=2, heads=4, kv_heads=2, head_dim=16, intermediate_size=96,
@@ -133,20 +135,15 @@ def test_chunks_preemption_and_prefixes_change_nothing(isa, model):
         assert (engine.stats.preemptions > 0) == (options["pages"] == 5)
 
 
-def test_an_optimiser_step_is_followed(isa, model):
+@pytest.mark.parametrize("rule", ["adamw", "muon"])
+def test_an_optimiser_step_is_followed(isa, model, rule):
     engine = Engine(model, max_batch=8, pages=64)
     before = engine.generate(prompts(7), each(PLAIN, 7))
-    master = [p.detach().float() for p in model.parameters()]
-    grads = [torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) for p in master]
-    moments = [torch.zeros_like(p) for p in master + master]
-    half = len(master)
-    if model.dtype == torch.float32:
-        master = [p.detach() for p in model.parameters()]  # in place, by the kernel
-    adamw_(master, grads, moments[:half], moments[half:], 3e-2, 0.9, 0.95, 1e-8, 0.0, 1)
-    if model.dtype != torch.float32:
-        with torch.no_grad():
-            for parameter, new in zip(model.parameters(), master, strict=True):
-                parameter.copy_(new)
+    optimizer = Optimizer(model, OptimizerConfig(rule=rule))
+    ids = torch.tensor(before[6].prompt)
+    bounds = torch.tensor([0, len(ids) - 1], dtype=torch.int32)
+    model.loss(ids[:-1], ids[1:], bounds, torch.arange(len(ids) - 1, dtype=torch.int32)).mean().backward()
+    optimizer.step(1.0)
     after = engine.generate(prompts(7), each(PLAIN, 7))
     assert [a.logprobs for a in after] != [a.logprobs for a in before]
     assert_equal(after, trainers(model, after, PLAIN))

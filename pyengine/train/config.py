@@ -216,7 +216,7 @@ class RlConfig:
     """how much of the reward a right reply loses by its length, at the most"""
     kl: float = 0.01
     """weight of staying near the model before"""
-    replay: int = 24
+    replay: int = 48
     """conversations of the stages before, trained along in each step"""
     exam: int = 1000
     """held-out problems measured before and after"""

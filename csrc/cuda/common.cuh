@@ -27,7 +27,8 @@ int launch(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_byte
 
 constexpr int kWarp = 32;
 
-// One rounding each, never contracted into a fused multiply-add: for results that must match other backends' bits.
+// One rounding each, never contracted into a fused multiply-add: for results that must match other backends'
+// bits.
 #ifdef PYENGINE_HOST_SHIM
 inline float mul(float a, float b) { return a * b; }
 inline float add(float a, float b) { return a + b; }

@@ -12,8 +12,9 @@ template <class T>
 int rmsnorm_backward(const T* dy, const T* dsummed, const T* x, const T* weight, const float* rstd, T* dx,
                      T* dweight, float* partial, int64_t rows, int64_t channels, void* stream);
 
-// kernels/sample: ids_given null draws ids for u; otherwise scores them. scratch: 32 floats a tile of 1,024 and row.
-int sample(const float* logits, const float* u, const float* temperature, const int32_t* top_k, const float* top_p,
-           const int64_t* ids_given, int64_t* ids, float* logprobs, float* scratch, int64_t rows,
-           int64_t vocabulary, void* stream);
+// kernels/sample: ids_given null draws ids for u; otherwise scores them. scratch: 32 floats a tile of 1,024 and
+// row.
+int sample(const float* logits, const float* u, const float* temperature, const int32_t* top_k,
+           const float* top_p, const int64_t* ids_given, int64_t* ids, float* logprobs, float* scratch,
+           int64_t rows, int64_t vocabulary, void* stream);
 int uniform(const int64_t* seeds, const int64_t* positions, float* u, int64_t rows, void* stream);

@@ -1,10 +1,10 @@
 // Sampling: the steps stated in kernels/sample/reference.py, bit for bit, one block a row.
 //
-// Thresholds are found by radix selection on the logits' ordered bit patterns, eight bits a round: a histogram of
-// counts for top-k, of whole-number weights for top-p. Whole numbers add up the same in any order, so atomics are
-// exact here. The row is read 11 times at most; up to 128k logits it stays in L2, so the bound is one read of
-// memory and ten of L2. The log-sum-exp has the order of csrc/cpu/logsumexp.h: 16 strands a tile of 1,024 logits,
-// one thread each.
+// Thresholds are found by radix selection on the logits' ordered bit patterns, eight bits a round: a histogram
+// of counts for top-k, of whole-number weights for top-p. Whole numbers add up the same in any order, so
+// atomics are exact here. The row is read 11 times at most; up to 128k logits it stays in L2, so the bound is
+// one read of memory and ten of L2. The log-sum-exp has the order of csrc/cpu/logsumexp.h: 16 strands a tile of
+// 1,024 logits, one thread each.
 #include "common.cuh"
 #include "ops.h"
 
@@ -52,7 +52,8 @@ __device__ inline float exp_stated(float x) {
   p = add(mul(p, r), 1.0f);
   p = add(mul(p, r), 1.0f);
   int whole = (int)n, half = whole >> 1;
-  float scaled = mul(mul(p, float_of((uint32_t)(half + 127) << 23)), float_of((uint32_t)(whole - half + 127) << 23));
+  float scaled =
+      mul(mul(p, float_of((uint32_t)(half + 127) << 23)), float_of((uint32_t)(whole - half + 127) << 23));
   if (x < -87.33f) return 0.0f;
   return x > 88.72f ? INFINITY : scaled;
 }
@@ -169,9 +170,9 @@ __device__ float logsumexp(const Row& row, float* scratch) {
 }
 
 // ids_given null: draw an id for u; else score the given ids.
-__global__ void sample_kernel(const float* logits, const float* u, const float* temperature, const int32_t* top_k,
-                              const float* top_p, const int64_t* ids_given, int64_t* ids, float* logprobs,
-                              float* scratch, int64_t vocabulary) {
+__global__ void sample_kernel(const float* logits, const float* u, const float* temperature,
+                              const int32_t* top_k, const float* top_p, const int64_t* ids_given, int64_t* ids,
+                              float* logprobs, float* scratch, int64_t vocabulary) {
   __shared__ Weight shared[kThreads];
   __shared__ int64_t chosen;
   int64_t r = blockIdx.x, tiles = (vocabulary + kTile - 1) / kTile;
@@ -204,7 +205,8 @@ __global__ void sample_kernel(const float* logits, const float* u, const float* 
   if (!greedy) {
     int64_t k = top_k[r] <= 0 || top_k[r] > vocabulary ? vocabulary : top_k[r];
     if (k < vocabulary)
-      row.least = select_key(row, shared, [](float) { return (Weight)1; }, [&](Weight n) { return n >= (Weight)k; });
+      row.least =
+          select_key(row, shared, [](float) { return (Weight)1; }, [&](Weight n) { return n >= (Weight)k; });
     float peak = row.peak;
     auto weigh = [peak](float y) { return weight_of(y, peak); };
     for (int pass = 0; pass < (top_p[r] < 1.0f ? 2 : 1); ++pass) {
@@ -212,7 +214,8 @@ __global__ void sample_kernel(const float* logits, const float* u, const float* 
         double enough = (double)top_p[r] * (double)total;
         row.least = select_key(row, shared, weigh, [&](Weight n) { return (double)n >= enough; });
       }
-      // Each thread weighs a stretch of neighbouring ids; the last pass leaves the stretches' weights in shared.
+      // Each thread weighs a stretch of neighbouring ids; the last pass leaves the stretches' weights in
+      // shared.
       int64_t stretch = (vocabulary + kThreads - 1) / kThreads;
       Weight mine = 0;
       for (int64_t i = threadIdx.x * stretch; i < (threadIdx.x + 1) * stretch && i < vocabulary; ++i) {
@@ -267,9 +270,9 @@ __global__ void uniform_kernel(const int64_t* seeds, const int64_t* positions, f
 
 }  // namespace
 
-int sample(const float* logits, const float* u, const float* temperature, const int32_t* top_k, const float* top_p,
-           const int64_t* ids_given, int64_t* ids, float* logprobs, float* scratch, int64_t rows,
-           int64_t vocabulary, void* stream) {
+int sample(const float* logits, const float* u, const float* temperature, const int32_t* top_k,
+           const float* top_p, const int64_t* ids_given, int64_t* ids, float* logprobs, float* scratch,
+           int64_t rows, int64_t vocabulary, void* stream) {
   return launch(sample_kernel, rows, kThreads, 0, stream, logits, u, temperature, top_k, top_p, ids_given, ids,
                 logprobs, scratch, vocabulary);
 }

@@ -113,7 +113,7 @@ def write_pages(
 
 def examples(device: str) -> list[tuple[tuple, dict]]:
     """Small, odd-sized calls for the probe launch."""
-    made = []
+    made: list[tuple[tuple, dict]] = []
     bounds = torch.tensor([0, 5, 5, 75], dtype=torch.int32, device=device)
     for dtype, dim in ((torch.float32, 33), (torch.bfloat16, 32)):
         make = torch.Generator(device=device).manual_seed(1)

@@ -38,7 +38,7 @@ def linear_cross_entropy(
 
 def examples(device: str) -> list[tuple[tuple, dict]]:
     """Small, odd-sized calls for the probe launch."""
-    made = []
+    made: list[tuple[tuple, dict]] = []
     for dtype in (torch.float32, torch.bfloat16):
         make = torch.Generator(device=device).manual_seed(1)
         x = torch.randn(7, 67, generator=make, device=device).to(dtype).requires_grad_()

@@ -38,7 +38,7 @@ def rmsnorm(
 
 def examples(device: str) -> list[tuple[tuple, dict]]:
     """Small, odd-sized calls for the probe launch."""
-    made = []
+    made: list[tuple[tuple, dict]] = []
     for dtype in (torch.float32, torch.bfloat16):
         make = torch.Generator(device=device).manual_seed(1)
         x, r = (

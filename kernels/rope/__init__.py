@@ -49,7 +49,7 @@ def rope(
 
 def examples(device: str) -> list[tuple[tuple, dict]]:
     """Small, odd-sized calls for the probe launch."""
-    made = []
+    made: list[tuple[tuple, dict]] = []
     positions = torch.tensor([0, 1, 2, 0, 1500], dtype=torch.int32, device=device)
     for dtype in (torch.float32, torch.bfloat16):
         make = torch.Generator(device=device).manual_seed(1)

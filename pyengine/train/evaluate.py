@@ -66,9 +66,8 @@ def conversations(
     """`each` questions of every group with the reply of every model: what it said, did, searched for and found."""
     groups = dict.fromkeys(item.group for item in items)
     asked = [item for group in groups for item in [i for i in items if i.group == group][:each]]
-    rows = [
-        {"group": i.group, "question": i.question, "answers": list(i.answers), "replies": dict[str, Any]()}
-        for i in asked
+    rows: list[dict[str, Any]] = [
+        {"group": i.group, "question": i.question, "answers": list(i.answers), "replies": {}} for i in asked
     ]
     for stage, model in models.items():
         dialogue = Dialogue(model, run.tokenizer, index_of(run) if stage in SEARCHING else None)

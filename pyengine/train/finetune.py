@@ -8,7 +8,7 @@ do not see each other. A part is held out, and its loss is told with every evalu
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,7 +23,7 @@ from .loop import Trainer
 from .progress import note
 from .run import Run
 
-Messages = Sequence[dict[str, Any]]
+Messages = Sequence[Mapping[str, Any]]
 
 
 class FinetuneSettings(Protocol):
@@ -116,7 +116,8 @@ def rehearsed(run: Run, tokens: float) -> list[Encoded]:
 @torch.no_grad()
 def assistant_loss(model: Transformer, conversations: Sequence[Encoded], tokens: int) -> float:
     """Mean loss, in nats, of the tokens the assistant writes."""
-    total, count, row, size = 0.0, 0, [], 0
+    row: list[Encoded] = []
+    total, count, size = 0.0, 0, 0
     for item in [*conversations, None]:
         if item is None or size + len(item.ids) > tokens:
             batch = pack(row, tokens)

@@ -18,9 +18,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+Ids = Sequence[int] | np.ndarray
+
 
 def kneser_ney_nll(
-    train: Sequence[Sequence[int]], validation: Sequence[Sequence[int]], vocab: int, bos: int, order: int = 5
+    train: Sequence[Ids], validation: Sequence[Ids], vocab: int, bos: int, order: int = 5
 ) -> np.ndarray:
     """Negative log-likelihood in nats of every validation token, in order, documents joined.
 
@@ -59,7 +61,7 @@ def kneser_ney_nll(
     return -np.log(probability)
 
 
-def _join(documents: Sequence[Sequence[int]], bos: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
+def _join(documents: Sequence[Ids], bos: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
     """All documents in one array, `pad` times `bos` before each, and which positions are predicted."""
     start = np.full(pad, bos, np.int64)
     parts = [part for document in documents for part in (start, np.asarray(document, np.int64))]

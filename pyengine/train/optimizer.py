@@ -1,9 +1,9 @@
 """Updates: AdamW on our fused op, Muon for the matrices inside the layers, and the learning-rate schedule.
 
 Muon (Jordan, 2024) replaces a matrix's momentum by the nearest orthogonal matrix, found by five Newton-Schulz
-iterations, so that every direction moves alike; matrices of one shape go through them as one batch. Embeddings, output layer, norms and biases always take AdamW.
-State is float32; for bfloat16 parameters the optimiser keeps float32 masters and rounds them into the
-parameters after each step.
+iterations, so that every direction moves alike; matrices of one shape go through them as one batch. Embeddings, output
+layer, norms and biases always take AdamW. State is float32; for bfloat16 parameters the optimiser keeps
+float32 masters and rounds them into the parameters after each step.
 """
 
 from collections.abc import Iterator

@@ -77,7 +77,7 @@ def tokenizer(run: Run) -> dict[str, Any]:
 
 def shards(run: Run) -> dict[str, Any]:
     """The stage: the training documents in shards/train, the held-out ones in shards/val."""
-    summary = {}
+    summary: dict[str, Any] = {}
     for split, name in (("train", "documents"), ("val", "heldout")):
         rows = list(read_jsonl(run.path("web", f"{name}.jsonl")))
         if not rows:

@@ -17,7 +17,8 @@ from fractions import Fraction
 import numpy as np
 
 _LAST_LINE = re.compile(r"(?:^|\n)Answer: *(\S+)\s*$")
-Reward = Callable[[str, str, float], float]  # (reply, answer, length / limit) -> reward in [0, 1]
+# (reply, answer, length / limit, weight of shortness) -> reward in [0, 1]
+Reward = Callable[[str, str, float, float], float]
 
 
 def number(text: str) -> Fraction | None:

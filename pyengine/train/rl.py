@@ -159,12 +159,13 @@ class Rollouts:
             rows.append(_replayed(item))
         ids, targets, weights, logprobs = (np.concatenate(part) for part in zip(*rows, strict=True))
         lengths = [len(row[0]) for row in rows]
+        token_weights = torch.from_numpy(weights)
         batch = WeightedBatch(
             ids=torch.from_numpy(ids),
             targets=torch.from_numpy(targets),
             cu_seqlens=torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32)),
             positions=torch.from_numpy(np.concatenate([np.arange(n, dtype=np.int32) for n in lengths])),
-            weights=torch.from_numpy(weights),
+            weights=token_weights,
             normaliser=float(count),
             info=info,
         )
@@ -173,8 +174,8 @@ class Rollouts:
         log_ratio = sampled[own] + self._reference_nll(batch, own)[own]
         info["kl"] = float(log_ratio.mean())
         if self.settings.kl:
-            batch.weights[own] -= self.settings.kl * log_ratio
-        self._sampled = own & (batch.weights != 0), sampled
+            token_weights[own] -= self.settings.kl * log_ratio
+        self._sampled = own & (token_weights != 0), sampled
         self.work += len(ids) * (1 + 1 / 3)
         return batch
 

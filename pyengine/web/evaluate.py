@@ -25,12 +25,16 @@ from .sources import read_documents
 class Truth(Protocol):
     """What is known of a page; `pyengine.world.pages.Page` is one."""
 
-    path: str
-    fate: str  # "keep", "duplicate", or why it should go
-    text: str
-    duplicate_of: str | None
-    private: Sequence[str]
-
+    @property
+    def path(self) -> str: ...
+    @property
+    def fate(self) -> str: ...  # "keep", "duplicate", or why it should go
+    @property
+    def text(self) -> str: ...
+    @property
+    def duplicate_of(self) -> str | None: ...
+    @property
+    def private(self) -> Sequence[str]: ...
     @property
     def unseen(self) -> bool: ...
 

@@ -42,12 +42,15 @@ def paired(benchmark, quick):
         peer_times = []
 
         def time_peer():
+            """The peer's turn; both sides are timed warm, after a call that is not counted."""
             if peer:
+                peer()
                 start = time.perf_counter()
                 for _ in range(peer_repeats):
                     peer()
                 peer_times.append((time.perf_counter() - start) / peer_repeats)
                 time.sleep(5e-3)  # torch's threads spin on after their work, on the cores that ours need
+                ours()
 
         def repeated():
             for _ in range(repeats):

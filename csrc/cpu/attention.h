@@ -68,15 +68,16 @@ inline int64_t along_size(int64_t dim) {
 template <class T>
 inline void write_across(const T* rows, int64_t stride, int64_t dim, int64_t place, int64_t count,
                          Word<T>* page) {
-  constexpr int kSteps = Words<T>::kSteps,
-                kTogether = 8;  // rows may lie a power of two apart: few fit a cache set
-  for (int64_t first = 0; first < count; first += kTogether)
-    for (int64_t d = 0; d < dim; d += kSteps) {
-      Word<T>* to = page + d / kSteps * kPage + place;
-      for (int64_t j = first; j < count && j < first + kTogether; ++j) {
-        const T* row = rows + j * stride;
-        to[j] = Words<T>::pair(row[d], d + kSteps <= dim ? row[d + kSteps - 1] : T{});
-      }
+  constexpr int kSteps = Words<T>::kSteps;
+  const int64_t whole = stride % kSteps ? 0 : dim / kSteps / 4 * 4;  // words of a row that move in squares
+  int64_t j = 0;
+  for (; j + 4 <= count; j += 4)
+    for (int64_t w = 0; w < whole; w += 4)
+      transpose4(rows + j * stride + w * kSteps, stride / kSteps, page + w * kPage + place + j, kPage);
+  for (int64_t done = j, w = 0; w * kSteps < dim; ++w)
+    for (j = w < whole ? done : 0; j < count; ++j) {
+      const T* row = rows + j * stride + w * kSteps;
+      page[w * kPage + place + j] = Words<T>::pair(row[0], (w + 1) * kSteps <= dim ? row[kSteps - 1] : T{});
     }
 }
 template <class T>

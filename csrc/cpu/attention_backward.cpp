@@ -53,7 +53,7 @@ struct Head {
   int64_t across, along;  // from a page to the next
   float scale;
   T* dq;           // `row` apart
-  float *dk, *dv;  // length rounded up to pages, rows of padded(dim), zeroed by the task
+  float *dk, *dv;  // length rounded up to pages, rows of padded(dim)
 };
 
 template <class T>
@@ -64,7 +64,7 @@ void zero_and_write(const T* rows, int64_t stride, int64_t dim, int64_t count, W
     write_across(rows, stride, dim, 0, count, across);
   }
   if (along) {
-    std::fill(along, along + along_size<T>(dim), Word<T>{});
+    if (count < kPage) std::fill(along, along + along_size<T>(dim), Word<T>{});
     write_along(rows, stride, dim, 0, count, along);
   }
 }
@@ -87,6 +87,21 @@ float dot(const T* a, const T* b, int64_t n) {
   return sum(total);
 }
 
+// Turns a row's scores into weights, and the gradients of its weights into those of its scores; the first
+// `valid` of 64 count, the others become 0.
+inline void slopes(float* p, float* ds, int64_t valid, float lse, float pull, float scale) {
+#pragma GCC unroll 4
+  for (int j = 0; j < kPage; j += kLanes) {
+    f32 weight = exp2_nonpositive(load(p + j) * set(scale * 1.44269504f) - set(lse));
+    f32 slope = weight * (load(ds + j) - set(pull)) * set(scale);
+    if (valid < kPage) {
+      weight = keep_n(weight, (int)(valid - j), 0.0f);
+      slope = keep_n(slope, (int)(valid - j), 0.0f);
+    }
+    store(p + j, weight), store(ds + j, slope);
+  }
+}
+
 template <class T>
 void backward_head(const Head<T>& head) {
   constexpr int kSteps = Words<T>::kSteps;
@@ -98,8 +113,6 @@ void backward_head(const Head<T>& head) {
   T* rounded = room<T, 6>(kPage * kPage);
   float lse[kPage], pull[kPage];
   const int64_t pages = (head.length + kPage - 1) / kPage;
-  std::fill(head.dk, head.dk + pages * kPage * width, 0.0f);
-  std::fill(head.dv, head.dv + pages * kPage * width, 0.0f);
 
   for (int64_t tile = 0; tile < pages; ++tile) {
     const int64_t begin = tile * kPage, count = std::min<int64_t>(kPage, head.length - begin);
@@ -113,7 +126,6 @@ void backward_head(const Head<T>& head) {
       lse[i] = head.lse[(begin + i) * head.lse_row] * 1.44269504f;
       pull[i] = dot(dout + i * head.row, head.out + (begin + i) * head.row, dim);
     }
-    std::fill(dq, dq + kPage * width, 0.0f);
     if (even > count) {  // the row that fills up the last pair
       std::fill(p + count * kPage, p + even * kPage, 0.0f);
       std::fill(ds + count * kPage, ds + even * kPage, 0.0f);
@@ -129,29 +141,18 @@ void backward_head(const Head<T>& head) {
         product<T>({q_rows + r * words, words, 1}, k, kPage, words, ps, kPage, strip, columns, true);
         product<T>({dout_rows + r * words, words, 1}, v, kPage, words, dss, kPage, strip, columns, true);
         for (int64_t i = 0; i < strip; ++i)
-          for (int64_t j = 0; j < kPage; j += kLanes) {
-            float *pp = ps + i * kPage + j, *dd = dss + i * kPage + j;
-            const int64_t valid = own ? r + i + 1 - j : kLanes;
-            if (valid <= 0) {
-              store(pp, zero()), store(dd, zero());
-              continue;
-            }
-            f32 weight = exp2_nonpositive(load(pp) * set(head.scale * 1.44269504f) - set(lse[r + i]));
-            f32 slope = weight * (load(dd) - set(pull[r + i])) * set(head.scale);
-            if (valid < kLanes)
-              weight = keep_n(weight, (int)valid, 0.0f), slope = keep_n(slope, (int)valid, 0.0f);
-            store(pp, weight), store(dd, slope);
-          }
+          slopes(ps + i * kPage, dss + i * kPage, own ? r + i + 1 : kPage, lse[r + i], pull[r + i], head.scale);
       }
       float *dk = head.dk + page * kPage * width, *dv = head.dv + page * kPage * width;
       const int64_t keys = own ? count : kPage;
-      // On the diagonal, queries before a strip's first key give it nothing.
+      // On the diagonal, queries before a strip's first key give it nothing. The diagonal is also where a
+      // page's sums begin.
       auto add_transposed = [&](const float* block, const Word<T>* right, float* sums) {
         Left<T> left = Factors<T>::columns(block, even, rounded);
         for (int64_t j = 0; j < keys; j += own ? kRows : kPage) {
           const int64_t from = own ? j / kSteps : 0, n = own ? std::min<int64_t>(kRows, keys - j) : kPage;
           product<T>({left.words + j * left.row + from * left.step, left.row, left.step}, right + from * width,
-                     width, even / kSteps - from, sums + j * width, width, n, width, false);
+                     width, even / kSteps - from, sums + j * width, width, n, width, own);
         }
       };
       add_transposed(p, dout_along, dv);
@@ -162,7 +163,7 @@ void backward_head(const Head<T>& head) {
         const int64_t n = std::min<int64_t>(own ? kRows : kPage, count - r);
         const int64_t steps = own ? (r + n + kSteps - 1) / kSteps : kPage / kSteps;
         product<T>({left.words + r * left.row, left.row, left.step}, k_along, width, steps, dq + r * width,
-                   width, n, width, false);
+                   width, n, width, page == 0);
       }
     }
     for (int64_t i = 0; i < count; ++i)
@@ -209,6 +210,18 @@ void attention_backward(const T* dout, const T* q, const T* k, const T* v, const
     return cu_seqlens[a + 1] - cu_seqlens[a] > cu_seqlens[b + 1] - cu_seqlens[b];
   });
   const int64_t half = heads * total * kPage * width;  // dk's part of `partial`, then dv's
+  // Adds up the query heads of one kv head of one document.
+  auto add_group = [&](int64_t b, int64_t h) {
+    for (int64_t t = cu_seqlens[b]; t < cu_seqlens[b + 1]; ++t)
+      for (int64_t d = 0; d < dim; d += kLanes)
+        for (int which = 0; which < 2; ++which) {
+          const float* from = partial + which * half + (first[b] * kPage + t - cu_seqlens[b]) * width + d;
+          f32 value = zero();
+          for (int64_t g = h * group; g < (h + 1) * group; ++g) value += load(from + g * total * kPage * width);
+          T* to = (which ? dv : dk) + (t * kv_heads + h) * dim + d;
+          d + kLanes <= dim ? store(to, value) : store_n(to, value, (int)(dim - d));
+        }
+  };
   parallel::parallel_for(documents * heads, threads, [&](int64_t i) {
     const int64_t b = order[i / heads], h = i % heads, t = cu_seqlens[b], at = (h / group) * total + first[b];
     float* sums = partial + (h * total + first[b]) * kPage * width;
@@ -216,21 +229,11 @@ void attention_backward(const T* dout, const T* q, const T* k, const T* v, const
     backward_head<T>({q + row, out + row, dout + row, lse + t * heads + h, heads * dim, heads,
                       cu_seqlens[b + 1] - t, dim, k_across + at * across, k_along + at * along,
                       v_across + at * across, across, along, scale, dq + row, sums, sums + half});
+    if (group == 1) add_group(b, h);  // while it is in the cache
   });
-
-  parallel::parallel_for(documents * kv_heads, threads, [&](int64_t i) {
-    const int64_t b = i / kv_heads, h = i % kv_heads;
-    for (int64_t t = cu_seqlens[b]; t < cu_seqlens[b + 1]; ++t)
-      for (int64_t d = 0; d < dim; d += kLanes)
-        for (int which = 0; which < 2; ++which) {
-          f32 value = zero();
-          for (int64_t g = h * group; g < (h + 1) * group; ++g)
-            value +=
-                load(partial + which * half + ((g * total + first[b]) * kPage + t - cu_seqlens[b]) * width + d);
-          T* to = (which ? dv : dk) + (t * kv_heads + h) * dim + d;
-          d + kLanes <= dim ? store(to, value) : store_n(to, value, (int)(dim - d));
-        }
-  });
+  if (group > 1)
+    parallel::parallel_for(documents * kv_heads, threads,
+                           [&](int64_t i) { add_group(i / kv_heads, i % kv_heads); });
 }
 
 #define INSTANTIATE(T)                                                                                       \

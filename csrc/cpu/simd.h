@@ -12,7 +12,7 @@
 #include <cstring>
 #include <limits>
 
-#if defined(__AVX512F__) || defined(__AVX2__)
+#if defined(__SSE__)
 #include <immintrin.h>
 #endif
 
@@ -128,6 +128,22 @@ inline bool any_nan(f32 v) {
   bool found = false;
   for (int i = 0; i < kLanes; ++i) found |= v[i] != v[i];
   return found;
+#endif
+}
+
+// to[c * to_row + r] = from[r * from_row + c] for a square of 4 x 4 words of 32 bits, at any alignment.
+inline void transpose4(const void* from, int64_t from_row, void* to, int64_t to_row) {
+  const float* in = (const float*)from;
+  float* out = (float*)to;
+#if defined(__SSE__)
+  __m128 a = _mm_loadu_ps(in), b = _mm_loadu_ps(in + from_row);
+  __m128 c = _mm_loadu_ps(in + 2 * from_row), d = _mm_loadu_ps(in + 3 * from_row);
+  _MM_TRANSPOSE4_PS(a, b, c, d);
+  _mm_storeu_ps(out, a), _mm_storeu_ps(out + to_row, b);
+  _mm_storeu_ps(out + 2 * to_row, c), _mm_storeu_ps(out + 3 * to_row, d);
+#else
+  for (int r = 0; r < 4; ++r)
+    for (int c = 0; c < 4; ++c) std::memcpy(out + c * to_row + r, in + r * from_row + c, 4);
 #endif
 }
 

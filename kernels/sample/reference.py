@@ -52,7 +52,7 @@ def logsumexp(y):
     """log sum exp of each row (R, V), in the order stated in csrc/cpu/logsumexp.h."""
     rows = len(y)
     padded = F.pad(y, (0, -y.shape[1] % TILE), value=float("-inf"))
-    tiles = padded.view(rows, -1, TILE // LANES, LANES)
+    tiles = padded.view(rows, padded.shape[1] // TILE, TILE // LANES, LANES)
     peaks = tiles.amax((2, 3)).clamp(min=torch.finfo(torch.float32).min)
     terms = exp(tiles - peaks[:, :, None, None])
     lanes = torch.zeros_like(terms[:, :, 0])

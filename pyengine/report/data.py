@@ -21,6 +21,11 @@ class Data:
     def path(self, *parts: str) -> Path:
         return self.run.path(*parts)
 
+    @property
+    def of_world(self) -> bool:
+        """Whether the run read the closed world, of which everything is known, and not a person's own pages."""
+        return self.run.config.web.source == "world"
+
     @cached_property
     def _metrics(self) -> list[dict[str, Any]]:
         return self.run.metrics()

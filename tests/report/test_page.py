@@ -1,5 +1,6 @@
 """The page: sections come with their data, nothing from outside runs or is fetched, and it costs next to nothing."""
 
+import json
 import re
 import time
 from html.parser import HTMLParser
@@ -7,6 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from pyengine import report
+from pyengine.files import write_json
 from pyengine.report import page
 from pyengine.report.page import SECTIONS, render
 from pyengine.train.config import Config, write_config
@@ -218,3 +220,26 @@ def test_command_line(tmp_path, capsys):
     assert run.path("report.html").exists()
     assert main([str(tmp_path / "nothing")]) == 1
     assert "no config.toml" in capsys.readouterr().err
+
+
+def test_a_persons_own_pages_are_not_told_as_the_world(tmp_path):
+    from dataclasses import replace
+
+    run = build(tmp_path)
+    run.config = replace(run.config, web=replace(run.config.web, source="http://handbook.example/"))
+    given = run.path("know", "result.json")
+    result = json.loads(given.read_text())
+    for table in result.values():
+        if "groups" in table:
+            table["groups"] = {"given": table["groups"]["known"]}
+    for path in (given, run.path("search", "result.json"), run.path("evaluate", "result.json")):
+        write_json(path, result)
+    text = " ".join(Checker(render(run)[0]).text)
+    assert "http://handbook.example/" in text and "given" in text
+    for words in (
+        "invented encyclopedia",
+        "Three kinds of questions",
+        "Passages were quoted",
+        "published after",
+    ):
+        assert words not in text

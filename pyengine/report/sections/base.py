@@ -14,6 +14,7 @@ def base(data: Data) -> dict[str, Any] | None:
         return None
     recital = panels.get("recital") or {"rows": [], "examples": []}
     return {
+        "world": data.of_world,
         "recall": _recall(recital["rows"]),
         "rows": recital["rows"],
         "examples": [_compared(example) for example in recital["examples"]],

@@ -20,12 +20,11 @@ def search(data: Data) -> dict[str, Any] | None:
         if talk["replies"].get("rl", {}).get("query") is not None
     ]
     return {
+        "world": data.of_world,
         "conversations": len(taught),
         "searches": len(searches),
         "used": [
             {"group": talk["group"], "question": talk["question"], **reply} for talk, reply in used[:SHOWN]
         ],
-        "passages": data.json("web", "stats.json").get("passages")
-        if data.json("web", "stats.json")
-        else None,
+        "passages": (data.json("web", "stats.json") or {}).get("passages"),
     }

@@ -224,7 +224,7 @@ class RlConfig:
     controls: bool = True
     """run the format-only control and the imitation ceiling too"""
     optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(rule="adamw", lr=3e-4, warmup=0.05, warmdown=0.3)
+        default_factory=lambda: OptimizerConfig(rule="adamw", lr=4e-4, warmup=0.05, warmdown=0.3)
     )
 
 

@@ -295,7 +295,11 @@ def _replay(run: Run) -> list[Encoded]:
     if not run.config.rl.replay or not path.exists():
         return []
     conversations: list[Conversation] = read_conversations(path)[0]
-    return encode_conversations(conversations, run.tokenizer, 1024)[0]
+    encoded = encode_conversations(conversations, run.tokenizer, 1024)[0]
+    order = np.random.default_rng([run.config.seed, 6]).permutation(
+        len(encoded)
+    )  # the file is sorted by kind
+    return [encoded[i] for i in order]
 
 
 def _step_of(line: str) -> float:

@@ -38,8 +38,8 @@ def search(run: Run) -> dict[str, Any]:
     known = [talk(row["question"], row["own"]) for row in labels if row["label"] == "known"]
     unknown = [items[row["id"]] for row in labels if row["label"] == "unknown" and row["id"] in items]
     found, missing = look_ups(unknown, tool, rng)
-    # as many answers at once as look-ups that find: what is met too often is done too often
-    known *= max(1, round(len(found) / max(1, len(known))))
+    # as many answers at once as look-ups: what is met too often is done too often
+    known *= max(1, round((len(found) + len(missing)) / max(1, len(known))))
     conversations = known + found + missing + replayed(run, settings.replay)
     write_lines(run, "search/conversations.jsonl", ({"messages": c} for c in conversations))
     summary = finetune(run, model, conversations, settings, "search")
@@ -63,14 +63,14 @@ def index_of(run: Run) -> SearchIndex:
 def look_ups(
     items: Sequence[Item], tool: SearchTool, rng: np.random.Generator
 ) -> tuple[list[Messages], list[Messages]]:
-    """A conversation for every question that the index answers, and for as many (or all there are, if it answers
-    none) that it does not: what is found must be read, and what is not found must not be made up."""
+    """A conversation for every question that the index answers, and for half as many (or all there are, if it
+    answers none) that it does not: what is found must be read, and what is not found must not be made up."""
     found: list[Messages] = []
     missing: list[Messages] = []
     for i in rng.permutation(len(items)):
         told, messages = looked_up(items[i], tool, rng)
         (found if told else missing).append(messages)
-    return found, missing[: len(found)] if found else missing
+    return found, missing[: len(found) // 2 + 1] if found else missing
 
 
 def looked_up(item: Item, tool: SearchTool, rng: np.random.Generator) -> tuple[bool, Messages]:

@@ -71,7 +71,7 @@ def test_every_stage_leaves_a_model_and_a_summary(run):
     for stage in ("sft", "know", "search", "rl"):
         assert load(run.path(stage)).config == load(run.path("base")).config
         assert run.summary(stage)
-    weights = [np.concatenate([p.detach().numpy().ravel() for p in load(run.path(s)).parameters()])
+    weights = [np.concatenate([p.detach().float().numpy().ravel() for p in load(run.path(s)).parameters()])
                for s in ("base", "sft", "know", "search")]  # fmt: skip
     assert all((a != b).any() for a, b in zip(weights, weights[1:], strict=False))
 
@@ -119,10 +119,10 @@ def test_a_look_up_answers_from_the_results_or_refuses(run):
     tool = SearchTool(SearchIndex(run.path("web", "index.sqlite")), run.tokenizer, 1, 160)
     rng = np.random.default_rng(0)
     later = next(i for i in questions_of(run, "train") if i.group == "later")
-    found = looked_up(later, tool, rng)
-    assert later.query in found[2]["content"] and found[3]["content"] == later.response
-    missing = looked_up(replace(later, answers=("nothing of the kind",)), tool, rng)
-    assert "know" in missing[3]["content"]
+    told, found = looked_up(later, tool, rng)
+    assert told and later.query in found[2]["content"] and found[3]["content"] == later.response
+    told, missing = looked_up(replace(later, answers=("nothing of the kind",)), tool, rng)
+    assert not told and "know" in missing[3]["content"]
 
 
 def test_rollouts_replay_from_their_seed(run):

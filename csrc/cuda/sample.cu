@@ -213,6 +213,7 @@ __global__ void sample_kernel(const float* logits, const float* u, const float* 
       if (pass) {
         double enough = (double)top_p[r] * (double)total;
         row.least = select_key(row, shared, weigh, [&](Weight n) { return (double)n >= enough; });
+        if (row.least > key_of(peak)) row.least = key_of(peak);  // top_p 0 still keeps the largest
       }
       // Each thread weighs a stretch of neighbouring ids; the last pass leaves the stretches' weights in
       // shared.

@@ -106,7 +106,7 @@ def sample_choose_kernel(logits, u, temperature, top_k, top_p, ids_given, ids, l
             trial = found | (tl.full((), 0x80000000, tl.uint32) >> bit)
             weight = amount_at_least(logits, scale, peak, trial, least, V, True, BLOCK)
             found = tl.where(weight.to(tl.float64) >= wanted, trial, found)
-        least = tl.maximum(least, found)
+        least = tl.maximum(least, tl.minimum(found, peak_key))  # top_p 0 still keeps the largest
     tl.store(least_out + row, least.to(tl.int64))
     tl.store(scale_out + row, tl.where(bad, float("nan"), scale))
     if not SCORE:

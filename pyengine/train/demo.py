@@ -18,7 +18,7 @@ from ..files import write_json
 from ..text import Tokenizer
 from ..web.clean import read_jsonl
 from .finetune import start_from
-from .knowledge import GROUPS, Item, questions_of
+from .knowledge import GROUPS, Item, questions_of, spread
 from .run import Run
 from .scores import holds_answer, interval
 
@@ -125,7 +125,7 @@ def disagreement(base: Autocomplete, items: Sequence[Item], seed: int, count: in
     """For some questions of each group: how many different answers `samples` samples give."""
     rows = []
     for group in dict.fromkeys(item.group for item in items):
-        asked = [item for item in items if item.group == group][:count]
+        asked = spread([item for item in items if item.group == group], count)
         texts = [f"Q: {item.question}\nA:" for item in asked for _ in range(samples)]
         said = [text.strip().split("\n")[0] for text in base.complete(texts, 24, 0.8, seed)]
         for i, item in enumerate(asked):
@@ -140,7 +140,8 @@ def disagreement(base: Autocomplete, items: Sequence[Item], seed: int, count: in
 def few_shots(base: Autocomplete, items: Sequence[Item], count: int = 100) -> dict[str, Any]:
     """Share right with three examples before the question, and with none."""
     known = [item for item in items if item.group in ("known", "given")]
-    shots, asked = known[:3], known[3 : 3 + count]
+    known = spread(known, 3 + count)
+    shots, asked = known[:3], known[3:]
     pattern = "".join(f"Q: {s.question}\nA: {s.response or s.answers[0]}\n" for s in shots)
     result: dict[str, Any] = {"pattern": pattern}
     for name, before in (("three", pattern), ("none", "")):
@@ -153,7 +154,7 @@ def few_shots(base: Autocomplete, items: Sequence[Item], count: int = 100) -> di
 
 def transcript(base: Autocomplete, items: Sequence[Item]) -> list[dict[str, str]]:
     """The base model as the assistant of a conversation that is only text to it."""
-    asked = list(items[:3])
+    asked = spread(items, 3)
     before = (
         "A person asks, and a helpful assistant answers in one sentence.\n"
         "Person: What is the capital of a country?\nAssistant: It is the town where the government sits.\n"

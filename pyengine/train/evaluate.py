@@ -17,7 +17,7 @@ from ..model import Transformer
 from .attempts import Exam
 from .dialogue import Dialogue
 from .finetune import start_from
-from .knowledge import Item, measure, questions_of, share
+from .knowledge import Item, measure, questions_of, share, spread
 from .pretrain import validation
 from .run import Run
 from .search import index_of
@@ -65,7 +65,7 @@ def conversations(
 ) -> list[dict[str, Any]]:
     """`each` questions of every group with the reply of every model: what it said, did, searched for and found."""
     groups = dict.fromkeys(item.group for item in items)
-    asked = [item for group in groups for item in [i for i in items if i.group == group][:each]]
+    asked = [item for group in groups for item in spread([i for i in items if i.group == group], each)]
     rows: list[dict[str, Any]] = [
         {"group": i.group, "question": i.question, "answers": list(i.answers), "replies": {}} for i in asked
     ]

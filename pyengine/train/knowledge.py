@@ -66,6 +66,12 @@ def questions_of(run: Run, split: str, wordings: int = 1) -> list[Item]:
     ]
 
 
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` of the items, at even distances: neighbours are about the same entity."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
+
+
 def measure(dialogue: Dialogue, items: Sequence[Item], max_tokens: int = 48) -> dict[str, Any]:
     """What the model does, greedily, with each group's questions.
 

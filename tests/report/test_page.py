@@ -243,3 +243,12 @@ def test_a_persons_own_pages_are_not_told_as_the_world(tmp_path):
         "published after",
     ):
         assert words not in text
+
+
+def test_a_refusal_after_a_search_is_told_as_one():
+    from pyengine.report.sections.talks import verdict
+
+    reply = {"text": "I don't know.", "action": "search", "right": False}
+    assert verdict(reply) == "refuses"
+    assert verdict(reply | {"text": "The oboe."}) == "wrong"
+    assert verdict(reply | {"text": "The oboe.", "right": True}) == "right"

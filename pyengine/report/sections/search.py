@@ -3,6 +3,7 @@
 from typing import Any
 
 from ..data import Data
+from .talks import verdict
 
 SHOWN = 6
 
@@ -24,7 +25,8 @@ def search(data: Data) -> dict[str, Any] | None:
         "conversations": len(taught),
         "searches": len(searches),
         "used": [
-            {"group": talk["group"], "question": talk["question"], **reply} for talk, reply in used[:SHOWN]
+            {"group": talk["group"], "question": talk["question"], "verdict": verdict(reply), **reply}
+            for talk, reply in used[:SHOWN]
         ],
         "passages": (data.json("web", "stats.json") or {}).get("passages"),
     }

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ...train.scores import refuses
 from ..data import Data
 
 STAGES = {
@@ -13,6 +14,11 @@ STAGES = {
 }
 
 
+def verdict(reply: dict[str, Any]) -> str:
+    """What a reply came to in the end."""
+    return "right" if reply["right"] else "refuses" if refuses(reply["text"]) else "wrong"
+
+
 def talks(data: Data) -> dict[str, Any] | None:
     """The conversations that the stage evaluate kept, one table for each question; forgetting along the road."""
     result = data.json("evaluate", "result.json") or {}
@@ -22,7 +28,9 @@ def talks(data: Data) -> dict[str, Any] | None:
         {
             **talk,
             "replies": [
-                (STAGES[stage], talk["replies"][stage]) for stage in STAGES if stage in talk["replies"]
+                (STAGES[stage], talk["replies"][stage], verdict(talk["replies"][stage]))
+                for stage in STAGES
+                if stage in talk["replies"]
             ],
         }
         for talk in result["conversations"]

@@ -42,23 +42,33 @@ test: $(VENV)/.test  ## the tests, in minutes
 $(VENV)-triton/.ready: $(VENV)/.test
 	@echo "== an environment for Triton's interpreter"
 	$(PYTHON) -m venv $(VENV)-triton
-	echo "$(CURDIR)/$(VENV)/lib/$$(ls $(VENV)/lib)/site-packages" > $(VENV)-triton/lib/$$(ls $(VENV)-triton/lib)/site-packages/shared.pth
+	echo "import site; site.addsitedir('$(CURDIR)/$(VENV)/lib/$$(ls $(VENV)/lib)/site-packages')" \
+	  > $(VENV)-triton/lib/$$(ls $(VENV)-triton/lib)/site-packages/shared.pth
 	$(VENV)-triton/bin/python -m pip install --quiet --no-deps "triton==3.6.0" "numpy>=2,<2.4"
 	@touch $@
 
-test-triton: $(VENV)-triton/.ready  ## the Triton kernels under the interpreter, in their own process
-	TRITON_INTERPRET=1 $(VENV)-triton/bin/python -m pytest tests/kernels -m "not slow" -k "triton" $(ARGS)
-	$(VENV)-triton/bin/python -m pytest tests/kernels/test_triton_compiles.py $(ARGS)
+TRITON_TESTS := TRITON_INTERPRET=1 $(VENV)-triton/bin/python -m pytest tests/kernels -m "not slow"
+test-triton: $(VENV)-triton/.ready  ## the Triton kernels under the interpreter, in their own process: the quick part
+	$(TRITON_TESTS) -k "triton and (rmsnorm or cross_entropy or as_good)" $(ARGS)
+	$(VENV)-triton/bin/python -m pytest tests/kernels/test_triton_compiles.py -k "90" $(ARGS)
 
 # The CUDA kernels, compiled for the CPU: results first, then under AddressSanitizer, then with real threads under
 # ThreadSanitizer (a small case: every CUDA thread is a thread of the system).
 SHIM_TESTS := $(PY) -m pytest tests/kernels -m "not slow"
-test-cuda: $(VENV)/.test  ## the CUDA kernels on the host shim, with sanitizers
-	PYENGINE_CUDA_SHIM=$$($(PY) -m tests.cuda_shim build/shim) $(SHIM_TESTS) -k "shim"
-	PYENGINE_CUDA_SHIM=$$($(PY) -m tests.cuda_shim build/shim asan) ASAN_OPTIONS=detect_leaks=0 \
-	  LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so) $(SHIM_TESTS) -k "shim and not extremes"
-	PYENGINE_CUDA_SHIM=$$($(PY) -m tests.cuda_shim build/shim tsan) TSAN_OPTIONS=ignore_noninstrumented_modules=1:exitcode=66 \
-	  LD_PRELOAD=$$($(CXX) -print-file-name=libtsan.so) $(SHIM_TESTS) -k "shim and races"
+SHIM := PYENGINE_CUDA_SHIM=$$($(PY) -m tests.cuda_shim build/shim
+ASAN := ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so)
+TSAN := TSAN_OPTIONS=ignore_noninstrumented_modules=1:exitcode=66 LD_PRELOAD=$$($(CXX) -print-file-name=libtsan.so)
+test-cuda: $(VENV)/.test  ## the CUDA kernels on the host shim, with sanitizers: the quick part
+	$(SHIM)) $(SHIM_TESTS) -k "shim and (rmsnorm or (reference_bits and not anywhere and (63 or 64)))"
+	$(SHIM) asan) $(ASAN) $(SHIM_TESTS) -k "shim and rmsnorm and not extremes"
+	$(SHIM) tsan) $(TSAN) $(SHIM_TESTS) -k "shim and races"
+
+gpu-proof: $(VENV)-triton/.ready  ## long: all that can be proven of the GPU kernels without a GPU
+	$(TRITON_TESTS) -k "triton"
+	$(VENV)-triton/bin/python -m pytest tests/kernels/test_triton_compiles.py
+	$(SHIM)) $(SHIM_TESTS) -k "shim"
+	$(SHIM) asan) $(ASAN) $(SHIM_TESTS) -k "shim and not extremes and not anywhere"
+	$(SHIM) tsan) $(TSAN) $(SHIM_TESTS) -k "shim and races"
 
 lint: $(VENV)/.test  ## ruff, clang-format, mypy
 	$(VENV)/bin/ruff check .

@@ -21,12 +21,6 @@ namespace {
 constexpr int kIterations = 5;
 constexpr float kA = 3.4445f, kB = -4.7750f, kC = 2.0315f;
 
-// Calls body(i, n) for each vector of `count` floats, n lanes in use.
-template <class F>
-void each_vector(int64_t count, F&& body) {
-  for (int64_t i = 0; i < count; i += kLanes) body(i, (int)std::min<int64_t>(kLanes, count - i));
-}
-
 // out (m, n) = a (m, k) b^T, or += where `accumulate`; both row-major or transposed, as their strides say.
 void product(gemm::Matrix<float> a, gemm::Matrix<float> b, int64_t m, int64_t n, int64_t k, float* out,
              bool accumulate, int threads) {

@@ -19,22 +19,6 @@ namespace {
 
 constexpr int64_t kBlock = 64;  // rows a task; also the unit of the weight gradient's partial sums
 
-// Calls body(i, n) for each vector of a row, n lanes in use (kLanes except for the last).
-template <class F>
-inline void each_vector(int64_t channels, F&& body) {
-  int64_t i = 0;
-  for (; i + kLanes <= channels; i += kLanes) body(i, kLanes);
-  if (i < channels) body(i, (int)(channels - i));
-}
-template <class T>
-inline f32 get(const T* p, int n) {
-  return n == kLanes ? load(p) : load_n(p, n);
-}
-template <class T>
-inline void put(T* p, f32 v, int n) {
-  n == kLanes ? store(p, v) : store_n(p, v, n);
-}
-
 }  // namespace
 
 template <class T>

@@ -20,21 +20,6 @@ namespace {
 constexpr int64_t kBlock = 16;      // tokens a task; also the unit of the weight gradients' partial sums
 constexpr int64_t kMostDim = 1024;  // of a head: its row is on the stack
 
-template <class F>
-inline void each_vector(int64_t numbers, F&& body) {
-  int64_t i = 0;
-  for (; i + kLanes <= numbers; i += kLanes) body(i, kLanes);
-  if (i < numbers) body(i, (int)(numbers - i));
-}
-template <class T>
-inline f32 get(const T* p, int n) {
-  return n == kLanes ? load(p) : load_n(p, n);
-}
-template <class T>
-inline void put(T* p, f32 v, int n) {
-  n == kLanes ? store(p, v) : store_n(p, v, n);
-}
-
 template <class T>
 inline float inverse_rms(const T* x, int64_t dim, float eps) {
   f32 squares = zero();

@@ -352,4 +352,23 @@ inline f32 exp2_nonpositive(f32 x) {
   return p * (f32)(((i32)shifted + 127) << 23);
 }
 
+// ---- rows ----------------------------------------------------------------------------------------------
+
+// Calls body(i, n) for each vector of a row of `numbers`, n lanes in use (kLanes except for the last); get()
+// and put() move them.
+template <class F>
+inline void each_vector(int64_t numbers, F&& body) {
+  int64_t i = 0;
+  for (; i + kLanes <= numbers; i += kLanes) body(i, kLanes);
+  if (i < numbers) body(i, (int)(numbers - i));
+}
+template <class T>
+inline f32 get(const T* p, int n) {
+  return n == kLanes ? load(p) : load_n(p, n);
+}
+template <class T>
+inline void put(T* p, f32 v, int n) {
+  n == kLanes ? store(p, v) : store_n(p, v, n);
+}
+
 }  // namespace simd

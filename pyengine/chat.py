@@ -1,7 +1,7 @@
 """Chat with a model in the terminal.
 
     python -m pyengine.chat runs/default        the latest finished checkpoint of a run, with its search
-    python -m pyengine.chat path/to/model       a Hugging Face directory
+    python -m pyengine.chat path/to/model       a Hugging Face directory, or a .gguf file
     echo "Who founded Tavor?" | python -m pyengine.chat runs/default
 
 Answers stream as they are written; searches and what they found are shown. Ctrl-C stops an answer.
@@ -34,7 +34,7 @@ class Command:
     """Chat with a model in the terminal."""
 
     model: tyro.conf.Positional[Path]
-    """a run's folder, or a Hugging Face directory"""
+    """a run's folder, a Hugging Face directory, or a .gguf file"""
     temperature: float = 0.7
     """0 always takes the most likely token"""
     top_k: int = 0

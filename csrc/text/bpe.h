@@ -87,7 +87,8 @@ class Ids {
 
 class Encoder {
  public:
-  // tokens: the bytes of each id (empty: no such token). Each of the 256 bytes must be a token.
+  // tokens: the bytes of each id (empty: no such token). A byte that is no token is dropped from texts,
+  // and nothing merges across it.
   // whole_pieces: a piece that is a token is that token, whatever its merges would give.
   Encoder(std::vector<std::string> tokens, const std::vector<Merge>& merges, Pattern pattern,
           bool whole_pieces);
@@ -113,7 +114,8 @@ class Encoder {
   void give(std::unique_ptr<Workspace> workspace) const;
 
   std::vector<std::string> tokens_;
-  uint32_t byte_ids_[256];
+  uint32_t byte_ids_[256];  // none where no token is that byte
+  bool complete_;           // every byte is a token
   PairTable pairs_;
   std::unordered_map<std::string_view, uint32_t> whole_;
   mutable std::mutex idle_lock_;  // held only to move a pointer

@@ -29,10 +29,7 @@ Encoder::Encoder(std::vector<std::string> tokens, const std::vector<Merge>& merg
     if (tokens_[id].size() == 1) byte_ids_[uint8_t(tokens_[id][0])] = id;
     if (whole_pieces && tokens_[id].size() > 1) whole_.emplace(tokens_[id], id);
   }
-  for (int byte = 0; byte < 256; byte++) {
-    if (byte_ids_[byte] == PairTable::none)
-      throw std::invalid_argument("the vocabulary has no token for byte " + std::to_string(byte));
-  }
+  complete_ = std::find(byte_ids_, byte_ids_ + 256, PairTable::none) == byte_ids_ + 256;
   for (const Merge& m : merges) {
     if (std::max({m.left, m.right, m.id}) >= tokens_.size() || m.rank == PairTable::none)
       throw std::invalid_argument("a merge names an id outside of the vocabulary");
@@ -135,7 +132,8 @@ uint32_t* Encoder::merge(const uint8_t* p, size_t size, Workspace& w, uint32_t* 
     w.previous.resize(size);
   }
   for (size_t i = 0; i < size; i++) w.ids[i] = byte_ids_[p[i]];
-  return size <= 64 ? merge_short(size, w, out) : merge_long(size, w, out);
+  uint32_t* end = size <= 64 ? merge_short(size, w, out) : merge_long(size, w, out);
+  return complete_ ? end : std::remove(out, end, PairTable::none);
 }
 
 // One piece through the cache, where it fits. The text is readable up to text_end.
@@ -143,7 +141,7 @@ inline uint32_t* Encoder::piece(const uint8_t* p, size_t size, const uint8_t* te
                                 uint32_t* out) const {
   if (size == 1) {
     *out = byte_ids_[*p];
-    return out + 1;
+    return out + (*out != PairTable::none);
   }
   if (size > 15) return merge(p, size, w, out);
   uint64_t key[2] = {0, 0};

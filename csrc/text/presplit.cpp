@@ -24,12 +24,16 @@ inline Bytes contraction(Bytes p, Bytes end, bool folded) {
   return p;
 }
 
-// White space at p, by the alternatives  \s*[\r\n]+ | \s+(?!\S) | \s+  (the first only with `newlines`).
-inline Bytes white_space(Bytes p, Bytes end, bool newlines, bool whole_tail) {
+// White space at p, by the alternatives  \s*[\r\n]+ | \s+(?!\S) | \s+  (the first only with `newlines`; with
+// `digits_apart` the second is \s+(?![^\s\p{N}])).
+inline Bytes white_space(Bytes p, Bytes end, bool newlines, bool whole_tail, bool digits_apart = false) {
   Bytes q = p, last = p, line = p;  // end of the run, start of its last character, end of its last newline
   while (q < end) {
     Character c = character_at(q, end);
-    if (c.cls != Space) break;
+    if (c.cls != Space) {
+      if (digits_apart && c.cls == Number) return q;
+      break;
+    }
     last = q;
     q += c.size;
     if (is_newline(c.code)) line = q;
@@ -50,16 +54,21 @@ inline Bytes digits(Bytes p, Bytes end, int most) {
 }
 
 // '(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
-Bytes gpt2(Bytes p, Bytes end) {
+// Where `digits` is not 0 (SmolLM), each digit is cut out first, and the rest is split between them.
+Bytes gpt2(const Pattern& pattern, Bytes p, Bytes end) {
+  const bool apart = pattern.digits != 0;
   if (Bytes q = contraction(p, end, false); q > p) return q;
+  if (apart) {
+    if (Bytes q = digits(p, end, pattern.digits); q > p) return q;
+  }
   Bytes word = p + (*p == ' ');
   if (word < end) {
     Character c = character_at(word, end);
     if (in(c.cls, letters)) return run(word + c.size, end, letters);
-    if (c.cls == Number) return run(word + c.size, end, numbers);
-    if (c.cls != Space) return run(word + c.size, end, symbols);
+    if (c.cls == Number && !apart) return run(word + c.size, end, numbers);
+    if (in(c.cls, symbols)) return run(word + c.size, end, symbols);
   }
-  return white_space(p, end, false, false);
+  return white_space(p, end, false, false, apart);
 }
 
 // ' ?[^\s\p{L}\p{N}]+[\r\n]*' (o200k: [\r\n/]*) and what follows it in both newer patterns.
@@ -141,7 +150,7 @@ size_t fill(Bytes p, Bytes end, size_t* sizes, size_t most, Lexer piece_end) {
 size_t split(const Pattern& pattern, Bytes p, Bytes end, size_t* sizes, size_t most) {
   switch (pattern.family) {
     case Pattern::Gpt2:
-      return fill(p, end, sizes, most, gpt2);
+      return fill(p, end, sizes, most, [&](Bytes a, Bytes b) { return gpt2(pattern, a, b); });
     case Pattern::Cl100k:
       return fill(p, end, sizes, most, [&](Bytes a, Bytes b) { return cl100k(pattern, a, b); });
     case Pattern::O200k:

@@ -13,7 +13,7 @@ namespace text {
 struct Pattern {
   enum Family : uint8_t { None, Gpt2, Cl100k, O200k };
   Family family = None;     // None: the caller splits the text
-  uint8_t digits = 3;       // longest run of digits in a piece (Cl100k, O200k)
+  uint8_t digits = 3;       // longest run of digits in a piece (Gpt2: 0, or 1 for SmolLM's)
   bool whole_tail = false;  // white space up to the end of the text is one piece (tiktoken's form of cl100k)
 };
 

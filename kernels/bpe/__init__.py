@@ -28,10 +28,11 @@ _TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _CL100K = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
 _CASED = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]%s[\p{Ll}\p{Lm}\p{Lo}\p{M}]%s(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
 # The regular expressions by name, as every engine reads them (possessive forms mean different things to them).
-# "qwen2", our own default, is Llama 3's with every digit alone; in "cl100k" white space at the end of the text
-# is one piece whatever line ends it holds.
+# "qwen2", our own default, is Llama 3's with every digit alone; "smollm" is GPT-2's on what lies between single
+# digits; in "cl100k" white space at the end of the text is one piece whatever line ends it holds.
 PATTERNS = {
     "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "smollm": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+",
     "llama3": _CL100K + _TAIL,
     "cl100k": _CL100K + r"\s+(?![\s\S])|" + _TAIL,
     "qwen2": _CL100K.replace("{1,3}", "") + _TAIL,
@@ -39,6 +40,7 @@ PATTERNS = {
 }
 _LEXERS = {  # family, longest run of digits, white space at the end whole
     "gpt2": ("gpt2", 0, False),
+    "smollm": ("gpt2", 1, False),
     "llama3": ("cl100k", 3, False),
     "cl100k": ("cl100k", 3, True),
     "qwen2": ("cl100k", 1, False),

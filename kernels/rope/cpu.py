@@ -13,7 +13,7 @@ BLOCK = 16  # tokens per partial sum of the weights' gradients, as in the C++
 MOST_DIM = 1024  # of a head, as in the C++
 
 
-def forward(q, k, positions, q_weight, k_weight, theta, eps):
+def forward(q, k, positions, q_weight, k_weight, theta, eps, divisors=()):
     tokens, heads, dim = q.shape
     kv_heads, dtype = k.shape[1], q.dtype
     q_out, k_out = torch.empty_like(q), torch.empty_like(k)
@@ -31,11 +31,11 @@ def forward(q, k, positions, q_weight, k_weight, theta, eps):
             tokens, heads, kv_heads, dim, eps, _native.threads(),
         )  # fmt: skip
 
-    _with_table(call, positions, theta, dim)
+    _with_table(call, positions, theta, dim, divisors)
     return q_out, k_out
 
 
-def backward(dq, dk, positions, q, k, q_weight, k_weight, theta, eps):
+def backward(dq, dk, positions, q, k, q_weight, k_weight, theta, eps, divisors=()):
     tokens, heads, dim = dq.shape
     kv_heads, dtype = dk.shape[1], dq.dtype
     dq_out, dk_out = torch.empty_like(dq), torch.empty_like(dk)
@@ -59,16 +59,16 @@ def backward(dq, dk, positions, q, k, q_weight, k_weight, theta, eps):
             tokens, heads, kv_heads, dim, eps, _native.threads(),
         )  # fmt: skip
 
-    _with_table(call, positions, theta, dim)
+    _with_table(call, positions, theta, dim, divisors)
     return dq_out, dk_out, *weights
 
 
-def _with_table(call, positions, theta, dim):
+def _with_table(call, positions, theta, dim, divisors):
     if dim > MOST_DIM:
         raise NotImplementedError(f"rope cpu: D = {dim} is larger than {MOST_DIM}")
-    angles = table(theta, dim, 1)
+    angles = table(theta, dim, 1, divisors=divisors)
     wrong = call(angles)
     if wrong >= 0:
         if int(positions.min()) < 0:
             raise ValueError(f"rope: positions must not be negative, got {int(positions.min())}")
-        call(table(theta, dim, int(positions.max()) + 1))
+        call(table(theta, dim, int(positions.max()) + 1, divisors=divisors))

@@ -11,26 +11,26 @@ import torch
 from .table import table
 
 
-def forward(q, k, positions, q_weight, k_weight, theta, eps):
+def forward(q, k, positions, q_weight, k_weight, theta, eps, divisors=()):
     """(q, k) turned: q (T, H, D), k (T, K, D), positions (T,), weights (D,) or None."""
-    cos, sin = _angles(q, positions, theta)
+    cos, sin = _angles(q, positions, theta, divisors)
     return _turn(_norm(q, q_weight, eps), cos, sin).to(q.dtype), _turn(_norm(k, k_weight, eps), cos, sin).to(
         k.dtype
     )
 
 
-def backward(dq, dk, positions, q, k, q_weight, k_weight, theta, eps):
+def backward(dq, dk, positions, q, k, q_weight, k_weight, theta, eps, divisors=()):
     """(dq, dk, dq_weight, dk_weight) of the inputs; q and k are needed with weights only, else None."""
-    cos, sin = _angles(dq, positions, theta)
+    cos, sin = _angles(dq, positions, theta, divisors)
     dq, dq_weight = _norm_backward(_turn(dq.to(cos.dtype), cos, -sin), q, q_weight, eps, dq)
     dk, dk_weight = _norm_backward(_turn(dk.to(cos.dtype), cos, -sin), k, k_weight, eps, dk)
     return dq, dk, dq_weight, dk_weight
 
 
-def _angles(x, positions, theta):
+def _angles(x, positions, theta, divisors):
     if x.shape[0] == 0:
         return x.new_empty(2, 0, 1, x.shape[-1] // 2, dtype=_wide(x))
-    both = table(theta, x.shape[-1], int(positions.max()) + 1, x.device)
+    both = table(theta, x.shape[-1], int(positions.max()) + 1, x.device, divisors)
     return both[:, positions.long(), None].to(_wide(x))
 
 

@@ -50,7 +50,7 @@ class Stats:
 
 
 class Engine:
-    """See the module. model: a Transformer, or the path of a Hugging Face directory.
+    """See the module. model: a Transformer, or the path of a Hugging Face directory or a .gguf file.
 
     tokenizer: kept for callers; the engine itself sees ids only. tools: what a request may call. max_batch:
     requests computed at once. pages: of 64 tokens in the KV cache, by default enough for max_batch requests

@@ -42,7 +42,8 @@ class ModelRunner:
             new_pages(self.pages + 1, config.kv_heads, config.head_dim, model.dtype)  # the last: for dummies
             for _ in range(config.layers)
         ]
-        table(config.rope_theta, config.head_dim, self.max_context)  # captured steps must not find it short
+        # captured steps must not find it short
+        table(config.rope_theta, config.head_dim, self.max_context, divisors=config.rope_divisors)
         self._inputs = Inputs(step_tokens, max_batch, per_request, dummy_page=self.pages)
         self._weights = model.packed()
         self._parameters = list(model.parameters())

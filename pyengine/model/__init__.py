@@ -1,10 +1,23 @@
-"""The language model: the Llama / Qwen3 family, written once on the ops, kept as Hugging Face directories.
+"""The language model: the Llama / Qwen family, written once on the ops, kept as Hugging Face directories.
 
-config.py sizes | transformer.py the model | hf.py load and save
+config.py sizes | transformer.py the model | hf.py load and save directories | gguf.py load GGUF files
 """
 
+import os
+from pathlib import Path
+
+import torch
+
+from . import gguf, hf
 from .config import ModelConfig
-from .hf import load, save
+from .hf import save
 from .transformer import Transformer, Weights
 
 __all__ = ["ModelConfig", "Transformer", "Weights", "load", "save"]
+
+
+def load(
+    path: str | os.PathLike, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> Transformer:
+    """Read a Hugging Face directory or a .gguf file; see hf.load and gguf.load for dtype and errors."""
+    return (gguf if Path(path).suffix == ".gguf" else hf).load(path, dtype, device)

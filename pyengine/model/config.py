@@ -3,7 +3,32 @@
 C hidden_size, H heads, K kv_heads, D head_dim, F intermediate_size, V vocab_size.
 """
 
+import math
 from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """Rotary frequencies stretched for a longer context, as in Llama 3.1 and later.
+
+    Waves longer than original_context / low_frequency are slowed down by `factor`, those shorter than
+    original_context / high_frequency stay, and between the two the speed is interpolated.
+    """
+
+    factor: float
+    low_frequency: float
+    high_frequency: float
+    original_context: int
+
+    def divisors(self, theta: float, head_dim: int) -> tuple[float, ...]:
+        """What divides each of the head_dim / 2 frequencies."""
+        found = []
+        for i in range(head_dim // 2):
+            turns = self.original_context * theta ** (-2 * i / head_dim) / (2 * math.pi)
+            kept = (turns - self.low_frequency) / (self.high_frequency - self.low_frequency)
+            kept = min(1.0, max(0.0, kept))
+            found.append(1 / ((1 - kept) / self.factor + kept))
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -18,6 +43,7 @@ class ModelConfig:
     head_dim: int
     intermediate_size: int
     rope_theta: float = 10_000.0
+    rope_scaling: Llama3Scaling | tuple[float, ...] | None = None  # or the divisors themselves
     eps: float = 1e-6
     qk_norm: bool = True  # RMS norm of each query and key head: Qwen3
     qkv_bias: bool = False  # biases of the query, key and value projections: Qwen2
@@ -65,6 +91,13 @@ class ModelConfig:
             intermediate_size=intermediate_size or -(-hidden * 8 // 3 // 8) * 8,
             **more,  # type: ignore[arg-type]
         )
+
+    @property
+    def rope_divisors(self) -> tuple[float, ...]:
+        """What divides the rotary frequencies; nothing where they are not scaled."""
+        if isinstance(self.rope_scaling, Llama3Scaling):
+            return self.rope_scaling.divisors(self.rope_theta, self.head_dim)
+        return self.rope_scaling or ()
 
     @property
     def matrix_parameters(self) -> int:

@@ -22,7 +22,7 @@ from safetensors.torch import save as to_bytes
 
 from ..errors import UserError
 from ..files import atomic_write, write_json
-from .config import ModelConfig
+from .config import Llama3Scaling, ModelConfig
 from .transformer import Transformer
 
 SHARD_BYTES = 2 << 30
@@ -92,14 +92,14 @@ def load(
     """
     folder = Path(folder)
     config, stored = _from_hf(folder / "config.json")
-    model = Transformer(config, dtype=dtype or stored, device=device)
-    wanted = dict(_parts(model))
+    model = Transformer(config, seed=None, dtype=dtype or stored, device=device)
+    wanted = dict(parts(model))
     for path, names in _weight_files(folder):
         try:
             with safe_open(path, framework="pt") as file:
                 for name in names or file.keys():
                     if (part := wanted.pop(name, None)) is not None:
-                        _fill(part, file.get_tensor(name), name, path)
+                        fill(part, file.get_tensor(name), name, path)
         except (SafetensorError, OSError) as error:
             raise UserError(
                 f"{path}: damaged or unreadable weights ({error}); fetch or save it again"
@@ -109,7 +109,7 @@ def load(
     return model
 
 
-def _parts(model: Transformer) -> Iterator[tuple[str, torch.Tensor]]:
+def parts(model: Transformer) -> Iterator[tuple[str, torch.Tensor]]:
     """(Hugging Face name, view of our parameter) for every tensor on disk."""
     c = model.config
     for name, theirs in MODEL_NAMES.items():
@@ -129,9 +129,11 @@ def _parts(model: Transformer) -> Iterator[tuple[str, torch.Tensor]]:
             yield f"{prefix}mlp.{side}_proj.weight", part
 
 
-def _fill(part: torch.Tensor, tensor: torch.Tensor, name: str, path: Path) -> None:
+def fill(part: torch.Tensor, tensor: torch.Tensor, name: str, path: Path) -> None:
+    """Copy a tensor of a file into its place; UserError where the shapes differ."""
     if tensor.shape != part.shape:
-        told = f"{name} is {tuple(tensor.shape)}, config.json asks for {tuple(part.shape)}"
+        asks = "config.json asks for" if path.suffix == ".safetensors" else "its sizes ask for"
+        told = f"{name} is {tuple(tensor.shape)}, {asks} {tuple(part.shape)}"
         raise UserError(f"{path}: {told}")
     part.copy_(tensor)
 
@@ -139,7 +141,7 @@ def _fill(part: torch.Tensor, tensor: torch.Tensor, name: str, path: Path) -> No
 def _shards(model: Transformer, limit: int) -> Iterator[dict[str, torch.Tensor]]:
     shard: dict[str, torch.Tensor] = {}
     size = 0
-    for name, part in _parts(model):
+    for name, part in parts(model):
         if shard and size + part.nbytes > limit:
             yield shard
             shard, size = {}, 0
@@ -183,13 +185,39 @@ def _to_hf(model: Transformer) -> dict[str, Any]:
         "hidden_act": "silu",
         "rms_norm_eps": c.eps,
         "rope_theta": c.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
+        "rope_parameters": _rope_to_hf(c),
         "max_position_embeddings": c.max_position_embeddings,
         "tie_word_embeddings": c.tie_embeddings,
         "attention_bias": False,
         "use_cache": True,
         "dtype": str(model.dtype).removeprefix("torch."),
     }
+
+
+def _rope_to_hf(c: ModelConfig) -> dict[str, Any]:
+    if c.rope_scaling is None:
+        return {"rope_type": "default", "rope_theta": c.rope_theta}
+    if not isinstance(c.rope_scaling, Llama3Scaling):
+        raise UserError("rotary frequencies with divisors of their own (from a GGUF file) have no name here")
+    return {
+        "rope_type": "llama3",
+        "rope_theta": c.rope_theta,
+        "factor": c.rope_scaling.factor,
+        "low_freq_factor": c.rope_scaling.low_frequency,
+        "high_freq_factor": c.rope_scaling.high_frequency,
+        "original_max_position_embeddings": c.rope_scaling.original_context,
+    }
+
+
+def _rope_scaling(rope: dict[str, Any]) -> Llama3Scaling | None:
+    if rope.get("rope_type", rope.get("type")) != "llama3":
+        return None
+    return Llama3Scaling(
+        float(rope["factor"]),
+        float(rope["low_freq_factor"]),
+        float(rope["high_freq_factor"]),
+        int(rope["original_max_position_embeddings"]),
+    )
 
 
 def _from_hf(path: Path) -> tuple[ModelConfig, torch.dtype]:
@@ -210,6 +238,7 @@ def _from_hf(path: Path) -> tuple[ModelConfig, torch.dtype]:
             head_dim=table.get("head_dim") or hidden // heads,
             intermediate_size=table["intermediate_size"],
             rope_theta=float(table.get("rope_theta") or rope.get("rope_theta") or 10_000.0),
+            rope_scaling=_rope_scaling(rope),
             eps=table.get("rms_norm_eps", 1e-6),
             qk_norm=family == "qwen3",
             qkv_bias=family == "qwen2",
@@ -228,7 +257,7 @@ def _only_plain(table: dict[str, Any], rope: dict[str, Any], path: Path) -> None
     """Refuse what the family's variants may ask for and this model does not do."""
     asked = {
         "hidden_act": table.get("hidden_act", "silu") != "silu",
-        "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
+        "rope_scaling": rope.get("rope_type", rope.get("type", "default")) not in ("default", "llama3"),
         "attention_bias": table.get("attention_bias", False),
         "mlp_bias": table.get("mlp_bias", False),
         "use_sliding_window": table.get("use_sliding_window", False),

@@ -76,12 +76,12 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A model with random weights drawn from `seed`; `load` in hf.py fills it from a checkpoint."""
+    """A model with random weights drawn from `seed`; `load` in hf.py fills one made without (None)."""
 
     def __init__(
         self,
         config: ModelConfig,
-        seed: int = 0,
+        seed: int | None = 0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ):
@@ -92,7 +92,8 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Layer(config, dtype, device) for _ in range(config.layers))
         self.norm = nn.Parameter(torch.ones(config.hidden_size, dtype=dtype, device=device))
         self.head = None if config.tie_embeddings else nn.Parameter(torch.empty_like(self.embedding))
-        self._initialise(seed)
+        if seed is not None:
+            self._initialise(seed)
 
     @torch.no_grad()
     def _initialise(self, seed: int) -> None:
@@ -141,7 +142,9 @@ class Transformer(nn.Module):
             h, x = _add_norm(x, update, layer.attention_norm, c.eps)
             qkv = kernels.linear(h, layer.qkv, layer.qkv_bias).view(len(ids), -1, c.head_dim)
             q, k, v = qkv.split([c.heads, c.kv_heads, c.kv_heads], dim=1)
-            q, k = kernels.rope(q, k, positions, layer.q_norm, layer.k_norm, c.rope_theta, c.eps)
+            q, k = kernels.rope(
+                q, k, positions, layer.q_norm, layer.k_norm, c.rope_theta, c.eps, c.rope_divisors
+            )
             update = kernels.linear(attend(i, q, k, v).reshape(len(ids), -1), layer.out)
             h, x = _add_norm(x, update, layer.mlp_norm, c.eps)
             update = kernels.linear(kernels.swiglu(kernels.linear(h, layer.gate_up)), layer.down)

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from .. import gguf
 from ..errors import UserError
 from ..text import SPECIAL_TOKENS, Tokenizer, render
 
@@ -60,7 +61,7 @@ class TextFormat:
 
 
 class TemplateFormat:
-    """The chat template of a checkpoint's folder, with the token names and end ids that its files give."""
+    """The chat template of a checkpoint's folder or GGUF file, with the token names and end ids it gives."""
 
     def __init__(self, tokenizer: Tokenizer, folder: Path):
         assert tokenizer.chat_template is not None
@@ -71,14 +72,7 @@ class TemplateFormat:
             self._template = environment.from_string(tokenizer.chat_template)
         except TemplateError as error:
             raise UserError(f"{folder}: the chat template cannot be read: {error}") from None
-        named = {
-            name: value for name, value in _read(folder / "tokenizer_config.json").items() if "_token" in name
-        }
-        self._names = {name: v["content"] if isinstance(v, dict) else v for name, v in named.items()}
-        ends: set[int] = set()
-        for name in ("generation_config.json", "config.json"):
-            end = _read(folder / name).get("eos_token_id")
-            ends |= {end} if isinstance(end, int) else set(end or ())
+        self._names, ends = (_roles_of_file if folder.is_file() else _roles_of_folder)(folder)
         self.stop = tuple(sorted(ends))
 
     def prompt(self, messages: Messages) -> list[int]:
@@ -97,10 +91,30 @@ class TemplateFormat:
 
 
 def format_of(tokenizer: Tokenizer, folder: Path, searches: bool = False) -> Format:
-    """The format of the model in `folder`."""
+    """The format of the model in `folder`, or in a GGUF file."""
     if all(name in tokenizer.special_ids for name in SPECIAL_TOKENS):
         return OwnFormat(tokenizer, searches)
     return TemplateFormat(tokenizer, folder) if tokenizer.chat_template else TextFormat(tokenizer)
+
+
+def _roles_of_folder(folder: Path) -> tuple[dict[str, Any], set[int]]:
+    """(names of special tokens by their role, ids that end an answer) of a Hugging Face directory."""
+    named = {k: v for k, v in _read(folder / "tokenizer_config.json").items() if "_token" in k}
+    ends: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        end = _read(folder / name).get("eos_token_id")
+        ends |= {end} if isinstance(end, int) else set(end or ())
+    return {name: v["content"] if isinstance(v, dict) else v for name, v in named.items()}, ends
+
+
+def _roles_of_file(path: Path) -> tuple[dict[str, Any], set[int]]:
+    """The same of a GGUF file, which numbers them: tokenizer.ggml.ROLE_token_id."""
+    values = gguf.read(path).values
+    tokens = values.get("tokenizer.ggml.tokens", [])
+    ids = {role: values.get(f"tokenizer.ggml.{role}_token_id") for role in ("bos", "eos", "eot", "eom")}
+    ends = {i for role, i in ids.items() if role != "bos" and i is not None}
+    names = {f"{role}_token": tokens[i] for role, i in ids.items() if i is not None and i < len(tokens)}
+    return names, ends
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From a path to a model that answers: a run's folder, or a Hugging Face directory.
+"""From a path to a model that answers: a run's folder, a Hugging Face directory, or a GGUF file.
 
 A run gives its latest finished checkpoint and, where its stages made one, the search index of its crawl; a
 directory gives what is in it.
@@ -29,15 +29,15 @@ class Served:
 
 def open_model(path: Path, max_batch: int = 16, with_search: bool = True) -> Served:
     """Load what `path` names; UserError says what was expected where it is not there."""
-    if (path / "config.json").exists():
+    if (path / "config.json").exists() or (path.suffix == ".gguf" and path.is_file()):
         folder, base, index = path, False, None
     elif (path / "stages").is_dir():
         folder, base = checkpoint_of(path)
         index = path / "web" / "index.sqlite"
     else:
         raise UserError(
-            f"{path}: expected a run (a folder made by `python -m pyengine.train`) or a Hugging Face "
-            "directory with a config.json"
+            f"{path}: expected a run (a folder made by `python -m pyengine.train`) a Hugging Face "
+            "directory with a config.json, or a .gguf file"
         )
     from ..model import load
 

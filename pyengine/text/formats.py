@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import gguf
 from ..errors import UserError
 from ..files import atomic_write, write_json
 from ..kernels.bpe import BYTE_ORDER, PATTERNS
@@ -43,6 +44,7 @@ TIKTOKEN = {  # what OpenAI's rank files leave unsaid: pattern, special tokens
 }
 GGUF_PATTERNS = {
     "gpt-2": "gpt2",
+    "smollm": "smollm",
     "llama-bpe": "llama3",
     "llama3": "llama3",
     "qwen2": "qwen2",
@@ -109,15 +111,19 @@ def load_huggingface(path: Path) -> dict[str, Any]:
 
 
 def _pattern_of(pre_tokenizer: dict | None, path: Path) -> str:
-    """The regular expression of [Split, ByteLevel] or of ByteLevel alone, whose own is GPT-2's."""
+    """The regular expression of [Split, ByteLevel], [Digits, ByteLevel], or ByteLevel, whose own is GPT-2's."""
     steps = [pre_tokenizer] if pre_tokenizer else []
     if steps and steps[0].get("type") == "Sequence":
         steps = steps[0]["pretokenizers"]
     kinds = [step.get("type") for step in steps]
-    if kinds in (["Split", "ByteLevel"], ["ByteLevel"]) and not steps[-1].get("add_prefix_space"):
+    if kinds in (["Split", "ByteLevel"], ["Digits", "ByteLevel"], ["ByteLevel"]) and not steps[-1].get(
+        "add_prefix_space"
+    ):
         uses_regex = steps[-1].get("use_regex", True)
         if kinds == ["ByteLevel"] and uses_regex:
             return PATTERNS["gpt2"]
+        if kinds[0] == "Digits" and uses_regex and steps[0].get("individual_digits"):
+            return PATTERNS["smollm"]
         if kinds[0] == "Split" and not uses_regex:
             split, regex = steps[0], steps[0]["pattern"].get("Regex")
             isolated = split["behavior"] == "Isolated" and not split.get("invert")
@@ -245,16 +251,10 @@ def load_tiktoken(
 
 
 def load_gguf(path: Path) -> dict[str, Any]:
-    try:
-        from gguf import GGUFReader
-    except ImportError:
-        raise UserError(
-            f"{path}: reading GGUF files needs the extra: pip install 'pyengine-llm[gguf]'"
-        ) from None
-    fields = GGUFReader(path).fields
+    values = gguf.read(path).values
 
     def value(name: str, default: Any = None) -> Any:
-        return fields[f"tokenizer.{name}"].contents() if f"tokenizer.{name}" in fields else default
+        return values.get(f"tokenizer.{name}", default)
 
     if value("ggml.model") != "gpt2":
         raise UserError(
@@ -262,9 +262,9 @@ def load_gguf(path: Path) -> dict[str, Any]:
         )
     if (pre := value("ggml.pre", "gpt-2")) not in GGUF_PATTERNS:
         raise UserError(f"{path}: pre-split {pre!r} is not known; known are {sorted(GGUF_PATTERNS)}")
-    names, kinds = value("ggml.tokens"), value("ggml.token_type") or []
-    special = {names[i]: i for i, kind in enumerate(kinds) if kind in (3, 4)}  # control, user defined
-    vocab = {
+    names, kinds = value("ggml.tokens", []), value("ggml.token_type", [])
+    special = {name: i for i, (name, kind) in enumerate(zip(names, kinds, strict=False)) if kind in (3, 4)}
+    vocab = {  # 3: control, 4: user defined
         name: i for i, name in enumerate(names) if name not in special and all(c in BYTE_OF for c in name)
     }
     tokens = [
@@ -272,8 +272,11 @@ def load_gguf(path: Path) -> dict[str, Any]:
     ]
     rows = []
     for rank, merge in enumerate(value("ggml.merges", [])):
-        left, right = merge.split(" ")
-        rows.append((vocab[left], vocab[right], rank, vocab[left + right]))
+        left, _, right = merge.partition(" ")
+        try:
+            rows.append((vocab[left], vocab[right], rank, vocab[left + right]))
+        except KeyError as error:
+            raise UserError(f"{path}: merge {rank} ({merge!r}) names the unknown token {error}") from None
     return {
         "tokens": tokens,
         "merges": np.array(rows, np.uint32).reshape(-1, 4),

@@ -277,6 +277,16 @@ def test_reference(text, training):
     assert reference.decode(ids, pairs) == text
 
 
+def test_a_byte_without_a_token_is_dropped():
+    """As in llama.cpp and, without an unknown token, in Hugging Face's: nothing merges across it."""
+    tokens = [b"a", b"b", b"ab", b"-"]
+    encoder = bpe.Encoder(tokens, np.array([[0, 1, 0, 2]]), bpe.split_pattern(bpe.PATTERNS["gpt2"]))
+    assert encoder.encode("ab").tolist() == [2]
+    assert encoder.encode("x").tolist() == []
+    assert encoder.encode("axb\x04ab").tolist() == [0, 1, 2]
+    assert encoder.encode("abx" * 40).tolist() == [2] * 40  # long pieces have a merge of their own
+
+
 def test_unknown_pattern_has_no_lexer():
     assert bpe.split_pattern(r"\w+|\W") is None
     assert regex.findall(r"\w+|\W", "ab c") == ["ab", " ", "c"]
@@ -285,8 +295,6 @@ def test_unknown_pattern_has_no_lexer():
 def test_bad_arguments_are_refused():
     lexer = bpe.split_pattern(bpe.PATTERNS["qwen2"])
     none = np.zeros((0, 4), np.uint32)
-    with pytest.raises(ValueError, match="no token for byte 0"):
-        bpe.Encoder([b"a"], none, lexer)
     encoder = bpe.Encoder([bytes([b]) for b in range(256)], none, lexer)
     with pytest.raises(TypeError, match="str or bytes, not int"):
         encoder.encode(3)

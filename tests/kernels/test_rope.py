@@ -47,6 +47,18 @@ def through(function, tensors, positions):
     return [*outputs, *torch.autograd.grad(loss, tensors)]
 
 
+def test_divisors_divide_the_frequencies(backend):
+    q, k = (torch.randn(3, 2, 8) for _ in range(2))
+    divisors = [1.0, 1.0, 4.0, 8.0]
+    turned = rope(q, k, torch.tensor([8, 80, 800], dtype=torch.int32), divisors=divisors)[0]
+    slower = rope(q, k, torch.tensor([1, 10, 100], dtype=torch.int32))[0]
+    plain = rope(q, k, torch.tensor([8, 80, 800], dtype=torch.int32))[0]
+    assert torch.allclose(turned[..., [3, 7]], slower[..., [3, 7]], atol=1e-6)
+    assert torch.equal(turned[..., [0, 1, 4, 5]], plain[..., [0, 1, 4, 5]])
+    with pytest.raises(ValueError, match="D / 2 = 4 divisors"):
+        rope(q, k, torch.zeros(3, dtype=torch.int32), divisors=[1.0])
+
+
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

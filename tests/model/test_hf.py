@@ -1,6 +1,7 @@
 """Checkpoints are Hugging Face directories: transformers loads ours with equal logits, and we load its."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from pyengine.kernels import attention
 
 from pyengine.errors import UserError
 from pyengine.model import Transformer, load, save
+from pyengine.model.config import Llama3Scaling
 
 from .test_transformer import CONFIGS, batch, model  # noqa: F401  (the fixture)
 
@@ -49,6 +51,20 @@ def test_a_model_of_transformers_loads(tmp_path, family):
     with torch.no_grad():
         expected = theirs(ids[None]).logits[0]
     assert (logits(load(tmp_path), ids) - expected).abs().max() <= 1e-4
+
+
+def test_llama3_scaling_survives(tmp_path):
+    scaling = Llama3Scaling(8.0, 1.0, 4.0, 32)
+    ours = Transformer(replace(CONFIGS["llama"], rope_scaling=scaling, head_dim=16), seed=1)
+    save(ours, tmp_path)
+    assert load(tmp_path).config == ours.config
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    ids = torch.arange(90)
+    with torch.no_grad():
+        expected = theirs(ids[None]).logits[0]
+    assert (logits(ours, ids) - expected).abs().max() <= 1e-4
+    plain = Transformer(replace(CONFIGS["llama"], head_dim=16), seed=1)
+    assert (logits(plain, ids) - expected).abs().max() > 1e-3
 
 
 def test_bf16_weights_stay_bf16(tmp_path):

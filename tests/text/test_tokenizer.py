@@ -2,6 +2,7 @@
 
 import base64
 import json
+import random
 import subprocess
 import sys
 import warnings
@@ -12,11 +13,12 @@ import tiktoken
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyengine.kernels import bpe
 from pyengine.kernels.bpe import PATTERNS
 from transformers import AutoTokenizer
 
 from pyengine.errors import UserError
-from pyengine.text import SPECIAL_TOKENS, Tokenizer
+from pyengine.text import SPECIAL_TOKENS, Tokenizer, formats
 from pyengine.tokenizer import main
 
 TEXTS = [
@@ -198,6 +200,20 @@ def test_gguf(tokenizer, tmp_path):
 def _saved(tokenizer, folder):
     tokenizer.save(folder)
     return folder
+
+
+def test_single_digits_are_those_of_huggingface():
+    """SmolLM's two pre-splits, digits and then GPT-2's, are one pattern here."""
+    digits = tokenizers.pre_tokenizers.Digits(individual_digits=True)
+    byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    both = tokenizers.pre_tokenizers.Sequence([digits, byte_level])
+    lexer = bpe.split_pattern(PATTERNS["smollm"])
+    random_of = random.Random(5)
+    for _ in range(300):
+        text = "".join(random_of.choices("ab 1²x' \n\t.s٣", k=random_of.randint(1, 30)))
+        theirs = ["".join(p) for p, _ in both.pre_tokenize_str(text)]
+        ours = ["".join(formats.PRINTABLE[b] for b in piece) for piece in lexer.split(text)]
+        assert ours == theirs, repr(text)
 
 
 def test_unknown_pattern_is_slower_and_said_so():

@@ -1,4 +1,4 @@
-"""All build logic: the CPU kernels once per instruction set, the text kernels once, CUDA where nvcc is found.
+"""All build logic: the CPU and text kernels once per instruction set, CUDA where nvcc is found.
 
 No torch headers are included anywhere, so torch is not needed to build and one build serves every torch.
 Environment: PYENGINE_BUILD_ISA=avx512 builds one instruction set only (for quick turns while writing a kernel);
@@ -23,6 +23,14 @@ ISA_FLAGS = {
     "avx512": [
         *("-mavx2 -mfma -mbmi2 -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl".split()),
         *("-mavx512vnni -mavx512bf16 -mavx512vbmi -mavx512vbmi2 -mprefer-vector-width=512".split()),
+    ],
+}
+TEXT_FLAGS = {
+    "base": [],
+    "avx2": ["-mavx2", "-mbmi", "-mbmi2", "-mlzcnt"],
+    "avx512": [
+        *("-mavx2 -mbmi -mbmi2 -mlzcnt -mavx512f -mavx512bw -mavx512dq -mavx512vl".split()),
+        *("-mavx512vbmi -mavx512vbmi2 -mavx512bitalg".split()),
     ],
 }
 COMMON = [
@@ -139,8 +147,7 @@ def packages() -> list[str]:
 
 
 modules = [extension(f"_cpu_{isa}", "cpu", ISA_FLAGS[isa]) for isa in instruction_sets()]
-if sources("text"):
-    modules.append(extension("_text", "text", []))
+modules += [extension(f"_text_{isa}", "text", TEXT_FLAGS[isa]) for isa in instruction_sets()]
 
 ParallelCompile("PYENGINE_JOBS", default=0, needs_recompile=is_stale).install()
 setup(

@@ -5,7 +5,8 @@
 
 #include <cstring>
 
-#include "bpe.h"
+#include "encode.h"
+#include "train.h"
 
 namespace py = pybind11;
 using namespace text;
@@ -73,6 +74,12 @@ Pattern pattern_of(const std::string& family, int digits, bool whole_tail) {
   return pattern;
 }
 
+py::array rows_of(const std::vector<Merge>& merges) {
+  py::array_t<uint32_t> rows({py::ssize_t(merges.size()), py::ssize_t(4)});
+  std::memcpy(rows.mutable_data(), merges.data(), merges.size() * sizeof(Merge));
+  return rows;
+}
+
 std::vector<Merge> merges_of(const py::array_t<uint32_t, py::array::c_style | py::array::forcecast>& rows) {
   if (rows.ndim() != 2 || rows.shape(1) != 4) throw py::value_error("merges must have shape (M, 4)");
   std::vector<Merge> merges(rows.shape(0));
@@ -80,9 +87,26 @@ std::vector<Merge> merges_of(const py::array_t<uint32_t, py::array::c_style | py
   return merges;
 }
 
+// Whether this machine runs the module built for `isa`.
+bool supported(const std::string& isa) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+  if (isa == "avx2") return avx2;
+  if (isa == "avx512")
+    return avx2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
+           __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512bitalg");
+#endif
+  return isa == "base";
+}
+
 }  // namespace
 
-PYBIND11_MODULE(_text, m) {
+PYBIND11_MODULE(PYENGINE_MODULE, m) {
+  m.def("supported", &supported);
+
   py::class_<Pattern>(m, "Pattern")
       .def(py::init(&pattern_of), py::arg("family") = "", py::arg("digits") = 3, py::arg("whole_tail") = false)
       .def("split", [](const Pattern& self, py::handle object) {
@@ -95,11 +119,30 @@ PYBIND11_MODULE(_text, m) {
       });
 
   py::class_<Encoder>(m, "Encoder")
-      .def(py::init([](std::vector<std::string> tokens, py::array_t<uint32_t> merges, const Pattern& pattern,
-                       bool whole_pieces) {
-             return std::make_unique<Encoder>(std::move(tokens), merges_of(merges), pattern, whole_pieces);
+      .def(py::init([](const std::vector<std::string>& spelled, py::array_t<uint32_t> merges,
+                       const Pattern& pattern, bool whole_pieces) {
+             Tokens tokens;
+             for (size_t id = 0; id < spelled.size(); id++) tokens.set(id, spelled[id]);
+             return std::make_unique<Encoder>(Vocabulary(std::move(tokens), merges_of(merges), whole_pieces),
+                                              pattern);
            }),
            py::arg("tokens"), py::arg("merges"), py::arg("pattern"), py::arg("whole_pieces") = false)
+      .def_static(
+          "from_ranks",
+          [](const py::bytes& file, const Pattern& pattern) {
+            return std::make_unique<Encoder>(Vocabulary(parse_ranks(std::string_view(file))), pattern);
+          },
+          py::arg("file"), py::arg("pattern"))
+      .def_property_readonly("tokens",
+                             [](const Encoder& self) {
+                               py::list list;
+                               const Tokens& tokens = self.vocabulary.tokens;
+                               for (size_t id = 0; id < tokens.size(); id++)
+                                 list.append(py::bytes(tokens[id].data(), tokens[id].size()));
+                               return list;
+                             })
+      .def_property_readonly("size", [](const Encoder& self) { return self.vocabulary.tokens.size(); })
+      .def_property_readonly("merges", [](const Encoder& self) { return rows_of(self.vocabulary.merges()); })
       .def("encode",
            [](const Encoder& self, py::handle object) {
              Text text = view_of(object);
@@ -187,9 +230,7 @@ PYBIND11_MODULE(_text, m) {
           py::gil_scoped_release release;
           merges = train(words, byte_ids, vocab_size, min_frequency);
         }
-        py::array_t<uint32_t> rows({py::ssize_t(merges.size()), py::ssize_t(4)});
-        std::memcpy(rows.mutable_data(), merges.data(), merges.size() * sizeof(Merge));
-        return rows;
+        return rows_of(merges);
       },
       py::arg("words"), py::arg("byte_order"), py::arg("vocab_size"), py::arg("min_frequency") = 0);
 }

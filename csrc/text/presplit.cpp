@@ -1,5 +1,7 @@
 #include "presplit.h"
 
+#include <stdexcept>
+
 #include "unicode.h"
 
 namespace text {
@@ -135,28 +137,32 @@ Bytes o200k(const Pattern& pattern, Bytes p, Bytes end) {
 }
 
 template <class Lexer>
-size_t fill(Bytes p, Bytes end, size_t* sizes, size_t most, Lexer piece_end) {
+size_t fill(Bytes p, Bytes end, uint32_t* ends, size_t most, Lexer piece_end) {
+  const Bytes start = p;
   size_t count = 0;
   while (count < most && p < end) {
-    Bytes stop = piece_end(p, end);
-    sizes[count++] = stop - p;
-    p = stop;
+    p = piece_end(p, end);
+    if (p - start > ptrdiff_t(0xFFFFFFFE)) {
+      if (count == 0) throw std::length_error("a piece of 4 GiB or more cannot be encoded");
+      break;
+    }
+    ends[count++] = uint32_t(p - start);
   }
   return count;
 }
 
 }  // namespace
 
-size_t split(const Pattern& pattern, Bytes p, Bytes end, size_t* sizes, size_t most) {
+size_t split(const Pattern& pattern, Bytes p, Bytes end, uint32_t* ends, size_t most) {
   switch (pattern.family) {
     case Pattern::Gpt2:
-      return fill(p, end, sizes, most, [&](Bytes a, Bytes b) { return gpt2(pattern, a, b); });
+      return fill(p, end, ends, most, [&](Bytes a, Bytes b) { return gpt2(pattern, a, b); });
     case Pattern::Cl100k:
-      return fill(p, end, sizes, most, [&](Bytes a, Bytes b) { return cl100k(pattern, a, b); });
+      return fill(p, end, ends, most, [&](Bytes a, Bytes b) { return cl100k(pattern, a, b); });
     case Pattern::O200k:
-      return fill(p, end, sizes, most, [&](Bytes a, Bytes b) { return o200k(pattern, a, b); });
+      return fill(p, end, ends, most, [&](Bytes a, Bytes b) { return o200k(pattern, a, b); });
     default:
-      return fill(p, end, sizes, most, [](Bytes, Bytes b) { return b; });
+      return fill(p, end, ends, most, [](Bytes, Bytes b) { return b; });
   }
 }
 

@@ -17,22 +17,22 @@ struct Pattern {
   bool whole_tail = false;  // white space up to the end of the text is one piece (tiktoken's form of cl100k)
 };
 
-// The sizes in bytes of the pieces that begin at p, at most `most` of them; returns how many. Each is at
-// least 1.
-size_t split(const Pattern& pattern, const uint8_t* p, const uint8_t* end, size_t* sizes, size_t most);
+// Where the pieces that begin at p end, as offsets from p: at least one of them, at most `most` and some that
+// piece_slack leaves room for. Returns how many. p < end.
+constexpr size_t piece_slack = 64;
+size_t split(const Pattern& pattern, const uint8_t* p, const uint8_t* end, uint32_t* ends, size_t most);
 
 // Calls visit(begin, end) for each piece of the text, cutting a few hundred at a time.
 template <class Visit>
 void for_each_piece(const Pattern& pattern, std::string_view text, Visit visit) {
   const uint8_t* p = reinterpret_cast<const uint8_t*>(text.data());
   const uint8_t* const end = p + text.size();
-  size_t sizes[256];
+  constexpr size_t most = 256;
+  uint32_t ends[most + piece_slack];
   while (p < end) {
-    const size_t count = split(pattern, p, end, sizes, 256);
-    for (size_t i = 0; i < count; i++) {
-      visit(p, p + sizes[i]);
-      p += sizes[i];
-    }
+    const size_t count = split(pattern, p, end, ends, most);
+    for (size_t i = 0, start = 0; i < count; start = ends[i++]) visit(p + start, p + ends[i]);
+    p += ends[count - 1];
   }
 }
 

@@ -3,11 +3,14 @@
 // The corpus is looked at once, to count words. From then on all work is on distinct words: each pair knows its
 // count and in which words it arose, so a merge visits only those words and changes the counts of the
 // neighbouring pairs. The heap holds counts as they were when pushed; a stale one is pushed back corrected.
+#include "train.h"
+
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <string>
+#include <unordered_map>
 
-#include "bpe.h"
 #include "threads.h"
 
 namespace text {

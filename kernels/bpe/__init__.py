@@ -14,15 +14,44 @@ A pattern without a hand-written lexer has no `split_pattern`: the caller cuts t
 uses `encode_pieces` and `add_words`. There is no torch here: ids are made before tensors are.
 """
 
-try:
-    from .._text import Encoder, Pattern, WordCounts, train
-except ImportError as error:
-    raise ImportError(
-        "pyengine's text kernels are not built; run `make build` in the checkout, or `pip install .`"
-    ) from error
+import os
+from importlib import import_module
+from types import ModuleType
+
 from .reference import BYTE_ORDER
 
 __all__ = ["BYTE_ORDER", "PATTERNS", "Encoder", "Pattern", "WordCounts", "portable", "split_pattern", "train"]
+
+
+def load_isa(isa: str) -> ModuleType:
+    """The module compiled for an instruction set; ImportError if it was not built or cannot run here."""
+    module = import_module(f"pyengine.kernels._text_{isa}")
+    try:
+        base = import_module("pyengine.kernels._text_base")
+    except ImportError:
+        base = module
+    if not base.supported(isa):
+        raise ImportError(
+            f"this processor does not support the {isa} text kernels; unset PYENGINE_ISA to choose"
+        )
+    return module
+
+
+def _choose() -> ModuleType:
+    wish = os.environ.get("PYENGINE_ISA")
+    for isa in [wish] if wish else INSTRUCTION_SETS:
+        try:
+            return load_isa(isa)
+        except ImportError as error:
+            failure = error
+    raise ImportError(
+        "pyengine's text kernels are not built; run `make build` in the checkout, or `pip install .`"
+    ) from failure
+
+
+INSTRUCTION_SETS = ("avx512", "avx2", "base")
+_native = _choose()
+Encoder, Pattern, WordCounts, train = _native.Encoder, _native.Pattern, _native.WordCounts, _native.train
 
 _TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _CL100K = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"

@@ -1,12 +1,9 @@
 """Vocabulary files: Hugging Face's tokenizer.json with its companions, tiktoken rank files, GGUF.
 
 All readers give the arguments of `Tokenizer`. In tokenizer.json bytes are spelled with 256 printable
-characters (GPT-2's table below). A rank file holds tokens only, and any two neighbours whose joint bytes are
-a token merge, at that token's rank: so each way to cut a token in two tokens is one row of the merge table.
+characters (GPT-2's table below). A rank file is read in C++ (csrc/text/vocabulary.cpp).
 """
 
-import base64
-import binascii
 import json
 import os
 import re
@@ -217,33 +214,15 @@ def save(tokenizer: "Tokenizer", folder: Path) -> None:
 def load_tiktoken(
     path: Path, pattern: str | None = None, special_ids: dict[str, int] | None = None
 ) -> dict[str, Any]:
-    ranks: dict[bytes, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            spelled, number_of = line.split()
-            ranks[base64.b64decode(spelled, validate=True)] = int(number_of)
-        except (ValueError, binascii.Error):
-            raise UserError(
-                f"{path}:{number}: expected a token in base64 and its rank, got {line[:60]!r}"
-            ) from None
     known_pattern, known_special = TIKTOKEN.get(path.stem, (None, {}))
     if not (pattern := pattern or known_pattern):
         raise UserError(
             f"{path}: a rank file does not hold its pattern; give pattern= a name of {list(PATTERNS)}"
         )
-    rows = []
-    for token, rank in ranks.items():
-        for cut in range(1, len(token)):
-            if token[:cut] in ranks and token[cut:] in ranks:
-                rows.append((ranks[token[:cut]], ranks[token[cut:]], rank, rank))
-    tokens = [b""] * (max(ranks.values(), default=-1) + 1)
-    for token, rank in ranks.items():
-        tokens[rank] = token
     return {
-        "tokens": tokens,
-        "merges": np.array(rows, np.uint32).reshape(-1, 4),
+        "tokens": None,
+        "merges": None,
+        "rank_file": path.read_bytes(),
         "pattern": pattern,
         "special_ids": known_special if special_ids is None else special_ids,
         "whole_pieces": True,

@@ -45,17 +45,19 @@ class Tokenizer:
 
     def __init__(
         self,
-        tokens: Sequence[bytes],
-        merges: np.ndarray,
+        tokens: Sequence[bytes] | None,
+        merges: np.ndarray | None,
         pattern: str,
         special_ids: dict[str, int],
         *,
+        rank_file: bytes | None = None,
         whole_pieces: bool = False,
         normalizer: Literal["NFC"] | None = None,
         chat_template: str | None = None,
     ):
         """tokens: the bytes of each id (b"" where an id is special or unused); merges: uint32 (M, 4), rows
         (left, right, rank, id); pattern: a regular expression or a name in PATTERNS; special_ids: name -> id.
+        rank_file: a tiktoken file's content, in the place of tokens and merges.
         whole_pieces: a piece that is a token stays whole even if its merges lead elsewhere (as in tiktoken).
         normalizer: None or "NFC", applied to str before encoding (decoding gives the normalised text).
         """
@@ -63,9 +65,6 @@ class Tokenizer:
         self.special_ids = dict(special_ids)
         self.whole_pieces = whole_pieces
         self.normalizer = normalizer
-        size = max([len(tokens), *(i + 1 for i in special_ids.values())])
-        self._tokens = [*tokens, *[b""] * (size - len(tokens))]
-        self.merges = np.ascontiguousarray(merges, np.uint32).reshape(-1, 4)
         lexer = bpe.split_pattern(self.pattern)
         self.has_lexer = lexer is not None
         if lexer is None:
@@ -73,10 +72,14 @@ class Tokenizer:
                 f"no hand-written lexer for the pattern {self.pattern!r}: the slower `regex` splits texts",
                 stacklevel=2,
             )
-        self._encoder = bpe.Encoder(self._tokens, self.merges, lexer or bpe.Pattern(), whole_pieces)
-        self._spelled = list(self._tokens)  # with the names of special tokens, for decoding
-        for name, i in self.special_ids.items():
-            self._spelled[i] = name.encode()
+        lexer = lexer or bpe.Pattern()
+        if rank_file is not None:
+            self._encoder = bpe.Encoder.from_ranks(rank_file, lexer)
+        else:
+            self._encoder = bpe.Encoder(tokens, merges, lexer, whole_pieces)
+        self._merges = merges
+        self.vocab_size = max([self._encoder.size, *(i + 1 for i in special_ids.values())])
+        """Number of ids, special tokens included."""
         self._attributes = {name.strip("<|>"): i for name, i in self.special_ids.items()}
         has_chat = all(name in self.special_ids for name in chat.SPECIAL_TOKENS)
         self.chat_template = chat_template or (chat.TEMPLATE if has_chat else None)
@@ -127,7 +130,11 @@ class Tokenizer:
         For a tiktoken file, `pattern` and `special_ids` say what the file does not (OpenAI's are known).
         Raises UserError naming the file and what was expected.
         """
-        return cls(**formats.load(Path(path), **options))
+        arguments = formats.load(Path(path), **options)
+        try:
+            return cls(**arguments)
+        except ValueError as error:  # of a rank file the message begins with the line
+            raise UserError(f"{path}:{error}") from None
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja."""
@@ -231,10 +238,24 @@ class Tokenizer:
 
     # What it is
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids, special tokens included."""
-        return len(self._tokens)
+    @cached_property
+    def _tokens(self) -> list[bytes]:
+        """The bytes of each id; b"" for special tokens."""
+        return [*self._encoder.tokens, *[b""] * (self.vocab_size - self._encoder.size)]
+
+    @cached_property
+    def _spelled(self) -> list[bytes]:
+        """The bytes of each id, special tokens by name."""
+        spelled = list(self._tokens)
+        for name, i in self.special_ids.items():
+            spelled[i] = name.encode()
+        return spelled
+
+    @cached_property
+    def merges(self) -> np.ndarray:
+        """uint32 (M, 4), rows (left, right, rank, id), as given; of a rank file, those that are ever reached."""
+        given = self._encoder.merges if self._merges is None else self._merges
+        return np.ascontiguousarray(given, np.uint32).reshape(-1, 4)
 
     @cached_property
     def hash(self) -> str:

@@ -1,0 +1,103 @@
+// The memory of pieces: what their bytes were encoded to. Two tables of fixed size; a new piece takes the place
+// of an older one, so that memory has a cap however much text goes by. One for each thread, hence without a
+// lock.
+#pragma once
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <string_view>
+
+#include "wide.h"
+
+namespace text {
+
+// Zeroed memory in large pages where the system gives them: a look-up then misses no page table.
+template <class T>
+class Zeroed {
+ public:
+  explicit Zeroed(size_t n) : size_(n * sizeof(T)) {
+    constexpr size_t large = 2 << 20;
+    size_ = (size_ + large - 1) / large * large;
+    void* p = std::aligned_alloc(large, size_);
+    if (!p) throw std::bad_alloc();
+    madvise(p, size_, MADV_HUGEPAGE);
+    std::memset(p, 0, size_);
+    data_.reset(static_cast<T*>(p));
+  }
+  T& operator[](size_t i) { return data_.get()[i]; }
+
+ private:
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+  size_t size_;
+  std::unique_ptr<T, Free> data_;
+};
+
+// Pieces of up to 15 bytes that are up to 4 ids: two slots of 32 bytes in each cache line.
+class ShortPieces {
+ public:
+  static constexpr int line_bits = 17;  // 8 MiB
+  struct Slot {
+    uint64_t low, high;  // a wide::Key, with the number of ids in the upper half of the last byte
+    uint32_t ids[4];
+  };
+  using Line = Slot[2];
+
+  static uint32_t line_of(wide::Key key) {
+    const unsigned __int128 product =
+        (unsigned __int128)(key.low ^ 0x9E3779B97F4A7C15u) * (key.high ^ 0xD6E8FEB86659FD93u);
+    return uint32_t((uint64_t(product >> 64) ^ uint64_t(product)) >> (64 - line_bits));
+  }
+  void prefetch(uint32_t line) { __builtin_prefetch(&lines_[line]); }
+  // Writes 4 ids to out, of which the first so many count; 0: not known.
+  size_t find(wide::Key key, uint32_t line, uint32_t* out) {
+    constexpr uint64_t no_count = ~(uint64_t(0xF0) << 56);
+    const Slot* slot = &lines_[line][0];
+    slot += slot[1].low == key.low && (slot[1].high & no_count) == key.high;
+    std::memcpy(out, slot->ids, sizeof slot->ids);
+    return slot->low == key.low && (slot->high & no_count) == key.high ? slot->high >> 60 : 0;
+  }
+  void add(wide::Key key, uint32_t line, const uint32_t* ids, size_t count) {
+    if (count > 4) return;
+    Line& slots = lines_[line];
+    slots[1] = slots[0];  // the newest comes first, the one before it second
+    slots[0].low = key.low;
+    slots[0].high = key.high | uint64_t(count) << 60;
+    std::copy_n(ids, count, slots[0].ids);
+  }
+
+ private:
+  Zeroed<Line> lines_{size_t(1) << line_bits};
+};
+
+// Pieces of 16 to 62 bytes that are up to 16 ids.
+class LongPieces {
+ public:
+  static constexpr int bits = 13;  // 1 MiB
+  struct alignas(64) Slot {
+    uint8_t size, count;
+    char bytes[62];
+    uint32_t ids[16];
+  };
+  Slot& slot(uint64_t hash) { return slots_[hash >> (64 - bits)]; }
+  static bool holds(const Slot& slot, std::string_view piece) {
+    return slot.size == piece.size() && !std::memcmp(slot.bytes, piece.data(), piece.size());
+  }
+  static void set(Slot& slot, std::string_view piece, const uint32_t* ids, size_t count) {
+    if (count > 16) return;
+    slot.size = uint8_t(piece.size());
+    slot.count = uint8_t(count);
+    std::memcpy(slot.bytes, piece.data(), piece.size());
+    std::copy_n(ids, count, slot.ids);
+  }
+
+ private:
+  Zeroed<Slot> slots_{size_t(1) << bits};
+};
+
+}  // namespace text

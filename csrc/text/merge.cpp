@@ -1,0 +1,196 @@
+// Merging: see merge.h.
+#include "merge.h"
+
+#include <algorithm>
+#include <functional>
+
+namespace text {
+
+PairTable::PairTable(size_t pairs) {
+  int bits = 1;
+  while ((size_t(8) << bits) < pairs * 2) bits++;  // at most half full
+  shift_ = 64 - bits;
+  mask_ = (size_t(1) << bits) - 1;
+  entries_.assign((mask_ + 1) * 8, empty);
+}
+
+void PairTable::add(uint32_t left, uint32_t right, uint32_t merged) {
+  const uint64_t key = uint64_t(left) << 21 | right;
+  for (size_t bucket = key * 0x9E3779B97F4A7C15u >> shift_;; bucket = (bucket + 1) & mask_) {
+    uint64_t* entries = &entries_[bucket * 8];
+    for (int i = 0; i < 8; i++) {
+      if (entries[i] >> 22 == key) return;
+      if (entries[i] != empty) continue;
+      entries[i] = key << 22 | merged;
+      return;
+    }
+  }
+}
+
+Merger::Merger(const uint32_t byte_symbols[256], size_t pairs)
+    : byte_of_(*std::max_element(byte_symbols, byte_symbols + 256) + 1, int16_t(-1)),
+      byte_pairs_(1 << 16, none),
+      pairs_(pairs) {
+  std::copy_n(byte_symbols, 256, byte_symbols_);
+  for (int byte = 0; byte < 256; byte++) byte_of_[byte_symbols[byte]] = int16_t(byte);
+}
+
+void Merger::add(uint32_t left, uint32_t right, uint32_t merged) {
+  pairs_.add(left, right, merged);
+  if (left < byte_of_.size() && right < byte_of_.size() && byte_of_[left] >= 0 && byte_of_[right] >= 0)
+    byte_pairs_[byte_of_[left] << 8 | byte_of_[right]] = pairs_.find(left, right);
+}
+
+// One round finds the lowest rank and merges the pairs that have it, from the left. A pair's rank stands at its
+// left place.
+template <class Ranks>
+inline uint64_t Merger::rounds(size_t n, uint32_t* symbols, const uint32_t* first) const {
+  Ranks ranks(first);
+  uint64_t alive = n == 64 ? ~uint64_t(0) : (uint64_t(1) << n) - 1;
+  for (uint32_t low; (low = ranks.lowest()) != none;) {
+    uint64_t places = ranks.where(low);
+    if (!monotone) places &= -places;
+    for (; places; places &= places - 1) {
+      const int left = wide::lowest_bit(places);
+      const uint64_t after = alive & (~uint64_t(1) << left);
+      const int right = wide::lowest_bit(after);
+      const uint64_t before = alive & ((uint64_t(1) << left) - 1), behind = after & (after - 1);
+      alive &= ~(uint64_t(1) << right);
+      symbols[left] = low;
+      places &= ~(uint64_t(1) << right);  // in a run of one token the next pair has lost its left part
+      ranks.set(right, none);
+      ranks.set(left, behind ? pairs_.find(low, symbols[wide::lowest_bit(behind)]) : none);
+      if (before) {
+        const int previous = wide::highest_bit(before);
+        ranks.set(previous, pairs_.find(symbols[previous], low));
+      }
+    }
+  }
+  return alive;
+}
+
+uint64_t Merger::window(const uint8_t* p, size_t n, uint32_t symbols[64]) const {
+  alignas(64) uint32_t first[64];
+  const size_t vectors = (n + 15) / 16;
+  for (size_t i = 0; i + 1 < n; i++) {
+    symbols[i] = byte_symbols_[p[i]];
+    first[i] = byte_pairs_[p[i] << 8 | p[i + 1]];
+  }
+  symbols[n - 1] = byte_symbols_[p[n - 1]];
+  std::fill(first + n - 1, first + 16 * (vectors == 3 ? 4 : vectors), none);
+  if (vectors == 1) return rounds<wide::Ranks<1>>(n, symbols, first);
+  if (vectors == 2) return rounds<wide::Ranks<2>>(n, symbols, first);
+  return rounds<wide::Ranks<4>>(n, symbols, first);
+}
+
+// The same in memory, for regions of any size: next[i] and previous[i] link the places that are alive.
+// Returns whether all is merged after so many rounds: runs of one character are, in a few.
+bool Merger::region_by_rounds(int most, uint32_t n, MergeScratch& s) const {
+  uint32_t *symbols = s.region.data(), *ranks = s.ranks.data(), *next = s.next.data(),
+           *previous = s.previous.data();
+  while (most-- > 0) {
+    uint32_t low = none;
+    for (uint32_t i = 0; i < n; i++) low = std::min(low, ranks[i]);
+    if (low == none) return true;
+    for (uint32_t i = 0; i < n; i = next[i]) {
+      if (ranks[i] != low) continue;
+      const uint32_t right = next[i], behind = next[right];
+      symbols[i] = low;
+      symbols[right] = ranks[right] = none;
+      next[i] = behind;
+      if (behind < n) previous[behind] = i;
+      ranks[i] = behind < n ? pairs_.find(low, symbols[behind]) : none;
+      if (i > 0) ranks[previous[i]] = pairs_.find(symbols[previous[i]], low);
+      if (!monotone) break;
+    }
+  }
+  return false;
+}
+
+// What is left of it, with a heap of (rank, place). An entry is stale if its place now has another rank.
+void Merger::region_by_heap(uint32_t n, MergeScratch& s) const {
+  uint32_t *symbols = s.region.data(), *ranks = s.ranks.data(), *next = s.next.data(),
+           *previous = s.previous.data();
+  auto& heap = s.heap;
+  const auto later = std::greater<uint64_t>();
+  heap.clear();
+  for (uint32_t i = 0; i < n; i++) {
+    if (ranks[i] != none) heap.push_back(uint64_t(ranks[i]) << 32 | i);
+  }
+  std::make_heap(heap.begin(), heap.end(), later);
+  auto set = [&](uint32_t i, uint32_t rank) {
+    ranks[i] = rank;
+    if (rank == none) return;
+    heap.push_back(uint64_t(rank) << 32 | i);
+    std::push_heap(heap.begin(), heap.end(), later);
+  };
+  while (!heap.empty()) {
+    std::pop_heap(heap.begin(), heap.end(), later);
+    const uint32_t i = uint32_t(heap.back()), low = uint32_t(heap.back() >> 32);
+    heap.pop_back();
+    if (ranks[i] != low) continue;
+    const uint32_t right = next[i], behind = next[right];
+    symbols[i] = low;
+    symbols[right] = ranks[right] = none;
+    next[i] = behind;
+    if (behind < n) previous[behind] = i;
+    set(i, behind < n ? pairs_.find(low, symbols[behind]) : none);
+    if (i > 0) set(previous[i], pairs_.find(symbols[previous[i]], low));
+  }
+}
+
+// Appends the tokens of p[start, end) to scratch.symbols and scratch.starts.
+void Merger::region(const uint8_t* p, uint32_t start, uint32_t end, MergeScratch& s) const {
+  const uint32_t n = end - start;
+  if (n <= 64) {
+    uint32_t symbols[64];
+    for (uint64_t alive = window(p + start, n, symbols); alive; alive &= alive - 1) {
+      const int i = wide::lowest_bit(alive);
+      s.symbols.push_back(symbols[i]);
+      s.starts.push_back(start + i);
+    }
+    return;
+  }
+  for (auto* v : {&s.region, &s.ranks, &s.next, &s.previous}) {
+    if (v->size() < n) v->resize(n);
+  }
+  for (uint32_t i = 0; i < n; i++) {
+    const uint8_t* q = p + start + i;
+    s.region[i] = byte_symbols_[*q];
+    s.ranks[i] = i + 1 < n ? byte_pairs_[q[0] << 8 | q[1]] : none;
+    s.next[i] = i + 1;
+    s.previous[i] = i - 1;
+  }
+  if (!region_by_rounds(64, n, s)) region_by_heap(n, s);
+  for (uint32_t i = 0; i < n; i = s.next[i]) {
+    s.symbols.push_back(s.region[i]);
+    s.starts.push_back(start + i);
+  }
+}
+
+void Merger::merge(const uint8_t* p, size_t n, MergeScratch& s) const {
+  s.symbols.clear();
+  s.starts.clear();
+  size_t known = 0;  // scratch holds the tokens of p[0, known)
+  for (size_t reach = 0; known < n;) {
+    const size_t before = s.symbols.size();
+    size_t keep = before > 2 ? before - 2 : 0;
+    while (keep > 0 && known - s.starts[keep] < reach) keep--;
+    const uint32_t start = before > 0 ? s.starts[keep] : 0;
+    const size_t again = known - start;
+    const size_t end = std::min(n, start + (again <= 32 ? 64 : 2 * again + 64));
+    region(p, start, uint32_t(end), s);
+    if (keep > 0 && s.symbols[before] != s.symbols[keep]) {  // what follows changes tokens further back
+      s.symbols.resize(before);
+      s.starts.resize(before);
+      reach = 2 * again;
+      continue;
+    }
+    s.symbols.erase(s.symbols.begin() + keep, s.symbols.begin() + before);
+    s.starts.erase(s.starts.begin() + keep, s.starts.begin() + before);
+    known = end;
+    reach = 0;
+  }
+}
+
+}  // namespace text

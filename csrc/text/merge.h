@@ -1,0 +1,87 @@
+// Merging: from the bytes of a piece to its tokens.
+//
+// Symbols. While merging, a token is named by its rank: the place of the merge that makes it. So the number
+// that says which pair goes first is also the name of what the pair becomes. One merge at most makes a token:
+// inside its bytes merging is deterministic, whatever stands around, so only one last pair is ever reached.
+//
+// Theorem. A sequence of tokens is the result of merging its bytes if and only if each two neighbours alone
+// are the result of merging theirs. (Until the first merge across a border, both sides go on as if alone, and
+// the same merge would come next with just the two of them.) Two consequences carry all that is fast here:
+// a part of a result is the result of that part; and two results that share one token can be joined at it.
+//
+// So a long piece is encoded in windows: each begins a few tokens before the end of what is known, and is
+// joined there if its first token is the known one; else it begins twice as far back. Windows grow with the
+// way back, so that each byte is merged a constant number of times: a piece of n bytes costs O(n).
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "wide.h"
+
+namespace text {
+
+constexpr uint32_t none = 0xFFFFFFFF;
+constexpr uint32_t most_symbols = (1 << 21) - 1;
+
+// (left, right) -> the symbol of the merged token. Buckets of 8 entries, one cache line each: a look-up reads
+// one line, whether it finds or not.
+class PairTable {
+ public:
+  explicit PairTable(size_t pairs = 0);
+  void add(uint32_t left, uint32_t right, uint32_t merged);  // of equal pairs the first stays
+  uint32_t find(uint32_t left, uint32_t right) const {
+    const uint64_t key = uint64_t(left) << 21 | right;
+    for (size_t bucket = key * 0x9E3779B97F4A7C15u >> shift_;; bucket = (bucket + 1) & mask_) {
+      const uint64_t* entries = &entries_[bucket * 8];
+      const uint32_t place = wide::find_key(entries, key);
+      if (place < 8) return uint32_t(entries[place]) & most_value;
+      if (entries[7] == empty) return none;
+    }
+  }
+
+ private:
+  static constexpr uint64_t empty = ~uint64_t(0);
+  static constexpr uint32_t most_value = (1 << 22) - 1;
+  std::vector<uint64_t, wide::Aligned<uint64_t>> entries_;  // left << 43 | right << 22 | merged
+  int shift_ = 63;
+  size_t mask_ = 0;
+};
+
+// Memory for merging long pieces; one for each thread.
+struct MergeScratch {
+  std::vector<uint32_t> symbols, starts;  // the tokens known so far
+  std::vector<uint32_t> region, ranks, next, previous;
+  std::vector<uint64_t> heap;
+};
+
+class Merger {
+ public:
+  // byte_symbols: the symbol of each byte; pairs: as many as will be added, about.
+  Merger(const uint32_t byte_symbols[256], size_t pairs);
+
+  // Pairs must be added in order of `merged`, unless `monotone` is set to false.
+  void add(uint32_t left, uint32_t right, uint32_t merged);
+  // Whether every pair's parts have lower symbols than what it becomes. All places of the lowest pair can then
+  // be merged in one round, because none of them makes a pair that should have gone before.
+  bool monotone = true;
+
+  // Merges n <= 64 bytes. symbols[i] holds the token that starts at byte i, for each bit i of the result.
+  uint64_t window(const uint8_t* p, size_t n, uint32_t symbols[64]) const;
+  // Merges n bytes, any number below 4 GiB, into scratch.symbols; scratch.starts says where each begins.
+  void merge(const uint8_t* p, size_t n, MergeScratch& scratch) const;
+
+ private:
+  template <class Ranks>
+  uint64_t rounds(size_t n, uint32_t* symbols, const uint32_t* first) const;
+  void region(const uint8_t* p, uint32_t start, uint32_t end, MergeScratch& scratch) const;
+  bool region_by_rounds(int most, uint32_t n, MergeScratch& scratch) const;
+  void region_by_heap(uint32_t n, MergeScratch& scratch) const;
+
+  uint32_t byte_symbols_[256];
+  std::vector<int16_t> byte_of_;      // [symbol]; -1: none
+  std::vector<uint32_t> byte_pairs_;  // [first << 8 | second]
+  PairTable pairs_;
+};
+
+}  // namespace text

@@ -1,0 +1,261 @@
+// Vocabularies: see vocabulary.h.
+#include "vocabulary.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <unordered_map>
+
+namespace text {
+
+void Tokens::set(size_t id, std::string_view bytes) {
+  if (id >= spans_.size()) spans_.resize(id + 1);
+  spans_[id] = {uint32_t(bytes_.size()), uint32_t(bytes.size())};
+  bytes_ += bytes;
+}
+
+namespace {
+
+struct Base64 {
+  uint8_t value[256];
+  Base64() {
+    std::fill(value, value + 256, 255);
+    const char* digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    for (int i = 0; i < 64; i++) value[uint8_t(digits[i])] = uint8_t(i);
+  }
+  // Appends the decoded text to out; false if it is no base64.
+  bool decode(std::string_view text, std::string& out) const {
+    if (text.empty() || text.size() % 4) return false;
+    size_t size = text.size();
+    while (size > text.size() - 2 && text[size - 1] == '=') size--;
+    uint32_t bits = 0;
+    int count = 0;
+    for (size_t i = 0; i < size; i++) {
+      const uint8_t v = value[uint8_t(text[i])];
+      if (v == 255) return false;
+      bits = bits << 6 | v;
+      if ((count += 6) >= 8) out += char(bits >> (count -= 8));
+    }
+    return (bits & ((1u << count) - 1)) == 0;
+  }
+};
+
+}  // namespace
+
+Tokens parse_ranks(std::string_view file) {
+  static const Base64 base64;
+  Tokens tokens;
+  std::string token;
+  for (size_t start = 0, line = 1; start < file.size(); line++) {
+    size_t end = std::min(file.find('\n', start), file.size());
+    std::string_view row = file.substr(start, end - start);
+    start = end + 1;
+    while (!row.empty() && (row.back() == '\r' || row.back() == ' ' || row.back() == '\t'))
+      row.remove_suffix(1);
+    if (row.empty()) continue;
+    const size_t space = row.find(' ');
+    bool good = space != row.npos && space + 1 < row.size();
+    token.clear();
+    good = good && base64.decode(row.substr(0, space), token);
+    uint64_t rank = 0;
+    for (size_t i = space + 1; good && i < row.size(); i++) {
+      good = row[i] >= '0' && row[i] <= '9';
+      rank = rank * 10 + uint64_t(row[i] - '0');
+      good = good && rank < most_symbols;
+    }
+    if (!good || (rank < tokens.size() && !tokens[rank].empty())) {
+      std::string shown(row.substr(0, 60));
+      throw std::invalid_argument(std::to_string(line) +
+                                  ": expected a token in base64 and a rank of its own, got '" + shown + "'");
+    }
+    tokens.set(rank, token);
+  }
+  return tokens;
+}
+
+WholeTable::WholeTable(size_t tokens) {
+  int bits = 4;
+  while ((size_t(1) << bits) < tokens * 2) bits++;
+  shift_ = 64 - bits;
+  mask_ = (size_t(1) << bits) - 1;
+  entries_.resize(mask_ + 1);
+}
+
+uint64_t WholeTable::hash_of(std::string_view bytes) {
+  uint64_t h = bytes.size() * 0x9E3779B97F4A7C15u;
+  const char* p = bytes.data();
+  size_t left = bytes.size();
+  for (; left > 8; left -= 8, p += 8) {
+    uint64_t block;
+    std::memcpy(&block, p, 8);
+    h = (h ^ block) * 0xD6E8FEB86659FD93u;
+    h ^= h >> 32;
+  }
+  uint64_t block = 0;
+  std::memcpy(&block, p, left);
+  h = (h ^ block) * 0xD6E8FEB86659FD93u;
+  return (h ^ h >> 32) * 0x9E3779B97F4A7C15u;
+}
+
+void WholeTable::add(std::string_view bytes, uint32_t id) {
+  const uint64_t hash = hash_of(bytes);
+  size_t i = hash >> shift_;
+  while (entries_[i].id != none) i = (i + 1) & mask_;
+  entries_[i] = {uint32_t(hash), id};
+}
+
+namespace {
+
+// The id of each byte; none where no token is that byte, which may be refused.
+std::array<uint32_t, 256> find_bytes(const Tokens& tokens, bool all) {
+  std::array<uint32_t, 256> ids;
+  ids.fill(none);
+  for (uint32_t id = 0; id < tokens.size(); id++) {
+    if (tokens[id].size() == 1) ids[uint8_t(tokens[id][0])] = id;
+  }
+  for (int byte = 0; byte < 256; byte++) {
+    if (all && ids[byte] == none) throw std::invalid_argument(" no token for byte " + std::to_string(byte));
+  }
+  return ids;
+}
+
+const uint32_t* identity256() {
+  static const auto numbers = [] {
+    std::array<uint32_t, 256> all;
+    for (int i = 0; i < 256; i++) all[i] = uint32_t(i);
+    return all;
+  }();
+  return numbers.data();
+}
+
+}  // namespace
+
+// Symbols here: a byte is its value, merge i is 256 + i.
+Vocabulary::Vocabulary(Tokens tokens_, const std::vector<Merge>& given, bool whole_pieces)
+    : tokens(std::move(tokens_)),
+      byte_ids(find_bytes(tokens, false)),
+      symbols_(tokens.size(), none),
+      merger_(identity256(), given.size()),
+      whole_(tokens.size()) {
+  if (given.size() + 256 >= most_symbols) throw std::invalid_argument("more than two million merges");
+  std::vector<Merge> made = given;
+  std::stable_sort(made.begin(), made.end(), [](const Merge& a, const Merge& b) { return a.rank < b.rank; });
+  ids_.assign(byte_ids.begin(), byte_ids.end());
+  for (uint32_t byte = 0; byte < 256; byte++) {
+    if (byte_ids[byte] != none) symbols_[byte_ids[byte]] = byte;
+  }
+  for (uint32_t i = 0; i < made.size(); i++) {
+    Merge& merge = made[i];
+    if (std::max({merge.left, merge.right, merge.id}) >= tokens.size())
+      throw std::invalid_argument("a merge names an id outside of the vocabulary");
+    merge.rank = 256 + i;
+    ids_.push_back(merge.id);
+  }
+  if (!settle_in_order(made)) {
+    std::unordered_map<uint64_t, Merge> pairs;
+    for (const Merge& merge : made) pairs.emplace(uint64_t(merge.left) << 32 | merge.right, merge);
+    settle_naively(made, [&](uint32_t left, uint32_t right) {
+      auto found = pairs.find(uint64_t(left) << 32 | right);
+      return found == pairs.end() ? Merge{left, right, none, none} : found->second;
+    });
+  }
+  for (uint32_t id = 0; id < tokens.size(); id++) {
+    if (!tokens[id].empty() && (whole_pieces || symbols_[id] != none)) whole_.add(tokens[id], id);
+  }
+}
+
+// Symbols here are ids, which are ranks.
+Vocabulary::Vocabulary(Tokens tokens_)
+    : tokens(std::move(tokens_)),
+      byte_ids(find_bytes(tokens, true)),
+      symbols_(tokens.size(), none),
+      merger_(byte_ids.data(), tokens.size()),
+      whole_(tokens.size()) {
+  std::vector<Merge> made;
+  for (uint32_t id = 0; id < tokens.size(); id++) {
+    ids_.push_back(id);
+    if (tokens[id].empty()) continue;
+    whole_.add(tokens[id], id);
+    if (tokens[id].size() == 1)
+      symbols_[id] = id;
+    else
+      made.push_back({none, none, id, id});
+  }
+  if (!settle_in_order(made)) {
+    settle_naively(made, [&](uint32_t left, uint32_t right) {
+      std::string joined(tokens[left]);
+      const uint32_t id = whole(joined += tokens[right]);
+      return Merge{left, right, id, id};
+    });
+  }
+}
+
+void Vocabulary::add(const Merge& merge) {
+  symbols_[merge.id] = merge.rank;
+  const uint32_t left = symbols_[merge.left], right = symbols_[merge.right];
+  merger_.add(left, right, merge.rank);
+  merger_.monotone = merger_.monotone && std::max(left, right) < merge.rank;
+  merges_.push_back({merge.left, merge.right, uint32_t(merges_.size()), merge.id});
+}
+
+// The usual case, fast: merging the bytes of each new token with the earlier merges alone leaves two parts.
+// Gives up, having settled nothing, where it does not.
+bool Vocabulary::settle_in_order(const std::vector<Merge>& made) {
+  const Merger fresh = merger_;
+  const auto symbols = symbols_;
+  MergeScratch scratch;
+  for (const Merge& merge : made) {
+    uint32_t parts[64], left = none, right = none;
+    std::string_view bytes = tokens[merge.id];
+    const auto* p = reinterpret_cast<const uint8_t*>(bytes.data());
+    if (bytes.size() >= 2 && bytes.size() <= 64) {
+      const uint64_t starts = merger_.window(p, bytes.size(), parts);
+      if (__builtin_popcountll(starts) == 2) left = parts[0], right = parts[wide::highest_bit(starts)];
+    } else if (bytes.size() > 64) {
+      merger_.merge(p, bytes.size(), scratch);
+      if (scratch.symbols.size() == 2) left = scratch.symbols[0], right = scratch.symbols[1];
+    }
+    const Merge found{left == none ? none : ids_[left], right == none ? none : ids_[right], merge.rank,
+                      merge.id};
+    if (left == none || symbols_[merge.id] != none || (merge.left != none && merge.left != found.left) ||
+        (merge.right != none && merge.right != found.right)) {
+      merger_ = fresh;
+      symbols_ = symbols;
+      merges_.clear();
+      return false;
+    }
+    add(found);
+  }
+  return true;
+}
+
+// Any other vocabulary, by the definition: merge the bytes of each token that some merge makes, one pair at a
+// time, and see whether and how they become one.
+void Vocabulary::settle_naively(const std::vector<Merge>& made, const Naive& pair) {
+  std::vector<Merge> settled;
+  std::vector<bool> seen(tokens.size());
+  for (const Merge& merge : made) {
+    if (seen[merge.id]) continue;
+    seen[merge.id] = true;
+    std::vector<uint32_t> ids;
+    for (char byte : tokens[merge.id]) ids.push_back(byte_ids[uint8_t(byte)]);
+    Merge last{none, none, none, none};
+    while (ids.size() > 1) {
+      Merge best{none, none, none, none};
+      size_t place = 0;
+      for (size_t i = 0; i + 1 < ids.size(); i++) {
+        const Merge here = pair(ids[i], ids[i + 1]);
+        if (here.id != none && here.rank < best.rank) best = here, place = i;
+      }
+      if (best.id == none) break;
+      ids[place] = best.id;
+      ids.erase(ids.begin() + place + 1);
+      last = best;
+    }
+    if (ids.size() == 1 && last.id == merge.id) settled.push_back(last);
+  }
+  std::sort(settled.begin(), settled.end(), [](const Merge& a, const Merge& b) { return a.rank < b.rank; });
+  for (const Merge& merge : settled) symbols_[merge.id] = merge.rank;
+  for (const Merge& merge : settled) add(merge);
+}
+
+}  // namespace text

@@ -1,0 +1,98 @@
+// A vocabulary: the bytes of each id, and how merging makes them.
+//
+// It comes as a list of merges (Hugging Face, GGUF, our own), or as tokens with ranks (tiktoken), where any two
+// neighbours whose joined bytes are a token merge, at that token's rank. Both are brought to one form: for each
+// token the one pair that merging its bytes ends with, found by merging them. Pairs never reached are left out.
+#pragma once
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "merge.h"
+
+namespace text {
+
+// The bytes of each id, in one piece of memory. Empty: no such token.
+class Tokens {
+ public:
+  void set(size_t id, std::string_view bytes);
+  size_t size() const { return spans_.size(); }
+  std::string_view operator[](size_t id) const { return {bytes_.data() + spans_[id].start, spans_[id].size}; }
+
+ private:
+  struct Span {
+    uint32_t start = 0, size = 0;
+  };
+  std::string bytes_;
+  std::vector<Span> spans_;
+};
+
+// Reads a tiktoken rank file: a token in base64, a space, its rank, on each line. Throws std::invalid_argument
+// "LINE: what is wrong".
+Tokens parse_ranks(std::string_view file);
+
+// Bytes -> id, for pieces that are one token as a whole.
+class WholeTable {
+ public:
+  explicit WholeTable(size_t tokens);
+  void add(std::string_view bytes, uint32_t id);
+  // The id, or none.
+  uint32_t find(const Tokens& tokens, std::string_view bytes) const {
+    const uint64_t hash = hash_of(bytes);
+    for (size_t i = hash >> shift_;; i = (i + 1) & mask_) {
+      const Entry& entry = entries_[i];
+      if (entry.id == none) return none;
+      if (entry.tag == uint32_t(hash) && tokens[entry.id] == bytes) return entry.id;
+    }
+  }
+  static uint64_t hash_of(std::string_view bytes);
+
+ private:
+  struct Entry {
+    uint32_t tag = 0, id = none;
+  };
+  std::vector<Entry> entries_;
+  int shift_;
+  size_t mask_;
+};
+
+struct Merge {
+  uint32_t left, right, rank, id;
+};
+
+class Vocabulary {
+ public:
+  // From merges, whose ranks are the order. Each of the 256 bytes must be a token. whole_pieces: a piece that
+  // is a token is that token, whatever its merges would give.
+  Vocabulary(Tokens tokens, const std::vector<Merge>& merges, bool whole_pieces);
+  // From tokens alone: an id is its rank, and whole pieces are tokens, as in tiktoken. All bytes must be
+  // tokens.
+  explicit Vocabulary(Tokens tokens);
+
+  const Tokens tokens;
+  const std::array<uint32_t, 256> byte_ids;
+  const Merger& merger() const { return merger_; }
+  // The id of a piece that is one token, or none.
+  uint32_t whole(std::string_view piece) const { return whole_.find(tokens, piece); }
+  uint32_t id_of(uint32_t symbol) const { return ids_[symbol]; }
+  // The merges that are ever reached, in order, with ranks 0, 1, 2 ...
+  std::vector<Merge> merges() const { return merges_; }
+
+ private:
+  using Naive = std::function<Merge(uint32_t, uint32_t)>;  // two ids -> what they merge to; id none: nothing
+
+  bool settle_in_order(const std::vector<Merge>& made);
+  void settle_naively(const std::vector<Merge>& made, const Naive& pair);
+  void add(const Merge& merge);
+
+  std::vector<uint32_t> ids_;      // [symbol] -> id
+  std::vector<uint32_t> symbols_;  // [id] -> symbol, or none
+  Merger merger_;
+  WholeTable whole_;
+  std::vector<Merge> merges_;
+};
+
+}  // namespace text

@@ -16,13 +16,14 @@ if __name__ == "pyengine.kernels":
     from .muon import muon_
     from .rmsnorm import rmsnorm
     from .rope import rope
-    from .sample import sample, sampled_logprob, uniform
+    from .sample import adjust_logits, sample, sampled_logprob, top_logprobs, uniform
     from .swiglu import swiglu
 
 __all__ = [
     "PAGE_SIZE",
     "PackedWeight",
     "adamw_",
+    "adjust_logits",
     "attention",
     "attention_paged",
     "grad_norm",
@@ -37,6 +38,7 @@ __all__ = [
     "sampled_logprob",
     "set_threads",
     "swiglu",
+    "top_logprobs",
     "uniform",
     "use_backend",
     "write_pages",

@@ -61,6 +61,8 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
   BOTH(rope_backward);
   def(m, "sample", &sample);
   def(m, "sampled_logprob", &sampled_logprob);
+  def(m, "top_logprobs", &top_logprobs);
+  def(m, "adjust_logits", &adjust_logits);
   def(m, "uniform", &uniform);
   def(m, "gather_rows", &gather_rows);
   def(m, "copy_blocks", &copy_blocks);

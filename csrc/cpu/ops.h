@@ -59,9 +59,19 @@ int64_t rope_backward(const T* dq, const T* dk, const int32_t* positions, const 
 
 // Sampling (sample.cpp): logits (rows, size), one parameter of each kind a row.
 void sample(const float* logits, const float* u, const float* temperature, const int32_t* top_k,
-            const float* top_p, int64_t* ids, float* logprobs, int64_t rows, int64_t size, int threads);
+            const float* top_p, const float* min_p, int64_t* ids, float* logprobs, int64_t rows, int64_t size,
+            int threads);
 void sampled_logprob(const float* logits, const int64_t* ids, const float* temperature, const int32_t* top_k,
-                     const float* top_p, float* logprobs, int64_t rows, int64_t size, int threads);
+                     const float* top_p, const float* min_p, float* logprobs, int64_t rows, int64_t size,
+                     int threads);
+// The n largest of each row, and their log-probabilities at temperature 1; ids, logprobs (rows, n).
+void top_logprobs(const float* logits, int64_t* ids, float* logprobs, int64_t rows, int64_t size, int64_t n,
+                  int threads);
+// out = logits with entries [starts[row], starts[row + 1]) of ids changed, and -inf where a bit of `allowed`
+// (rows, ceil(size / 32); null: all) is 0.
+void adjust_logits(const float* logits, const int32_t* ids, const int32_t* starts, const float* repetition,
+                   const float* added, const int32_t* allowed, float* out, int64_t rows, int64_t size,
+                   int threads);
 void uniform(const int64_t* seeds, const int64_t* positions, float* u, int64_t rows);
 
 // The machine's ceilings (ceiling.cpp): each returns the work done, in flops or bytes.

@@ -131,6 +131,19 @@ inline bool any_nan(f32 v) {
 #endif
 }
 
+// One bit a lane of a comparison's result.
+inline uint32_t lanes_of(i32 mask) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)mask);
+#elif defined(__AVX2__)
+  return (uint32_t)_mm256_movemask_ps((__m256)mask);
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes; ++i) bits |= (uint32_t)(mask[i] & 1) << i;
+  return bits;
+#endif
+}
+
 // to[c * to_row + r] = from[r * from_row + c] for a square of 4 x 4 words of 32 bits, at any alignment.
 inline void transpose4(const void* from, int64_t from_row, void* to, int64_t to_row) {
   const float* in = (const float*)from;

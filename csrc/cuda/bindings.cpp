@@ -16,5 +16,7 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
   BOTH(rmsnorm_forward);
   BOTH(rmsnorm_backward);
   bind::def(m, "sample", &sample);
+  bind::def(m, "top_logprobs", &top_logprobs);
+  bind::def(m, "adjust_logits", &adjust_logits);
   bind::def(m, "uniform", &uniform);
 }

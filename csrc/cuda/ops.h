@@ -15,6 +15,12 @@ int rmsnorm_backward(const T* dy, const T* dsummed, const T* x, const T* weight,
 // kernels/sample: ids_given null draws ids for u; otherwise scores them. scratch: 32 floats a tile of 1,024 and
 // row.
 int sample(const float* logits, const float* u, const float* temperature, const int32_t* top_k,
-           const float* top_p, const int64_t* ids_given, int64_t* ids, float* logprobs, float* scratch,
-           int64_t rows, int64_t vocabulary, void* stream);
+           const float* top_p, const float* min_p, const int64_t* ids_given, int64_t* ids, float* logprobs,
+           float* scratch, int64_t rows, int64_t vocabulary, void* stream);
+int top_logprobs(const float* logits, int64_t* ids, float* logprobs, float* scratch, int64_t rows,
+                 int64_t vocabulary, int64_t n, void* stream);
+// allowed may be null: all.
+int adjust_logits(const float* logits, const int32_t* ids, const int32_t* starts, const float* repetition,
+                  const float* added, const int32_t* allowed, float* out, int64_t rows, int64_t vocabulary,
+                  void* stream);
 int uniform(const int64_t* seeds, const int64_t* positions, float* u, int64_t rows, void* stream);

@@ -80,9 +80,12 @@ struct Row {
   int64_t vocabulary;
   float scale, peak;
   uint32_t least;  // key of the smallest logit kept
+  double light;    // weights below it are not kept
 
   __device__ float y(int64_t i) const { return mul(logits[i], scale); }
-  __device__ bool keeps(float value) const { return key_of(value) >= least; }
+  __device__ bool keeps(float value) const {
+    return key_of(value) >= least && (light == 0.0 || (double)weight_of(value, peak) >= light);
+  }
 };
 
 // The largest key whose logits at or above it have together at least `wanted(total)`, among those kept so far.
@@ -171,13 +174,14 @@ __device__ float logsumexp(const Row& row, float* scratch) {
 
 // ids_given null: draw an id for u; else score the given ids.
 __global__ void sample_kernel(const float* logits, const float* u, const float* temperature,
-                              const int32_t* top_k, const float* top_p, const int64_t* ids_given, int64_t* ids,
-                              float* logprobs, float* scratch, int64_t vocabulary) {
+                              const int32_t* top_k, const float* top_p, const float* min_p,
+                              const int64_t* ids_given, int64_t* ids, float* logprobs, float* scratch,
+                              int64_t vocabulary) {
   __shared__ Weight shared[kThreads];
   __shared__ int64_t chosen;
   int64_t r = blockIdx.x, tiles = (vocabulary + kTile - 1) / kTile;
   bool greedy = temperature[r] < kGreedy;
-  Row row{logits + r * vocabulary, vocabulary, greedy ? 1.0f : 1.0f / temperature[r], 0.0f, 0};
+  Row row{logits + r * vocabulary, vocabulary, greedy ? 1.0f : 1.0f / temperature[r], 0.0f, 0, 0.0};
 
   // The largest logit, the lowest id on ties: one maximum over (key, id counted from the end).
   Weight best = 0;
@@ -209,12 +213,14 @@ __global__ void sample_kernel(const float* logits, const float* u, const float* 
           select_key(row, shared, [](float) { return (Weight)1; }, [&](Weight n) { return n >= (Weight)k; });
     float peak = row.peak;
     auto weigh = [peak](float y) { return weight_of(y, peak); };
-    for (int pass = 0; pass < (top_p[r] < 1.0f ? 2 : 1); ++pass) {
+    const int passes = top_p[r] < 1.0f ? 2 : 1;
+    for (int pass = 0; pass < passes; ++pass) {
       if (pass) {
         double enough = (double)top_p[r] * (double)total;
         row.least = select_key(row, shared, weigh, [&](Weight n) { return (double)n >= enough; });
         if (row.least > key_of(peak)) row.least = key_of(peak);  // top_p 0 still keeps the largest
       }
+      if (pass == passes - 1) row.light = (double)min_p[r] * 1099511627776.0;
       // Each thread weighs a stretch of neighbouring ids; the last pass leaves the stretches' weights in
       // shared.
       int64_t stretch = (vocabulary + kThreads - 1) / kThreads;
@@ -256,6 +262,59 @@ __global__ void sample_kernel(const float* logits, const float* u, const float* 
   }
 }
 
+// The n largest logits in turn, one maximum over (key, id counted from the end) each.
+__global__ void top_logprobs_kernel(const float* logits, int64_t* ids, float* logprobs, float* scratch,
+                                    int64_t vocabulary, int64_t n) {
+  __shared__ Weight shared[kThreads];
+  __shared__ float all;
+  int64_t r = blockIdx.x, tiles = (vocabulary + kTile - 1) / kTile;
+  Row row{logits + r * vocabulary, vocabulary, 1.0f, 0.0f, 0, 0.0};
+  float lse = logsumexp(row, scratch + r * tiles * kStrands * 2);
+  if (threadIdx.x == 0) all = lse;
+  Weight before = ~(Weight)0;
+  for (int64_t j = 0; j < n; ++j) {
+    Weight best = 0;
+    bool nan = false;
+    for (int64_t i = threadIdx.x; i < vocabulary; i += kThreads) {
+      float y = row.y(i);
+      nan |= y != y;
+      Weight candidate = (Weight)key_of(y) << 32 | (uint32_t)(0xffffffffu - (uint32_t)i);
+      if (candidate < before && candidate > best) best = candidate;
+    }
+    if (j == 0) {
+      bool any_nan = block_max(nan, shared) != 0;
+      Weight top = block_max(best, shared);
+      row.peak = row.y(0xffffffffu - (uint32_t)top);
+      if (any_nan || row.peak == INFINITY || row.peak == -INFINITY) {
+        for (int64_t i = threadIdx.x; i < n; i += kThreads) ids[r * n + i] = -1, logprobs[r * n + i] = NAN;
+        return;
+      }
+    }
+    before = block_max(best, shared);
+    if (threadIdx.x == 0) {
+      int64_t id = 0xffffffffu - (uint32_t)before;
+      ids[r * n + j] = id;
+      logprobs[r * n + j] = add(row.y(id), -all);
+    }
+  }
+}
+
+__global__ void adjust_logits_kernel(const float* logits, const int32_t* ids, const int32_t* starts,
+                                     const float* repetition, const float* added, const int32_t* allowed,
+                                     float* out, int64_t vocabulary) {
+  int64_t r = blockIdx.x, words = (vocabulary + 31) / 32;
+  logits += r * vocabulary, out += r * vocabulary;
+  auto may = [&](int64_t i) {
+    return !allowed || ((uint32_t)allowed[r * words + i / 32] >> (i % 32) & 1u) != 0;
+  };
+  for (int64_t i = threadIdx.x; i < vocabulary; i += kThreads) out[i] = may(i) ? logits[i] : -INFINITY;
+  __syncthreads();
+  for (int64_t e = starts[r] + (int64_t)threadIdx.x; e < starts[r + 1]; e += kThreads) {
+    float x = logits[ids[e]];
+    if (may(ids[e])) out[ids[e]] = add(mul(x, x > 0.0f ? 1.0f / repetition[e] : repetition[e]), added[e]);
+  }
+}
+
 __device__ inline uint64_t mix(uint64_t z) {
   z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ull;
   z = (z ^ z >> 27) * 0x94D049BB133111EBull;
@@ -272,10 +331,22 @@ __global__ void uniform_kernel(const int64_t* seeds, const int64_t* positions, f
 }  // namespace
 
 int sample(const float* logits, const float* u, const float* temperature, const int32_t* top_k,
-           const float* top_p, const int64_t* ids_given, int64_t* ids, float* logprobs, float* scratch,
-           int64_t rows, int64_t vocabulary, void* stream) {
-  return launch(sample_kernel, rows, kThreads, 0, stream, logits, u, temperature, top_k, top_p, ids_given, ids,
-                logprobs, scratch, vocabulary);
+           const float* top_p, const float* min_p, const int64_t* ids_given, int64_t* ids, float* logprobs,
+           float* scratch, int64_t rows, int64_t vocabulary, void* stream) {
+  return launch(sample_kernel, rows, kThreads, 0, stream, logits, u, temperature, top_k, top_p, min_p,
+                ids_given, ids, logprobs, scratch, vocabulary);
+}
+
+int top_logprobs(const float* logits, int64_t* ids, float* logprobs, float* scratch, int64_t rows,
+                 int64_t vocabulary, int64_t n, void* stream) {
+  return launch(top_logprobs_kernel, rows, kThreads, 0, stream, logits, ids, logprobs, scratch, vocabulary, n);
+}
+
+int adjust_logits(const float* logits, const int32_t* ids, const int32_t* starts, const float* repetition,
+                  const float* added, const int32_t* allowed, float* out, int64_t rows, int64_t vocabulary,
+                  void* stream) {
+  return launch(adjust_logits_kernel, rows, kThreads, 0, stream, logits, ids, starts, repetition, added,
+                allowed, out, vocabulary);
 }
 
 int uniform(const int64_t* seeds, const int64_t* positions, float* u, int64_t rows, void* stream) {

@@ -7,13 +7,45 @@ from .. import _native
 TILE, STRANDS = 1024, 16  # of the log-sum-exp's stated order
 
 
-def sample(logits, u, temperature, top_k, top_p):
+def sample(logits, u, temperature, top_k, top_p, min_p):
     ids = logits.new_empty(len(logits), dtype=torch.int64)
-    return ids, _call(logits, u, temperature, top_k, top_p, None, ids)
+    return ids, _call(logits, u, temperature, top_k, top_p, min_p, None, ids)
 
 
-def sampled_logprob(logits, ids, temperature, top_k, top_p):
-    return _call(logits, None, temperature, top_k, top_p, ids, None)
+def sampled_logprob(logits, ids, temperature, top_k, top_p, min_p):
+    return _call(logits, None, temperature, top_k, top_p, min_p, ids, None)
+
+
+def top_logprobs(logits, n):
+    rows, vocabulary = logits.shape
+    ids, logprobs = logits.new_empty(rows, n, dtype=torch.int64), logits.new_empty(rows, n)
+    scratch = _scratch(logits)
+    _native.launch(
+        "top_logprobs", None, logits.device,
+        _native.address(logits, torch.float32, rows * vocabulary, "cuda"),
+        _native.address(ids, torch.int64, rows * n, "cuda"),
+        _native.address(logprobs, torch.float32, rows * n, "cuda"),
+        _native.address(scratch, torch.float32, scratch.numel(), "cuda"),
+        rows, vocabulary, n,
+    )  # fmt: skip
+    return ids, logprobs
+
+
+def adjust_logits(logits, ids, starts, repetition, added, allowed):
+    rows, vocabulary = logits.shape
+    out = torch.empty_like(logits)
+    _native.launch(
+        "adjust_logits", None, logits.device,
+        _native.address(logits, torch.float32, rows * vocabulary, "cuda"),
+        _native.address(ids, torch.int32, len(ids), "cuda"),
+        _native.address(starts, torch.int32, rows + 1, "cuda"),
+        _native.address(repetition, torch.float32, len(ids), "cuda"),
+        _native.address(added, torch.float32, len(ids), "cuda"),
+        _native.address(allowed, torch.int32, rows * -(-vocabulary // 32), "cuda"),
+        _native.address(out, torch.float32, rows * vocabulary, "cuda"),
+        rows, vocabulary,
+    )  # fmt: skip
+    return out
 
 
 def uniform(seeds, positions):
@@ -29,10 +61,13 @@ def uniform(seeds, positions):
     return u
 
 
-def _call(logits, u, temperature, top_k, top_p, given, ids):
+def _scratch(logits):
+    return logits.new_empty(len(logits) * -(-logits.shape[1] // TILE) * STRANDS * 2)
+
+
+def _call(logits, u, temperature, top_k, top_p, min_p, given, ids):
     rows, vocabulary = logits.shape
-    logprobs = logits.new_empty(rows)
-    scratch = logits.new_empty(rows * -(-vocabulary // TILE) * STRANDS * 2)
+    logprobs, scratch = logits.new_empty(rows), _scratch(logits)
     _native.launch(
         "sample", None, logits.device,
         _native.address(logits, torch.float32, rows * vocabulary, "cuda"),
@@ -40,6 +75,7 @@ def _call(logits, u, temperature, top_k, top_p, given, ids):
         _native.address(temperature, torch.float32, rows, "cuda"),
         _native.address(top_k, torch.int32, rows, "cuda"),
         _native.address(top_p, torch.float32, rows, "cuda"),
+        _native.address(min_p, torch.float32, rows, "cuda"),
         _native.address(given, torch.int64, rows, "cuda"),
         _native.address(ids, torch.int64, rows, "cuda"),
         _native.address(logprobs, torch.float32, rows, "cuda"),

@@ -1,14 +1,18 @@
 """Sampling from logits in plain torch: the meaning of the op, to the bit.
 
-For one row of logits x with temperature t, top_k and top_p, and a number u in [0, 1):
+For one row of logits x with temperature t, top_k, top_p and min_p, and a number u in [0, 1):
 
 1. y = x (1 / t). A row with a NaN, a +inf or nothing above -inf gives id -1 and log-probability NaN.
 2. top_k (0: off) keeps y >= the k-th largest y. Equal logits are kept or dropped together.
 3. Weights are whole numbers, floor(2^40 exp(y - max y)) of the kept and 0 of the others, so that their sums
    are exact in any order, on any machine.
 4. top_p (1: off) keeps y >= the largest threshold whose kept weight is at least top_p of all.
+   min_p (0: off) then drops weights below min_p 2^40, which is that of the largest times min_p.
 5. The id is the first whose running sum of kept weights exceeds floor(u * all).
 6. Its log-probability is y - logsumexp(kept y). At t = 1 unfiltered it is minus the cross entropy, bit for bit.
+
+Before all this, adjust_logits changes single logits and takes out what a mask does not allow; top_logprobs
+gives the n largest x, the lower id first on ties, each less logsumexp(x).
 
 A temperature below 1e-5 is greedy: the largest logit, lowest id on ties, log-probability at t = 1 unfiltered.
 exp is the polynomial of csrc/cpu/simd.h; logsumexp has the order of csrc/cpu/logsumexp.h.
@@ -22,9 +26,9 @@ TILE, LANES = 1024, 16  # columns, and lanes, of logsumexp's stated order
 GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as int64
 
 
-def sample(logits, u, temperature, top_k, top_p):
+def sample(logits, u, temperature, top_k, top_p, min_p):
     """(ids (R,) int64, logprobs (R,) float32) for logits (R, V) float32 and one number of each kind a row."""
-    y, kept, weights, greedy, bad = _prepare(logits, temperature, top_k, top_p)
+    y, kept, weights, greedy, bad = _prepare(logits, temperature, top_k, top_p, min_p)
     total = weights.sum(1)
     steps = (u.double() * 2**24).long()
     target = steps * (total >> 24) + (steps * (total & 0xFFFFFF) >> 24)  # floor(u * total), in 64 bits
@@ -33,10 +37,30 @@ def sample(logits, u, temperature, top_k, top_p):
     return torch.where(bad, -1, ids), _logprob(y, kept, ids, bad)
 
 
-def sampled_logprob(logits, ids, temperature, top_k, top_p):
+def sampled_logprob(logits, ids, temperature, top_k, top_p, min_p):
     """The log-probability (R,) that sample() returns with these ids; -inf for an id filtered out."""
-    y, kept, _, _, bad = _prepare(logits, temperature, top_k, top_p)
+    y, kept, _, _, bad = _prepare(logits, temperature, top_k, top_p, min_p)
     return _logprob(y, kept, ids.clamp(min=0), bad | (ids < 0))
+
+
+def top_logprobs(logits, n):
+    """(ids (R, n) int64, logprobs (R, n) float32) of the n largest logits of each row."""
+    ids = logits.sort(dim=1, descending=True, stable=True).indices[:, :n]
+    bad = logits.isnan().any(1) | logits.amax(1).isinf()
+    logprobs = logits.gather(1, ids) - logsumexp(logits)[:, None]
+    return torch.where(bad[:, None], -1, ids), torch.where(bad[:, None], float("nan"), logprobs)
+
+
+def adjust_logits(logits, ids, starts, repetition, added, allowed):
+    """Logits with entries x changed to (x / repetition if x > 0 else x repetition) + added, then masked."""
+    out, columns = logits.clone(), torch.arange(logits.shape[1], device=logits.device)
+    rows = torch.repeat_interleave(torch.arange(len(logits), device=logits.device), starts.diff().long())
+    x = logits[rows, ids.long()]
+    out[rows, ids.long()] = torch.where(x > 0, x * (1.0 / repetition), x * repetition) + added
+    if allowed is not None:
+        bits = allowed[:, columns // 32] >> (columns % 32) & 1
+        out.masked_fill_(bits == 0, float("-inf"))
+    return out
 
 
 def uniform(seeds, positions):
@@ -84,7 +108,7 @@ def exp(x):
     return torch.where(x.isnan(), x, scaled)
 
 
-def _prepare(logits, temperature, top_k, top_p):
+def _prepare(logits, temperature, top_k, top_p, min_p):
     """(y, kept, weights, greedy, bad): steps 1 to 4."""
     vocabulary = logits.shape[1]
     greedy = temperature < GREEDY
@@ -101,7 +125,9 @@ def _prepare(logits, temperature, top_k, top_p):
     enough = running.double() >= top_p.double()[:, None] * running[:, -1:].double()
     threshold = descending.gather(1, enough.int().argmax(1)[:, None])
     kept &= (y >= threshold) | (top_p >= 1)[:, None]
-    weights = torch.where(kept, exp(y - peak).nan_to_num().double().mul(2.0**40).long(), 0)
+    weights = exp(y - peak).nan_to_num().double().mul(2.0**40).long()
+    kept &= weights.double() >= torch.where(greedy, 0.0, min_p).double()[:, None] * 2.0**40
+    weights = torch.where(kept, weights, 0)
     return y, kept, weights, greedy, bad
 
 

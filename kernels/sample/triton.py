@@ -2,7 +2,8 @@
 
 One program a row finds the thresholds bit by bit (32 counts of the row, which stays in cache, for each) on the
 logits' ordered bit patterns, then the id by running sums of whole-number weights. A second kernel takes one
-tile of the log-sum-exp each program, a third merges the tiles in order. Fused multiply-adds are switched off.
+tile of the log-sum-exp each program, a third merges the tiles in order. Fused multiply-adds are switched off,
+and divisions are rounded correctly.
 """
 
 import torch
@@ -11,6 +12,7 @@ import triton.language as tl
 
 BLOCK = 1024
 TILE, STRANDS = 1024, 16  # of the log-sum-exp's stated order
+EXACT = {"enable_fp_fusion": False}
 
 
 @triton.jit
@@ -47,6 +49,12 @@ def weight_of(y, peak):
 
 
 @triton.jit
+def is_heavy(y, peak, light):
+    """Whether min_p keeps y: its weight reaches `light`."""
+    return weight_of(y, peak) >= light
+
+
+@triton.jit
 def amount_at_least(logits, scale, peak, key, least, V, WEIGH: tl.constexpr, BLOCK: tl.constexpr):
     """How many, or how heavy together, the logits are whose key reaches both `key` and `least`."""
     total = tl.zeros((), tl.int64)
@@ -63,13 +71,13 @@ def amount_at_least(logits, scale, peak, key, least, V, WEIGH: tl.constexpr, BLO
 
 
 @triton.jit
-def sample_choose_kernel(logits, u, temperature, top_k, top_p, ids_given, ids, least_out, scale_out, V,
-                         SCORE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def sample_choose_kernel(logits, u, temperature, top_k, top_p, min_p, ids_given, ids, least_out, scale_out,
+                         peak_out, light_out, V, SCORE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     logits += row * V
     t = tl.load(temperature + row)
     greedy = t < 1e-5
-    scale = tl.where(greedy, 1.0, 1.0 / t)
+    scale = tl.where(greedy, 1.0, (1.0 / t.to(tl.float64)).to(tl.float32))
     peak_key = tl.zeros((), tl.uint32)
     peak = float("-inf")
     largest = tl.zeros((), tl.int64)
@@ -107,12 +115,22 @@ def sample_choose_kernel(logits, u, temperature, top_k, top_p, ids_given, ids, l
             weight = amount_at_least(logits, scale, peak, trial, least, V, True, BLOCK)
             found = tl.where(weight.to(tl.float64) >= wanted, trial, found)
         least = tl.maximum(least, tl.minimum(found, peak_key))  # top_p 0 still keeps the largest
+    light = tl.ceil(tl.load(min_p + row).to(tl.float64) * 1099511627776.0).to(tl.int64)
+    light = tl.where(greedy, 0, light)
+    tl.store(light_out + row, light)
+    tl.store(peak_out + row, peak)
     tl.store(least_out + row, least.to(tl.int64))
     tl.store(scale_out + row, tl.where(bad, float("nan"), scale))
     if not SCORE:
         chosen = largest
         if (not greedy) & (not bad):
-            total = amount_at_least(logits, scale, peak, least, least, V, True, BLOCK)
+            total = tl.zeros((), tl.int64)
+            for start in range(0, V, BLOCK):
+                i = start + tl.arange(0, BLOCK)
+                y = tl.load(logits + i, i < V, other=float("-inf")) * scale
+                weight = weight_of(y, peak)
+                kept = (i < V) & (key_of(y) >= least) & (weight >= light)
+                total += tl.sum(tl.where(kept, weight, 0))
             steps = (tl.load(u + row).to(tl.float64) * 16777216.0).to(tl.int64)
             target = steps * (total >> 24) + ((steps * (total & 0xFFFFFF)) >> 24)
             running = tl.zeros((), tl.int64)
@@ -120,33 +138,37 @@ def sample_choose_kernel(logits, u, temperature, top_k, top_p, ids_given, ids, l
             for start in range(0, V, BLOCK):
                 i = start + tl.arange(0, BLOCK)
                 y = tl.load(logits + i, i < V, other=float("-inf")) * scale
-                kept = (i < V) & (key_of(y) >= least)
-                sums = running + tl.cumsum(tl.where(kept, weight_of(y, peak), 0), 0)
+                weight = weight_of(y, peak)
+                kept = (i < V) & (key_of(y) >= least) & (weight >= light)
+                sums = running + tl.cumsum(tl.where(kept, weight, 0), 0)
                 chosen = tl.minimum(chosen, tl.min(tl.where(sums > target, i.to(tl.int64), 1 << 62)))
                 running = tl.max(sums)
         tl.store(ids + row, tl.where(bad, -1, chosen))
 
 
 @triton.jit
-def sample_tiles_kernel(logits, least, scale, peaks, sums, V, tiles,
+def sample_tiles_kernel(logits, least, scale, row_peak, light, peaks, sums, V, tiles,
                         TILE: tl.constexpr, STRANDS: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     lowest = tl.load(least + row).to(tl.uint32)
     factor = tl.load(scale + row)
+    largest, lightest = tl.load(row_peak + row), tl.load(light + row)
     lanes = tile * TILE + tl.arange(0, STRANDS)
     top = tl.full((STRANDS,), float("-inf"), tl.float32)
     for step in range(TILE // STRANDS):
         i = lanes + step * STRANDS
         y = tl.load(logits + row * V + i, i < V, other=float("-inf")) * factor
-        top = tl.maximum(top, tl.where(key_of(y) >= lowest, y, float("-inf")))
+        kept = (key_of(y) >= lowest) & is_heavy(y, largest, lightest)
+        top = tl.maximum(top, tl.where(kept, y, float("-inf")))
     peak = tl.max(top)
     shift = tl.where(peak == float("-inf"), 0.0, peak)
     part = tl.zeros((STRANDS,), tl.float32)
     for step in range(TILE // STRANDS):
         i = lanes + step * STRANDS
         y = tl.load(logits + row * V + i, i < V, other=float("-inf")) * factor
-        part += exp_stated(tl.where((i < V) & (key_of(y) >= lowest), y - shift, float("-inf")))
+        kept = (i < V) & (key_of(y) >= lowest) & is_heavy(y, largest, lightest)
+        part += exp_stated(tl.where(kept, y - shift, float("-inf")))
     part = tl.sum(tl.reshape(part, (2, 8)), 0)  # by halves: each sum is of two, so its order is no question
     part = tl.sum(tl.reshape(part, (2, 4)), 0)
     part = tl.sum(tl.reshape(part, (2, 2)), 0)
@@ -155,7 +177,8 @@ def sample_tiles_kernel(logits, least, scale, peaks, sums, V, tiles,
 
 
 @triton.jit
-def sample_merge_kernel(logits, ids, least, scale, peaks, sums, logprobs, V, tiles):
+def sample_merge_kernel(logits, ids, least, scale, row_peak, light, peaks, sums, logprobs, V, tiles,
+                        IDS: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     factor = tl.load(scale + row)
     peak = tl.load(peaks + row * tiles)
@@ -171,10 +194,68 @@ def sample_merge_kernel(logits, ids, least, scale, peaks, sums, logprobs, V, til
         total = faded + added
         peak = higher
     lse = (peak.to(tl.float64) + tl.log(total.to(tl.float64))).to(tl.float32)
-    id = tl.load(ids + row)
-    y = tl.load(logits + row * V + tl.maximum(id, 0)) * factor
-    y = tl.where(key_of(y) >= tl.load(least + row).to(tl.uint32), y, float("-inf"))
-    tl.store(logprobs + row, tl.where(id < 0, float("nan"), tl.where(factor != factor, factor, y - lse)))
+    lowest = tl.load(least + row).to(tl.uint32)
+    for j in range(IDS):
+        id = tl.load(ids + row * IDS + j)
+        y = tl.load(logits + row * V + tl.maximum(id, 0)) * factor
+        kept = (key_of(y) >= lowest) & is_heavy(y, tl.load(row_peak + row), tl.load(light + row))
+        logprob = tl.where(kept, y, float("-inf")) - lse
+        bad = (id < 0) | (factor != factor)
+        tl.store(logprobs + row * IDS + j, tl.where(bad, float("nan"), logprob))
+
+
+@triton.jit
+def top_ids_kernel(logits, ids, V, N: tl.constexpr, BLOCK: tl.constexpr):
+    """The ids of the N largest logits of a row in turn, the lower first on ties; -1 for a bad row."""
+    row = tl.program_id(0).to(tl.int64)
+    logits += row * V
+    before = tl.full((), 0x7FFFFFFFFFFFFFFF, tl.int64)
+    bad = tl.full((), False, tl.int1)
+    for j in range(N):
+        best = tl.full((), -0x7FFFFFFFFFFFFFFF, tl.int64)
+        nans = tl.zeros((), tl.int32)
+        for start in range(0, V, BLOCK):
+            i = start + tl.arange(0, BLOCK)
+            y = tl.load(logits + i, i < V, other=float("-inf"))
+            nans += tl.sum((y != y).to(tl.int32))
+            # signed order: the key's upper half, then the id counted from the end
+            place = ((key_of(y).to(tl.int64) - 0x80000000) << 32) | (0x7FFFFFFF - i).to(tl.int64)
+            place = tl.where((i < V) & (place < before), place, -0x7FFFFFFFFFFFFFFF)
+            best = tl.maximum(best, tl.max(place))
+        id = 0x7FFFFFFF - (best & 0xFFFFFFFF)
+        if j == 0:
+            largest = tl.load(logits + id)
+            bad = (nans > 0) | (largest == float("inf")) | (largest == float("-inf"))
+        tl.store(ids + row * N + j, tl.where(bad, -1, id))
+        before = best
+
+
+@triton.jit
+def adjust_mask_kernel(logits, allowed, out, V, words, MASKED: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(logits + row * V + i, i < V, other=0.0)
+    if MASKED:
+        word = tl.load(allowed + row * words + i // 32, i < V, other=0)
+        x = tl.where(((word >> (i % 32)) & 1) != 0, x, float("-inf"))
+    tl.store(out + row * V + i, x, i < V)
+
+
+@triton.jit
+def adjust_entries_kernel(logits, ids, starts, repetition, added, out, V, BLOCK: tl.constexpr):
+    """After the mask: what it took out stays at -inf."""
+    row = tl.program_id(0).to(tl.int64)
+    first, last = tl.load(starts + row), tl.load(starts + row + 1)
+    for start in range(first, last, BLOCK):
+        e = start + tl.arange(0, BLOCK)
+        here = e < last
+        at = row * V + tl.load(ids + e, here, other=0)
+        x = tl.load(logits + at, here, other=0.0)
+        r = tl.load(repetition + e, here, other=1.0)
+        y = tl.where(x > 0, x * tl.div_rn(tl.full(r.shape, 1.0, tl.float32), r), x * r)
+        y += tl.load(added + e, here, other=0.0)
+        out_of_reach = tl.load(out + at, here, other=0.0) == float("-inf")
+        tl.store(out + at, tl.where(out_of_reach, float("-inf"), y), here)
 
 
 @triton.jit
@@ -193,13 +274,39 @@ def uniform_kernel(seeds, positions, u, rows, BLOCK: tl.constexpr):
     tl.store(u + r, (hashed >> 40).to(tl.float32) * 5.9604644775390625e-8, r < rows)  # 2^-24
 
 
-def sample(logits, u, temperature, top_k, top_p):
+def sample(logits, u, temperature, top_k, top_p, min_p):
     ids = logits.new_empty(len(logits), dtype=torch.int64)
-    return ids, _run(logits, u, temperature, top_k, top_p, ids, score=False)
+    return ids, _run(logits, u, temperature, top_k, top_p, min_p, ids, score=False)
 
 
-def sampled_logprob(logits, ids, temperature, top_k, top_p):
-    return _run(logits, temperature, temperature, top_k, top_p, ids, score=True)
+def sampled_logprob(logits, ids, temperature, top_k, top_p, min_p):
+    return _run(logits, temperature, temperature, top_k, top_p, min_p, ids, score=True)
+
+
+def top_logprobs(logits, n):
+    rows, vocabulary = logits.shape
+    ids = logits.new_empty(rows, n, dtype=torch.int64)
+    if rows:
+        top_ids_kernel[(rows,)](logits, ids, vocabulary, N=n, BLOCK=BLOCK)
+    least = ids.new_zeros(rows)
+    nothing = logits.new_zeros(rows)
+    return ids, _logprobs(logits, ids, least, nothing + 1, nothing, least)
+
+
+def adjust_logits(logits, ids, starts, repetition, added, allowed):
+    rows, vocabulary = logits.shape
+    out = torch.empty_like(logits)
+    if rows:
+        grid = rows, triton.cdiv(vocabulary, BLOCK)
+        words = triton.cdiv(vocabulary, 32)
+        masked = allowed is not None
+        adjust_mask_kernel[grid](
+            logits, allowed if masked else ids, out, vocabulary, words, MASKED=masked, BLOCK=BLOCK
+        )
+        adjust_entries_kernel[(rows,)](
+            logits, ids, starts, repetition, added, out, vocabulary, BLOCK=128, **EXACT
+        )
+    return out
 
 
 def uniform(seeds, positions):
@@ -210,35 +317,34 @@ def uniform(seeds, positions):
     return u
 
 
-def _run(logits, u, temperature, top_k, top_p, ids, score):
+def _run(logits, u, temperature, top_k, top_p, min_p, ids, score):
     rows, vocabulary = logits.shape
-    logprobs = logits.new_empty(rows)
+    if not rows:
+        return logits.new_empty(0)
+    least = logits.new_empty(rows, dtype=torch.int64)
+    scale, peak = logits.new_empty(rows), logits.new_empty(rows)
+    light = torch.empty_like(least)
+    sample_choose_kernel[(rows,)](
+        logits, u, temperature, top_k, top_p, min_p, ids, ids, least, scale, peak, light, vocabulary,
+        SCORE=score, BLOCK=BLOCK, **EXACT,
+    )  # fmt: skip
+    return _logprobs(logits, ids, least, scale, peak, light)
+
+
+def _logprobs(logits, ids, least, scale, peak, light):
+    """Of ids (R,) or (R, N), in the distribution of what `least`, `scale` and `light` keep."""
+    rows, vocabulary = logits.shape
+    logprobs = torch.empty_like(ids, dtype=torch.float32)
     if not rows:
         return logprobs
     tiles = triton.cdiv(vocabulary, TILE)
-    least = logits.new_empty(rows, dtype=torch.int64)
-    scale = logits.new_empty(rows)
     peaks, sums = (logits.new_empty(rows, tiles) for _ in range(2))
-    exact = {"enable_fp_fusion": False}
-    sample_choose_kernel[(rows,)](
-        logits,
-        u,
-        temperature,
-        top_k,
-        top_p,
-        ids,
-        ids,
-        least,
-        scale,
-        vocabulary,
-        SCORE=score,
-        BLOCK=BLOCK,
-        **exact,
-    )
     sample_tiles_kernel[(rows, tiles)](
-        logits, least, scale, peaks, sums, vocabulary, tiles, TILE=TILE, STRANDS=STRANDS, num_warps=1, **exact
-    )
+        logits, least, scale, peak, light, peaks, sums, vocabulary, tiles,
+        TILE=TILE, STRANDS=STRANDS, num_warps=1, **EXACT,
+    )  # fmt: skip
     sample_merge_kernel[(rows,)](
-        logits, ids, least, scale, peaks, sums, logprobs, vocabulary, tiles, num_warps=1, **exact
-    )
+        logits, ids, least, scale, peak, light, peaks, sums, logprobs, vocabulary, tiles,
+        IDS=ids.numel() // rows, num_warps=1, **EXACT,
+    )  # fmt: skip
     return logprobs

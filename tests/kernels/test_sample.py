@@ -6,10 +6,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyengine.kernels import (
     _native,
+    adjust_logits,
     linear,
     linear_cross_entropy,
     sample,
     sampled_logprob,
+    top_logprobs,
     uniform,
     use_backend,
 )
@@ -18,7 +20,8 @@ from pyengine.kernels.sample import reference
 OP = "sample"
 NONE = float("-inf")
 SETTINGS = [(1.0, 0, 1.0), (0.7, 0, 1.0), (0.0, 0, 1.0), (1.3, 5, 1.0), (1.0, 0, 0.8), (0.8, 50, 0.95), (2.0, 1, 1.0),
-            (1.0, 3, 0.0), (0.3, 10_000, 0.999), (5.0, 0, 0.5)]  # fmt: skip
+            (1.0, 3, 0.0), (0.3, 10_000, 0.999), (5.0, 0, 0.5), (1.0, 0, 1.0, 0.1), (1.5, 20, 0.9, 0.3),
+            (2.0, 0, 0.9, 1e-9), (0.9, 0, 1.0, 1.0), (0.0, 5, 0.5, 0.5), (3.0, 4000, 1.0)]  # fmt: skip
 
 
 def logits(rows, vocabulary, device="cpu", seed=0, spread=3.0):
@@ -63,25 +66,30 @@ def test_has_the_reference_bits(backend, parameters, vocabulary):
     temperature=st.sampled_from([0.0, 0.2, 1.0, 1.7]),
     top_k=st.integers(0, 3000),
     top_p=st.floats(0.0, 1.0, width=32),
+    min_p=st.sampled_from([0.0, 1e-6, 0.01, 0.5]),
     seed=st.integers(0, 1000),
 )
-def test_has_the_reference_bits_anywhere(backend, vocabulary, spread, temperature, top_k, top_p, seed):
+def test_has_the_reference_bits_anywhere(
+    backend, vocabulary, spread, temperature, top_k, top_p, min_p, seed
+):
     x, u = logits(3, vocabulary, backend.device, seed, spread), numbers(3, backend.device, seed)
-    ours = sample(x, u, temperature, top_k, top_p)
+    ours = sample(x, u, temperature, top_k, top_p, min_p)
     with use_backend("reference"):
-        theirs = sample(x.cpu(), u.cpu(), temperature, top_k, top_p)
+        theirs = sample(x.cpu(), u.cpu(), temperature, top_k, top_p, min_p)
     assert torch.equal(ours[0].cpu(), theirs[0]) and torch.equal(ours[1].cpu(), theirs[1])
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-@pytest.mark.parametrize("top_k, top_p", [(0, 1.0), (7, 1.0), (0, 0.7), (12, 0.8)])
-def test_draws_from_the_filtered_distribution(backend, temperature, top_k, top_p):
+@pytest.mark.parametrize(
+    "top_k, top_p, min_p", [(0, 1.0, 0.0), (7, 1.0, 0.0), (0, 0.7, 0.0), (12, 0.8, 0.0), (0, 1.0, 0.1), (12, 0.9, 0.2)]
+)
+def test_draws_from_the_filtered_distribution(backend, temperature, top_k, top_p, min_p):
     """Chi-square against a distribution computed in float64 by sorting, and the log-probabilities of it."""
     row = logits(1, 40, seed=3, spread=1.5)
     draws = 200 if backend.variant == "interpreter" else 20_000
     u = uniform(torch.arange(draws), torch.zeros(draws, dtype=torch.int64)).to(backend.device)
-    ids, logprobs = sample(row.expand(draws, -1).to(backend.device), u, temperature, top_k, top_p)
-    probability = filtered_by_sorting(row[0].double(), temperature, top_k, top_p)
+    ids, logprobs = sample(row.expand(draws, -1).to(backend.device), u, temperature, top_k, top_p, min_p)
+    probability = filtered_by_sorting(row[0].double(), temperature, top_k, top_p, min_p)
     torch.testing.assert_close(logprobs.cpu().double(), probability[ids.cpu()].log(), atol=2e-5, rtol=0)
     expected, seen = probability * draws, ids.cpu().bincount(minlength=40).double()
     assert (seen[expected == 0] == 0).all()
@@ -91,7 +99,7 @@ def test_draws_from_the_filtered_distribution(backend, temperature, top_k, top_p
     assert chi_square < freedom + 5 * (2 * freedom) ** 0.5 + 10  # five standard deviations
 
 
-def filtered_by_sorting(x, temperature, top_k, top_p):
+def filtered_by_sorting(x, temperature, top_k, top_p, min_p):
     p = (x / temperature).softmax(0)
     ordered, places = p.sort(descending=True)
     if top_k:
@@ -99,6 +107,7 @@ def filtered_by_sorting(x, temperature, top_k, top_p):
     ordered /= ordered.sum()
     before = ordered.cumsum(0) - ordered  # what is more likely
     ordered[before >= top_p] = 0
+    ordered[ordered < min_p * ordered[0]] = 0
     out = torch.empty_like(p)
     out[places] = ordered / ordered.sum()
     return out
@@ -160,6 +169,78 @@ def test_logprob_is_minus_the_cross_entropy(backend):
         assert torch.equal(logprobs, -linear_cross_entropy(x, w, ids))
 
 
+def changes(rows, vocabulary, device, seed=0):
+    """Entries for adjust_logits: none in row 0, every id in the last row, some in the others; half the ids."""
+    make = torch.Generator().manual_seed(seed)
+    counts = [0, *(min(vocabulary, 1 + 5 * r) for r in range(1, rows - 1)), vocabulary][:rows]
+    ids = torch.cat([torch.randperm(vocabulary, generator=make)[:n] for n in counts]).int()
+    starts = torch.tensor([0, *counts]).cumsum(0).int()
+    repetition = 0.5 + torch.rand(len(ids), generator=make)
+    added = torch.randn(len(ids), generator=make) * 10
+    words = torch.randint(-(2**31), 2**31, (rows, -(-vocabulary // 32)), generator=make).int()
+    words[1 % rows] = -1
+    return [t.to(device) for t in (ids, starts, repetition, added, words)]
+
+
+@pytest.mark.parametrize("vocabulary", [1, 31, 32, 65, 1025, 3000])
+def test_adjusting_has_the_reference_bits(backend, vocabulary):
+    x = logits(5, vocabulary, backend.device)
+    x[2, 0] = NONE
+    before = x.clone()
+    *entries, allowed = changes(5, vocabulary, backend.device)
+    for words in (None, allowed):
+        ours = adjust_logits(x, *entries, words)
+        with use_backend("reference"):
+            theirs = adjust_logits(x.cpu(), *(t.cpu() for t in entries), None if words is None else words.cpu())
+        assert torch.equal(ours.cpu(), theirs) and torch.equal(x, before)
+
+
+def test_adjusting_does_what_it_says(backend):
+    x = torch.tensor([[1.0, -1.0, 2.0, 0.5], [1.0, -1.0, 2.0, 0.5]], device=backend.device)
+    numbers = [[1, 0, 2], [0, 3, 3], [2.0, 2.0, 1.0], [0.25, 0.0, -1.5], [[-1], [0b0101]]]
+    types = torch.int32, torch.int32, torch.float32, torch.float32, torch.int32
+    entries = [torch.tensor(n, dtype=t, device=backend.device) for n, t in zip(numbers, types, strict=True)]
+    assert adjust_logits(x, *entries).tolist() == [[0.5, -1.75, 0.5, 0.5], [1.0, NONE, 2.0, NONE]]
+
+
+def test_nothing_allowed_harms_only_its_row(backend):
+    x, u = logits(3, 100, backend.device), numbers(3, backend.device)
+    none = torch.zeros(0, device=backend.device)
+    starts, allowed = torch.zeros(4).int().to(x.device), torch.tensor([[-1] * 4, [0] * 4, [-1] * 4]).int().to(x.device)
+    ids, logprobs = sample(adjust_logits(x, none.int(), starts, none, none, allowed), u)
+    clean = sample(x, u)
+    assert ids[1] == -1 and logprobs[1].isnan()
+    assert ids[::2].tolist() == clean[0][::2].tolist() and logprobs[::2].tolist() == clean[1][::2].tolist()
+
+
+@pytest.mark.parametrize("vocabulary, n", [(1, 1), (70, 1), (70, 70), (1500, 20), (20_000, 3)])
+def test_top_logprobs(backend, vocabulary, n):
+    """The reference's bits, ties in order of id, sampled_logprob's bits; bad rows harm only themselves."""
+    if backend.variant in ("interpreter", "shim") and vocabulary > 2000:
+        pytest.skip("slow here")
+    x = logits(6, vocabulary, backend.device)
+    x[1] = x[1].round()
+    x[2] = 0.5
+    if vocabulary > 40:
+        x[3, 1], x[4, : vocabulary - 2] = float("nan"), NONE
+    ids, logprobs = top_logprobs(x, n)
+    with use_backend("reference"):
+        expected = top_logprobs(x.cpu(), n)
+    assert torch.equal(ids.cpu(), expected[0]) and same(logprobs.cpu(), expected[1])
+    for j in {0, n - 1}:
+        assert same(sampled_logprob(x, ids[:, j].contiguous()), logprobs[:, j])
+
+
+def test_long_lists_are_as_exact_as_short_ones():
+    """Filters that keep more than a list holds take another road on the CPU."""
+    x, u = logits(2, 30_000, spread=0.5), numbers(2)
+    for parameters in [(1.0, 9_000), (1.0, 0, 0.9), (1.0, 0, 1.0, 0.02), (1.0, 20_000, 0.8, 0.01), (1.0, 16_000)]:
+        ours = sample(x, u, *parameters)
+        with use_backend("reference"):
+            theirs = sample(x, u, *parameters)
+        assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])
+
+
 def test_an_id_filtered_out_has_no_probability(backend):
     x = torch.tensor([[3.0, 1.0, 2.0]], device=backend.device)
     two = [sampled_logprob(x, torch.tensor([i], device=backend.device), 1.0, 2, 1.0).item() for i in range(3)]
@@ -198,9 +279,12 @@ def test_opcheck(backend):
         pytest.skip("opcheck traces, which Triton's interpreter does not support")
     device = backend.device
     x, u, ids = logits(3, 90, device), numbers(3, device), torch.arange(3, device=device)
-    parameters = torch.ones(3, device=device), torch.full((3,), 4, dtype=torch.int32, device=device), u
+    parameters = torch.ones(3, device=device), torch.full((3,), 4, dtype=torch.int32, device=device), u, u
     torch.library.opcheck(torch.ops.pyengine.sample, (x, u, *parameters))
     torch.library.opcheck(torch.ops.pyengine.sampled_logprob, (x, ids, *parameters))
+    torch.library.opcheck(torch.ops.pyengine.top_logprobs, (x, 2))
+    starts, one = torch.arange(4, dtype=torch.int32, device=device), torch.ones(3, device=device)
+    torch.library.opcheck(torch.ops.pyengine.adjust_logits, (x, ids.int(), starts, one, one, None))
     torch.library.opcheck(torch.ops.pyengine.uniform, (ids, ids))
 
 
@@ -224,6 +308,13 @@ def test_refuses_what_does_not_fit():
     ]:
         with pytest.raises(ValueError, match=word):
             sample(*arguments)
+    with pytest.raises(ValueError, match="n must be"):
+        top_logprobs(x, 10)
+    none = torch.zeros(0)
+    with pytest.raises(ValueError, match="starts"):
+        adjust_logits(x, none.int(), torch.zeros(3).int(), none, none)
+    with pytest.raises(ValueError, match="allowed"):
+        adjust_logits(x, none.int(), torch.zeros(4).int(), none, none, torch.zeros(3, 2).int())
     with pytest.raises(ValueError, match="ids"):
         sampled_logprob(x, torch.zeros(3, dtype=torch.int32))
     with pytest.raises(ValueError, match="positions"):

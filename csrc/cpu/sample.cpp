@@ -1,10 +1,10 @@
 // Sampling from logits without a sort: the steps stated in kernels/sample/reference.py, to the bit.
 //
-// The row is read in blocks of 64 vectors; one read finds the largest logit of each of a block's columns. The k-th
-// largest of these is at most the k-th largest logit, so top_k looks again only into blocks that reach it. top_p
-// alone weighs every logit once, into a histogram of 256 steps below the largest, and then looks only at the step
-// in which the share is reached. What is kept is a short list in order of id or, where it is long, all logits from
-// a threshold on. Weights are whole numbers, so no sum depends on its order.
+// The row is read in blocks of 64 vectors; one read finds the largest logit of each of a block's columns. The
+// k-th largest of these is at most the k-th largest logit, so top_k looks again only into blocks that reach it.
+// top_p alone weighs every logit once, into a histogram of 256 steps below the largest, and then looks only at
+// the step in which the share is reached. What is kept is a short list in order of id or, where it is long, all
+// logits from a threshold on. Weights are whole numbers, so no sum depends on its order.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -288,9 +288,9 @@ struct Row {
     if (!listed) return;
     weigh_list();
     auto& list = memory.list;
-    list.erase(std::remove_if(list.begin(), list.end(),
-                              [&](const Candidate& c) { return (double)c.weight < light; }),
-               list.end());
+    list.erase(
+        std::remove_if(list.begin(), list.end(), [&](const Candidate& c) { return (double)c.weight < light; }),
+        list.end());
   }
 
   int64_t pick(float u) {
@@ -303,7 +303,8 @@ struct Row {
       return memory.list.front().id;  // u >= 1
     }
     int64_t block = 0, id = 0;
-    while (block < blocks() - 1 && target >= memory.block_weights[block]) target -= memory.block_weights[block++];
+    while (block < blocks() - 1 && target >= memory.block_weights[block])
+      target -= memory.block_weights[block++];
     each_weight(block, [&](int64_t i, f32, const Weights& w) {
       for (int lane = 0; lane < kLanes && target >= 0; ++lane)
         if ((target -= w[lane]) < 0) id = i + lane;

@@ -133,7 +133,12 @@ def examples(device: str) -> list[tuple[tuple, dict]]:
     make = torch.Generator(device=device).manual_seed(1)
     logits = torch.randn(4, 777, generator=make, device=device) * 3
     u = torch.tensor([0.0, 0.3, 0.6, 0.999], device=device)
-    return [((logits, u), {}), ((logits, u, 0.7, 50, 0.9), {}), ((logits, u, 0.0), {}), ((logits, u, 1.0, 0, 1.0, 0.1), {})]
+    return [
+        ((logits, u), {}),
+        ((logits, u, 0.7, 50, 0.9), {}),
+        ((logits, u, 0.0), {}),
+        ((logits, u, 1.0, 0, 1.0, 0.1), {}),
+    ]
 
 
 def _check_logits(logits):

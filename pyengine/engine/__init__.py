@@ -1,7 +1,17 @@
 """The inference engine: paged KV cache, continuous batching, sampling, tools. See engine.py."""
 
 from .engine import Engine, Stats, Token
-from .sampling import Completion, SamplingParams
+from .sampling import Completion, Detail, Grammar, Matcher, SamplingParams
 from .tools import Tools
 
-__all__ = ["Completion", "Engine", "SamplingParams", "Stats", "Token", "Tools"]
+__all__ = [
+    "Completion",
+    "Detail",
+    "Engine",
+    "Grammar",
+    "Matcher",
+    "SamplingParams",
+    "Stats",
+    "Token",
+    "Tools",
+]

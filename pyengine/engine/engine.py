@@ -18,7 +18,7 @@ from os import PathLike
 from typing import Any, NamedTuple
 
 from .cache import PAGE, PagePool
-from .sampling import Completion, SamplingParams
+from .sampling import Choices, Completion, SamplingParams
 from .scheduler import Request, Scheduler
 from .tools import Tools
 
@@ -124,7 +124,8 @@ class Engine:
     def add(self, prompt: Sequence[int], params: SamplingParams) -> Request:
         """Queue a request; one that cannot be answered is done at once, with its reason."""
         state = self.tools.start() if self.tools else None
-        request = Request(self._arrivals, list(prompt), params, params.chosen_seed(), state)
+        choices = None if params.plain else Choices(params, prompt)
+        request = Request(self._arrivals, list(prompt), params, params.chosen_seed(), state, choices)
         self._arrivals += 1
         self.stats.requests += 1
         vocabulary = self._runner.vocabulary
@@ -134,6 +135,8 @@ class Engine:
             self._fail(request, f"the prompt has {len(prompt)} tokens; the context holds {self.max_context}")
         elif not 0 <= min(request.ids) <= max(request.ids) < vocabulary:
             self._fail(request, f"the prompt has an id outside the vocabulary of {vocabulary}")
+        elif params.logit_bias and max(params.logit_bias) >= vocabulary:
+            self._fail(request, f"logit_bias has an id outside the vocabulary of {vocabulary}")
         else:
             self._scheduler.add(request)
         return request
@@ -168,12 +171,19 @@ class Engine:
 
     def _accept(self, request: Request, token: int, logprob: float) -> None:
         """Append a sampled token and follow its consequences."""
+        params, completion, choices = request.params, request.completion, request.choices
         if token < 0 or logprob != logprob:
-            return self._fail(request, "the model's logits are not numbers")
-        params, completion = request.params, request.completion
+            blocked = choices is not None and choices.matcher is not None
+            return self._fail(
+                request, "the model's logits are not numbers" + (", or its grammar allows no token" * blocked)
+            )
         request.ids.append(token)
-        completion.append(token, logprob, False)
+        completion.append(token, logprob, False, choices.detail if choices else None)
         request.sampled += 1
+        if choices:
+            choices.accept(token)
+            if choices.error and token not in params.stop:
+                return self._fail(request, choices.error)
         out_of_room = request.sampled >= params.max_tokens or len(request.ids) >= self.max_context
         state = request.tool_state
         if state is not None and state.follow(token):

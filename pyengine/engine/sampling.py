@@ -1,10 +1,39 @@
-"""How a request wants its tokens chosen, and what it gets back."""
+"""How a request wants its tokens chosen, and what it gets back.
+
+Most requests need a row of logits, a temperature and three filters: these run inside the captured step. A
+request that also changes logits (penalties, biases, a grammar) or wants to see the model's own distribution
+carries a `Choices`, and `choose` samples for it behind the step.
+"""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
 
 from ..errors import UserError
+
+MAX_TOP = 20  # runners-up that a request may ask to see
+
+
+class Matcher(Protocol):
+    """Follows one answer and says which ids may come next."""
+
+    def allow(self, words: np.ndarray) -> None:
+        """Fill int32 words: bit i % 32 of word i // 32 is 1 where id i may come next."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """The next id."""
+        ...
+
+
+class Grammar(Protocol):
+    """Makes a Matcher for each answer that must keep to it."""
+
+    def start(self) -> Matcher: ...
 
 
 @dataclass(frozen=True)
@@ -12,8 +41,15 @@ class SamplingParams:
     """How to choose the tokens of one request.
 
     max_tokens: sampled tokens at most (what a tool returns does not count). temperature: 0 is greedy.
-    top_k: 0 keeps all. top_p: 1 keeps all. seed: the same seed, prompt and parameters give the same tokens in
-    any batch; None draws one. stop: ids that end the answer (and are its last id).
+    top_k: 0 keeps all. top_p: 1 keeps all. min_p: drops what is less than so many times as likely as the
+    likeliest; 0 keeps all. seed: the same seed, prompt and parameters give the same tokens in any batch; None
+    draws one. stop: ids that end the answer (and are its last id).
+
+    Before the temperature, logits change: of ids in the prompt or the answer, divided by repetition_penalty
+    where positive and multiplied elsewhere; of ids in the answer, less presence_penalty and less
+    frequency_penalty a time; of ids in logit_bias, plus their bias. grammar: only ids it allows are sampled.
+    logprobs: how many of the likeliest to report beside each token, of the model's own distribution, to which
+    none of this was done; 0 reports the token's own, None nothing.
     """
 
     max_tokens: int = 256
@@ -22,6 +58,13 @@ class SamplingParams:
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[int, ...] = ()
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    grammar: Grammar | None = None
+    logprobs: int | None = None
 
     def __post_init__(self):
         def expect(holds: bool, what: str, got) -> None:
@@ -32,10 +75,42 @@ class SamplingParams:
         expect(0 <= self.temperature < float("inf"), "a temperature of at least 0", self.temperature)
         expect(self.top_k >= 0, "top_k of at least 0 (0 keeps all)", self.top_k)
         expect(0 < self.top_p <= 1, "top_p above 0 and at most 1 (1 keeps all)", self.top_p)
+        expect(0 <= self.min_p <= 1, "min_p from 0 to 1 (0 keeps all)", self.min_p)
         expect(self.seed is None or 0 <= self.seed < 2**63, "a seed in [0, 2^63)", self.seed)
+        expect(0.01 <= self.repetition_penalty <= 100, "repetition_penalty from 0.01 to 100 (1 is none)",
+               self.repetition_penalty)  # fmt: skip
+        for name in ("presence_penalty", "frequency_penalty"):
+            expect(
+                abs(getattr(self, name)) <= 100, f"{name} from -100 to 100 (0 is none)", getattr(self, name)
+            )
+        for token, bias in self.logit_bias.items():
+            expect(token >= 0 and abs(bias) <= 100, "logit_bias of ids, from -100 to 100", {token: bias})
+        expect(
+            self.logprobs is None or 0 <= self.logprobs <= MAX_TOP,
+            f"logprobs from 0 to {MAX_TOP}",
+            self.logprobs,
+        )
+
+    @property
+    def changes(self) -> bool:
+        """Whether single logits change."""
+        penalties = self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty
+        return bool(penalties or self.logit_bias)
+
+    @property
+    def plain(self) -> bool:
+        """Whether a row of logits and the filters' numbers are all that choosing a token takes."""
+        return self.logprobs is None and self.grammar is None and not self.changes
 
     def chosen_seed(self) -> int:
         return secrets.randbits(63) if self.seed is None else self.seed
+
+
+class Detail(NamedTuple):
+    """A token in the model's own distribution: its log-probability, and (id, logprob) of the likeliest."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass
@@ -43,19 +118,125 @@ class Completion:
     """What followed the prompt.
 
     ids: sampled and forced tokens, a stop token included. logprobs: of the distribution sampled from, 0.0
-    where forced. forced: True for tokens that a tool put in. finish_reason: "stop" (a stop token), "length"
-    (max_tokens or the context), "tools" (went on calling tools past the limit), "cancelled", or "error" with
-    the sentence in `error`.
+    where forced. forced: True for tokens that a tool put in. details: where asked for, of each token, None
+    where forced. finish_reason: "stop" (a stop token), "length" (max_tokens or the context), "tools" (went on
+    calling tools past the limit), "cancelled", or "error" with the sentence in `error`.
     """
 
     prompt: Sequence[int]
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     forced: list[bool] = field(default_factory=list)
+    details: list[Detail | None] = field(default_factory=list)
     finish_reason: str = ""
     error: str = ""
 
-    def append(self, token: int, logprob: float, forced: bool) -> None:
+    def append(self, token: int, logprob: float, forced: bool, detail: Detail | None = None) -> None:
         self.ids.append(token)
         self.logprobs.append(logprob)
+        self.details.append(detail)
         self.forced.append(forced)
+
+
+class Choices:
+    """What choosing the next token of one request takes beyond a row of logits: follows its answer."""
+
+    def __init__(self, params: SamplingParams, prompt: Sequence[int]):
+        self.params = params
+        self.matcher = params.grammar.start() if params.grammar else None
+        self.detail: Detail | None = None  # of the token sampled last
+        self.error = ""  # why the answer cannot go on
+        self._bias = params.logit_bias
+        self._counts: dict[int, int] = {}  # in the answer
+        self._places: dict[int, int] = {}  # of ids in the lists, which adjust_logits takes
+        self.ids: list[int] = []
+        self.repetition: list[float] = []
+        self.added: list[float] = []
+        for token in params.logit_bias:
+            self._entry(token)
+        if params.repetition_penalty != 1:
+            for token in set(prompt):
+                self._repeat(token)
+
+    def accept(self, token: int) -> None:
+        """A sampled token."""
+        if self.matcher:
+            try:
+                self.matcher.accept(token)
+            except ValueError as error:
+                self.error = f"the grammar cannot go on: {error}"
+        if self.params.changes:
+            count = self._counts[token] = self._counts.get(token, 0) + 1
+            place = self._repeat(token)
+            penalty = self.params.presence_penalty + count * self.params.frequency_penalty
+            self.added[place] = self._bias.get(token, 0.0) - penalty
+
+    def _entry(self, token: int) -> int:
+        if token not in self._places:
+            self._places[token] = len(self.ids)
+            self.ids.append(token)
+            self.repetition.append(1.0)
+            self.added.append(self._bias.get(token, 0.0))
+        return self._places[token]
+
+    def _repeat(self, token: int) -> int:
+        place = self._entry(token)
+        self.repetition[place] = self.params.repetition_penalty
+        return place
+
+
+def choose(
+    logits: torch.Tensor,
+    u: torch.Tensor,
+    filters: Sequence[torch.Tensor],
+    choices: Sequence[Choices | None],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """sample() for rows of which some have Choices, whose `detail` is set; (ids, logprobs) as there."""
+    from ..kernels import sample
+
+    changed = logits
+    if any(c and (c.ids or c.matcher) for c in choices):
+        changed = _changed(logits, choices)
+    ids, logprobs = sample(changed, u, *filters)
+    _show(logits, ids, choices)
+    return ids, logprobs
+
+
+def _changed(logits: torch.Tensor, choices: Sequence[Choices | None]) -> torch.Tensor:
+    from ..kernels import adjust_logits
+
+    ids = [i for c in choices if c for i in c.ids]
+    starts = np.cumsum([0, *(len(c.ids) if c else 0 for c in choices)], dtype=np.int32)
+    repetition = [r for c in choices if c for r in c.repetition]
+    added = [a for c in choices if c for a in c.added]
+    allowed = None
+    if any(c and c.matcher for c in choices):
+        words = np.full((len(choices), -(-logits.shape[1] // 32)), -1, np.int32)
+        for row, c in zip(words, choices, strict=True):
+            if c and c.matcher:
+                c.matcher.allow(row)
+        allowed = torch.from_numpy(words).to(logits.device)
+    entries = (
+        torch.tensor(ids, dtype=torch.int32),
+        torch.from_numpy(starts),
+        torch.tensor(repetition, dtype=torch.float32),
+        torch.tensor(added, dtype=torch.float32),
+    )
+    return adjust_logits(logits, *(part.to(logits.device) for part in entries), allowed)
+
+
+def _show(logits: torch.Tensor, ids: torch.Tensor, choices: Sequence[Choices | None]) -> None:
+    """Set the details that are asked for."""
+    from ..kernels import sampled_logprob, top_logprobs
+
+    asked = [(row, c) for row, c in enumerate(choices) if c and c.params.logprobs is not None]
+    if not asked:
+        return
+    rows = torch.tensor([row for row, _ in asked], device=logits.device)
+    seen = logits if len(asked) == len(logits) else logits[rows]
+    own = sampled_logprob(seen, ids[rows]).tolist()
+    most = min(max(c.params.logprobs or 0 for _, c in asked), logits.shape[1])
+    top: Any = [t.tolist() for t in top_logprobs(seen, most)] if most else [[[]] * len(asked)] * 2
+    for at, (_, c) in enumerate(asked):
+        n = c.params.logprobs
+        c.detail = Detail(own[at], tuple(zip(top[0][at][:n], top[1][at][:n], strict=True)))

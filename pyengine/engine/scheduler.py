@@ -17,7 +17,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from .cache import PAGE, PagePool, Prefix
-from .sampling import Completion, SamplingParams
+from .sampling import Choices, Completion, SamplingParams
 from .tools import ToolState
 
 
@@ -30,6 +30,7 @@ class Request:
     params: SamplingParams
     seed: int
     tool_state: ToolState | None = None
+    choices: Choices | None = None
     completion: Completion = field(init=False)
     running: bool = False
     sampled: int = 0

@@ -20,6 +20,7 @@ from ..kernels import PackedWeight, _native, _select, attention_paged, new_pages
 from ..kernels._capture import Arena, Step, capture
 from ..kernels.rope.table import table
 from .cache import PAGE
+from .sampling import choose
 from .scheduler import Plan, Request
 
 CACHE_BYTES = 1 << 30
@@ -48,7 +49,7 @@ class ModelRunner:
         self._weights = model.packed()
         self._parameters = list(model.parameters())
         self._stamp = self._now()
-        self._captured: dict[int, tuple[Step, torch.Tensor, torch.Tensor]] = {}
+        self._captured: dict[tuple[int, bool], tuple[Step, tuple[torch.Tensor, ...]]] = {}
         self._arena = Arena()
         self._setting: tuple | None = None
         self._all_native = False
@@ -67,35 +68,41 @@ class ModelRunner:
         """Compute a plan; (ids, logprobs) for the requests `ready`, whose ids are all computed then."""
         if plan.copies:
             self._copy_pages(plan.copies)
-        rows = len(plan.chunks)
+        rows, plain = len(plan.chunks), all(request.choices is None for request in ready)
         if len(ready) == rows and all(count == 1 for _, count in plan.chunks):
-            ids, logprobs = self._decode(ready)
+            result = self._decode(ready, plain)
         else:
             tokens = self._inputs.fill(plan.chunks, ready)
             with _native.one_torch_thread():
-                ids, logprobs = self._compute(tokens, rows, len(ready))
+                result = self._compute(tokens, rows, len(ready), plain)
+        if not plain:
+            with _native.one_torch_thread():
+                u, *filters = self._sampling(len(ready))
+                result = choose(result[0][: len(ready)], u, filters, [request.choices for request in ready])
+        ids, logprobs = result
         return ids[: len(ready)].tolist(), logprobs[: len(ready)].tolist()
 
-    def _decode(self, requests: Sequence[Request]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _decode(self, requests: Sequence[Request], plain: bool) -> tuple[torch.Tensor, ...]:
         size = min(_bucket(len(requests)), self.max_batch)
         self._inputs.fill_decode(requests, size)
         if not self._can_capture():
             with _native.one_torch_thread():
-                return self._compute(size, size, size)
-        if size not in self._captured:
+                return self._compute(size, size, size, plain)
+        if (size, plain) not in self._captured:
             with _native.one_torch_thread():
-                self._compute(size, size, size)  # first calls may make tables, which must not be captured
+                self._compute(size, size, size, plain)  # may make tables, which must not be captured
                 with capture(self._arena) as step:
-                    ids, logprobs = self._compute(size, size, size)
-            self._captured[size] = step, ids, logprobs
-            return ids, logprobs
-        step, ids, logprobs = self._captured[size]
+                    result = self._compute(size, size, size, plain)
+            self._captured[size, plain] = step, result
+            return result
+        step, result = self._captured[size, plain]
         step.replay()
-        return ids, logprobs
+        return result
 
     @torch.no_grad()
-    def _compute(self, tokens: int, rows: int, ready: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The forward pass over the buffers' first `tokens` of `rows` requests, then a sample for `ready`."""
+    def _compute(self, tokens: int, rows: int, ready: int, plain: bool) -> tuple[torch.Tensor, ...]:
+        """The forward pass over the buffers' first `tokens` of `rows` requests: for those `ready`, ids and
+        logprobs or, where sampling is not plain, logits."""
         b = self._inputs
         slots, table = b.slots[:tokens], b.block_table[:rows]
         starts, lengths = b.starts[: rows + 1], b.lengths[:rows]
@@ -111,8 +118,13 @@ class ModelRunner:
         if ready != tokens:
             hidden = hidden[b.last[:ready]]
         logits = self.model.logits(hidden, self._weights)
+        return sample(logits, *self._sampling(ready)) if plain else (logits,)
+
+    def _sampling(self, ready: int) -> list[torch.Tensor]:
+        """What sample() takes besides logits."""
+        b = self._inputs
         u = uniform(b.seeds[:ready], b.sample_positions[:ready])
-        return sample(logits, u, b.temperature[:ready], b.top_k[:ready], b.top_p[:ready])
+        return [u, *(t[:ready] for t in (b.temperature, b.top_k, b.top_p, b.min_p))]
 
     def _copy_pages(self, copies: list[tuple[int, int]]) -> None:
         sources, targets = torch.tensor(copies).unbind(1)
@@ -156,6 +168,7 @@ class Inputs:
         self.temperature, self._temperature = new(f32, rows)
         self.top_k, self._top_k = new(i32, rows)
         self.top_p, self._top_p = new(f32, rows)
+        self.min_p, self._min_p = new(f32, rows)
         self._dummy_page = dummy_page
         self._tables: list[tuple | None] = [None] * rows  # what each row of block_table holds
         self._ready: list[Request] = []  # whose parameters the sampling buffers hold
@@ -213,6 +226,7 @@ class Inputs:
             self._temperature[:rows] = [request.params.temperature for request in requests]
             self._top_k[:rows] = [request.params.top_k for request in requests]
             self._top_p[:rows] = [request.params.top_p for request in requests]
+            self._min_p[:rows] = [request.params.min_p for request in requests]
         self._sample_positions[:rows] = [len(request.ids) for request in requests]
 
 

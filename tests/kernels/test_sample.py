@@ -69,9 +69,7 @@ def test_has_the_reference_bits(backend, parameters, vocabulary):
     min_p=st.sampled_from([0.0, 1e-6, 0.01, 0.5]),
     seed=st.integers(0, 1000),
 )
-def test_has_the_reference_bits_anywhere(
-    backend, vocabulary, spread, temperature, top_k, top_p, min_p, seed
-):
+def test_has_the_reference_bits_anywhere(backend, vocabulary, spread, temperature, top_k, top_p, min_p, seed):
     x, u = logits(3, vocabulary, backend.device, seed, spread), numbers(3, backend.device, seed)
     ours = sample(x, u, temperature, top_k, top_p, min_p)
     with use_backend("reference"):
@@ -81,7 +79,8 @@ def test_has_the_reference_bits_anywhere(
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize(
-    "top_k, top_p, min_p", [(0, 1.0, 0.0), (7, 1.0, 0.0), (0, 0.7, 0.0), (12, 0.8, 0.0), (0, 1.0, 0.1), (12, 0.9, 0.2)]
+    "top_k, top_p, min_p",
+    [(0, 1.0, 0.0), (7, 1.0, 0.0), (0, 0.7, 0.0), (12, 0.8, 0.0), (0, 1.0, 0.1), (12, 0.9, 0.2)],
 )
 def test_draws_from_the_filtered_distribution(backend, temperature, top_k, top_p, min_p):
     """Chi-square against a distribution computed in float64 by sorting, and the log-probabilities of it."""
@@ -191,7 +190,9 @@ def test_adjusting_has_the_reference_bits(backend, vocabulary):
     for words in (None, allowed):
         ours = adjust_logits(x, *entries, words)
         with use_backend("reference"):
-            theirs = adjust_logits(x.cpu(), *(t.cpu() for t in entries), None if words is None else words.cpu())
+            theirs = adjust_logits(
+                x.cpu(), *(t.cpu() for t in entries), None if words is None else words.cpu()
+            )
         assert torch.equal(ours.cpu(), theirs) and torch.equal(x, before)
 
 
@@ -206,7 +207,10 @@ def test_adjusting_does_what_it_says(backend):
 def test_nothing_allowed_harms_only_its_row(backend):
     x, u = logits(3, 100, backend.device), numbers(3, backend.device)
     none = torch.zeros(0, device=backend.device)
-    starts, allowed = torch.zeros(4).int().to(x.device), torch.tensor([[-1] * 4, [0] * 4, [-1] * 4]).int().to(x.device)
+    starts, allowed = (
+        torch.zeros(4).int().to(x.device),
+        torch.tensor([[-1] * 4, [0] * 4, [-1] * 4]).int().to(x.device),
+    )
     ids, logprobs = sample(adjust_logits(x, none.int(), starts, none, none, allowed), u)
     clean = sample(x, u)
     assert ids[1] == -1 and logprobs[1].isnan()
@@ -234,7 +238,13 @@ def test_top_logprobs(backend, vocabulary, n):
 def test_long_lists_are_as_exact_as_short_ones():
     """Filters that keep more than a list holds take another road on the CPU."""
     x, u = logits(2, 30_000, spread=0.5), numbers(2)
-    for parameters in [(1.0, 9_000), (1.0, 0, 0.9), (1.0, 0, 1.0, 0.02), (1.0, 20_000, 0.8, 0.01), (1.0, 16_000)]:
+    for parameters in [
+        (1.0, 9_000),
+        (1.0, 0, 0.9),
+        (1.0, 0, 1.0, 0.02),
+        (1.0, 20_000, 0.8, 0.01),
+        (1.0, 16_000),
+    ]:
         ours = sample(x, u, *parameters)
         with use_backend("reference"):
             theirs = sample(x, u, *parameters)

@@ -14,6 +14,7 @@ if __name__ == "pyengine.kernels":
     from .cross_entropy import linear_cross_entropy
     from .linear import PackedWeight, linear, pack_weight
     from .muon import muon_
+    from .quantized import QuantizedWeight, linear_quantized, pack_quantized, stack_quantized
     from .rmsnorm import rmsnorm
     from .rope import rope
     from .sample import adjust_logits, sample, sampled_logprob, top_logprobs, uniform
@@ -22,6 +23,7 @@ if __name__ == "pyengine.kernels":
 __all__ = [
     "PAGE_SIZE",
     "PackedWeight",
+    "QuantizedWeight",
     "adamw_",
     "adjust_logits",
     "attention",
@@ -29,14 +31,17 @@ __all__ = [
     "grad_norm",
     "linear",
     "linear_cross_entropy",
+    "linear_quantized",
     "muon_",
     "new_pages",
+    "pack_quantized",
     "pack_weight",
     "rmsnorm",
     "rope",
     "sample",
     "sampled_logprob",
     "set_threads",
+    "stack_quantized",
     "swiglu",
     "top_logprobs",
     "uniform",

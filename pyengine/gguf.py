@@ -217,7 +217,10 @@ class _Cursor:
     def value(self, what: str, kind: int | None = None, depth: int = 0) -> Any:
         kind = self.unpack("I", what) if kind is None else kind
         if kind in NUMBERS:
-            return np.frombuffer(self.take(np.dtype(NUMBERS[kind]).itemsize, what), NUMBERS[kind])[0].item()
+            number = np.frombuffer(self.take(np.dtype(NUMBERS[kind]).itemsize, what), NUMBERS[kind])[0]
+            return (
+                float(str(number)) if number.dtype.kind == "f" else number.item()
+            )  # 1e-06 as it was written
         if kind == BOOL:
             return self.unpack("B", what) != 0
         if kind == TEXT:

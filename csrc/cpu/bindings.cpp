@@ -69,6 +69,8 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
   BOTH(linear_pack);
   BOTH(linear_forward);
   BOTH(linear_backward);
+  BOTH(linear_quantized);
+  def(m, "quantized_rows", &quantized_rows);
   BOTH(swiglu_forward);
   BOTH(swiglu_backward);
   BOTH(cross_entropy_forward);

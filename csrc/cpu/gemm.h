@@ -48,7 +48,19 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
 
 // Memory of this thread that is kept and reused from call to call (fresh memory costs page faults): `slot`
 // names the purpose, so that users within one call do not meet.
-enum Slot { kPackedB, kPackedA, kPartial, kLogits, kGradient, kPackedX, kUpdate, kGram, kSquare, kSlots };
+enum Slot {
+  kPackedB,
+  kPackedA,
+  kPartial,
+  kLogits,
+  kGradient,
+  kPackedX,
+  kUpdate,
+  kGram,
+  kSquare,
+  kQuantized,
+  kSlots
+};
 void* scratch(Slot slot, size_t bytes);
 
 }  // namespace gemm

@@ -99,6 +99,17 @@ template <class T>
 void linear_backward(const T* dy, const T* x, const T* weight, T* dx, T* dweight, T* dbias, int64_t m,
                      int64_t n, int64_t k, int threads);
 
+// y (m, n) = x (m, k) W (n, k)^T + bias (n) with W in a layout of quantized.cpp, named by its bits, scales a
+// block, whether these are floats, whether there are minima, and the code of zero; rows of y are `stride`
+// apart. Returns -1, or 0 for a layout that is not known.
+template <class T>
+int64_t linear_quantized(const T* x, const uint8_t* weight, int64_t bits, int64_t groups, bool wide,
+                         bool minimum, int64_t zero, const T* bias, void* y, bool y_is_float, int64_t stride,
+                         int64_t m, int64_t n, int64_t k, int threads);
+// Rows of such a W as floats. Returns -1, or which of the ids is not in [0, n).
+int64_t quantized_rows(const uint8_t* weight, int64_t bits, int64_t groups, bool wide, bool minimum,
+                       int64_t zero, const int64_t* ids, float* out, int64_t rows, int64_t n, int64_t k);
+
 // y (rows, features) = silu(gate) * up, with gate_up (rows, 2 features), the gate first; and its gradient.
 template <class T>
 void swiglu_forward(const T* gate_up, T* y, int64_t rows, int64_t features, int threads);

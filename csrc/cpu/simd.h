@@ -297,6 +297,98 @@ inline pairs zip_pairs(const bf16* low, const bf16* high, int n) {
   return (pairs)load_n(low, n) >> 16 | (pairs)load_n(high, n);
 }
 
+// ---- bytes ---------------------------------------------------------------------------------------------
+
+// Four unsigned bytes a lane.
+typedef u32 bytes;
+inline bytes load_bytes(const uint8_t* p) {
+  bytes v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+inline bytes low_nibbles(bytes v) { return v & 0x0f0f0f0fu; }
+inline bytes high_nibbles(bytes v) { return v >> 4 & 0x0f0f0f0fu; }
+inline i32 set(int32_t a) { return a - i32{}; }
+inline f32 to_float(i32 v) { return __builtin_convertvector(v, f32); }
+
+// acc + the dot product of each lane's four bytes with `four` signed ones (not -128); exact.
+inline i32 dot_bytes(i32 acc, bytes a, uint32_t four) {
+#if defined(__AVX512VNNI__)
+  return (i32)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, _mm512_set1_epi32((int32_t)four));
+#elif defined(__AVX2__)
+  // Pairs are summed in 16 bits, which hold 2 * 128 * 127: so the top bits go apart.
+  const __m256i b = _mm256_set1_epi32((int32_t)four), ones = _mm256_set1_epi16(1);
+  __m256i low = _mm256_maddubs_epi16((__m256i)(a & 0x7f7f7f7fu), b);
+  __m256i high = _mm256_maddubs_epi16((__m256i)(a & 0x80808080u), b);
+  return acc + (i32)_mm256_add_epi32(_mm256_madd_epi16(low, ones), _mm256_madd_epi16(high, ones));
+#else
+  for (int i = 0; i < 32; i += 8) acc += (i32)(a >> i & 0xffu) * (int32_t)(int8_t)(four >> i);
+  return acc;
+#endif
+}
+// The same where no byte of `a` is above 127.
+inline i32 dot_small_bytes(i32 acc, bytes a, uint32_t four) {
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+  __m256i pairs16 = _mm256_maddubs_epi16((__m256i)a, _mm256_set1_epi32((int32_t)four));
+  return acc + (i32)_mm256_madd_epi16(pairs16, _mm256_set1_epi16(1));
+#else
+  return dot_bytes(acc, a, four);
+#endif
+}
+
+// A number of IEEE half precision.
+struct f16 {
+  uint16_t bits;
+};
+inline float to_float(f16 x) {
+  const uint32_t sign = (uint32_t)(x.bits & 0x8000) << 16, exponent = x.bits >> 10 & 31, part = x.bits & 1023;
+  if (exponent == 0) {  // zero and the numbers below 2^-14, in steps of 2^-24
+    float f = (float)part * 0x1p-24f;
+    return sign ? -f : f;
+  }
+  uint32_t bits = sign | (exponent == 31 ? 255 : exponent + 112) << 23 | part << 13;
+  float f;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+inline f32 load(const f16* p) {
+#if defined(__AVX512F__)
+  return (f32)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__F16C__)
+  return (f32)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#else
+  f32 v;
+  for (int i = 0; i < kLanes; ++i) v[i] = to_float(p[i]);
+  return v;
+#endif
+}
+
+// Each lane as the nearest whole number, ties to even; |a| must be below 2^22.
+inline i32 to_whole(f32 a) {
+#if defined(__AVX512F__)
+  return (i32)_mm512_cvtps_epi32((__m512)a);
+#else
+  const f32 magic = set(12582912.0f);  // as in exp()
+  return __builtin_convertvector((a + magic) - magic, i32);
+#endif
+}
+inline void store(int8_t* p, i32 v) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)v));
+#else
+  for (int i = 0; i < kLanes; ++i) p[i] = (int8_t)v[i];
+#endif
+}
+inline int32_t sum(i32 v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_epi32((__m512i)v);
+#else
+  int32_t total = 0;
+  for (int i = 0; i < kLanes; ++i) total += v[i];
+  return total;
+#endif
+}
+
 // ---- transpose -----------------------------------------------------------------------------------------
 
 // Transposes a square of kLanes vectors: lane j of row i becomes lane i of row j. log2(kLanes) rounds; each

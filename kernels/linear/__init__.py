@@ -14,6 +14,7 @@ import torch
 
 from .._library import register
 from .._select import select
+from ..quantized import QuantizedWeight, linear_quantized
 
 __all__ = ["linear", "pack_weight", "PackedWeight"]
 
@@ -39,17 +40,20 @@ def pack_weight(weight: torch.Tensor) -> PackedWeight:
 
 def linear(
     x: torch.Tensor,
-    weight: torch.Tensor | PackedWeight,
+    weight: torch.Tensor | PackedWeight | QuantizedWeight,
     bias: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """x (..., K) times weight (N, K) transposed, plus bias (N,): (..., N).
 
     All float32 or all bfloat16 on one device; sums are in float32. out_dtype is x's type unless
-    torch.float32 is asked for, which returns the sums unrounded. A packed weight takes no gradients.
+    torch.float32 is asked for, which returns the sums unrounded. A packed weight takes no gradients; a quantised
+    one neither, and it has rules of its own (kernels/quantized).
 
     Raises ValueError for shapes or types that do not fit together.
     """
+    if isinstance(weight, QuantizedWeight):
+        return linear_quantized(x, weight, bias, out_dtype)
     _check(x, weight, bias, out_dtype)
     out_dtype = out_dtype or x.dtype
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1]).contiguous()

@@ -24,7 +24,7 @@ from .sampling import choose
 from .scheduler import Plan, Request
 
 CACHE_BYTES = 1 << 30
-NATIVE_OPS = ("rmsnorm", "linear", "rope", "attention", "swiglu", "sample")
+NATIVE_OPS = ("rmsnorm", "linear", "quantized", "rope", "attention", "swiglu", "sample")
 
 _version = attrgetter("_version")
 
@@ -37,7 +37,7 @@ class ModelRunner:
         self.model, self.max_batch = model, max_batch
         self.vocabulary, self.max_context = config.vocab_size, config.max_position_embeddings
         per_request = -(-self.max_context // PAGE)
-        page_bytes = PAGE * 2 * config.layers * config.kv_heads * config.head_dim * model.embedding.itemsize
+        page_bytes = PAGE * 2 * config.layers * config.kv_heads * config.head_dim * model.dtype.itemsize
         self.pages = pages or max(per_request, min(max_batch * per_request, CACHE_BYTES // page_bytes))
         self._cache = [
             new_pages(self.pages + 1, config.kv_heads, config.head_dim, model.dtype)  # the last: for dummies

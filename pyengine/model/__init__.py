@@ -1,6 +1,7 @@
 """The language model: the Llama / Qwen family, written once on the ops, kept as Hugging Face directories.
 
-config.py sizes | transformer.py the model | hf.py load and save directories | gguf.py load GGUF files
+config.py sizes | transformer.py the model | hf.py load and save directories | gguf.py load GGUF files |
+quantized.py a model whose matrices stay quantised
 """
 
 import os
@@ -11,9 +12,10 @@ import torch
 from . import gguf, hf
 from .config import ModelConfig
 from .hf import save
+from .quantized import QuantizedTransformer
 from .transformer import Transformer, Weights
 
-__all__ = ["ModelConfig", "Transformer", "Weights", "load", "save"]
+__all__ = ["ModelConfig", "QuantizedTransformer", "Transformer", "Weights", "load", "save"]
 
 
 def load(

@@ -24,11 +24,11 @@ from .config import ModelConfig
 # (layer, q (T, H, D), k (T, K, D), v (T, K, D)) -> (T, H, D)
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 IGNORE = -100  # target of a token that is not trained on
-Matrix: TypeAlias = torch.Tensor | kernels.PackedWeight
+Matrix: TypeAlias = torch.Tensor | kernels.PackedWeight | kernels.QuantizedWeight
 
 
 class LayerWeights(NamedTuple):
-    """One layer's weights; matrices are (out, in), as tensors or packed for decoding."""
+    """One layer's weights; matrices are (out, in), as tensors, packed for decoding, or quantised."""
 
     attention_norm: torch.Tensor  # (C,)
     qkv: Matrix  # ((H + 2K) D, C)
@@ -44,7 +44,7 @@ class LayerWeights(NamedTuple):
 class Weights(NamedTuple):
     """All weights of a model, in the form the forward pass reads."""
 
-    embedding: torch.Tensor  # (V, C)
+    embedding: torch.Tensor | kernels.QuantizedWeight  # (V, C)
     layers: list[LayerWeights]
     norm: torch.Tensor  # (C,)
     head: Matrix  # (V, C); the embedding itself where they are tied

@@ -47,6 +47,9 @@ GGUF_PATTERNS = {
     "qwen2": "qwen2",
     "gpt-4o": "o200k",
 }
+# Kinds of tokens in a GGUF file.
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+SPECIAL_KINDS = (CONTROL, USER_DEFINED)
 
 
 def load(path: Path, **options) -> dict[str, Any]:
@@ -241,10 +244,14 @@ def load_gguf(path: Path) -> dict[str, Any]:
         )
     if (pre := value("ggml.pre", "gpt-2")) not in GGUF_PATTERNS:
         raise UserError(f"{path}: pre-split {pre!r} is not known; known are {sorted(GGUF_PATTERNS)}")
-    names, kinds = value("ggml.tokens", []), value("ggml.token_type", [])
-    special = {name: i for i, (name, kind) in enumerate(zip(names, kinds, strict=False)) if kind in (3, 4)}
-    vocab = {  # 3: control, 4: user defined
-        name: i for i, name in enumerate(names) if name not in special and all(c in BYTE_OF for c in name)
+    names = value("ggml.tokens", [])
+    kinds = value("ggml.token_type") or [NORMAL] * len(names)
+    special = {n: i for i, (n, kind) in enumerate(zip(names, kinds, strict=False)) if kind in SPECIAL_KINDS}
+    unused = {n for n, kind in zip(names, kinds, strict=False) if kind == UNUSED}
+    vocab = {
+        name: i
+        for i, name in enumerate(names)
+        if name not in special and name not in unused and all(c in BYTE_OF for c in name)
     }
     tokens = [
         bytes([BYTE_OF[c] for c in name]) if vocab.get(name) == i else b"" for i, name in enumerate(names)
@@ -264,6 +271,40 @@ def load_gguf(path: Path) -> dict[str, Any]:
         "whole_pieces": pre in ("llama-bpe", "llama3"),
         "chat_template": value("chat_template"),
     }
+
+
+def gguf_values(tokenizer: "Tokenizer", size: int) -> dict[str, Any]:
+    """What a GGUF file says of a tokenizer whose ids are filled up to `size`; load_gguf reads it back.
+
+    The chat template goes without the marks of what the assistant is trained on, which only transformers knows.
+    Raises UserError for a pattern that the format has no name for.
+    """
+    pre = {bpe_pattern: name for name, bpe_pattern in reversed(GGUF_PATTERNS.items())}
+    named = {spelled: pre[name] for name, spelled in PATTERNS.items() if name in pre}
+    if tokenizer.pattern not in named or tokenizer.normalizer:
+        raise UserError("GGUF has no name for this tokenizer's pattern or normalizer; it cannot be written")
+    spelled = ["".join(PRINTABLE[b] for b in tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)]
+    special = {i: name for name, i in tokenizer.special_ids.items()}
+    names = [special.get(i) or name or f"<|unused_{i}|>" for i, name in enumerate(spelled)]
+    kinds = [CONTROL if i in special else NORMAL if name else UNUSED for i, name in enumerate(spelled)]
+    extra = range(len(names), size)
+    order = np.lexsort((tokenizer.merges[:, 1], tokenizer.merges[:, 0], tokenizer.merges[:, 2]))
+    values: dict[str, Any] = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": named[tokenizer.pattern],
+        "tokenizer.ggml.tokens": [*names, *(f"<|unused_{i}|>" for i in extra)],
+        "tokenizer.ggml.token_type": [*kinds, *(UNUSED for _ in extra)],
+        "tokenizer.ggml.merges": [f"{spelled[a]} {spelled[b]}" for a, b, _, _ in tokenizer.merges[order]],
+        "tokenizer.ggml.add_bos_token": False,
+    }
+    roles = {"bos": "<|endoftext|>", "eos": "<|end|>", "padding": "<|pad|>"}
+    for role, name in roles.items():
+        if name in tokenizer.special_ids:
+            values[f"tokenizer.ggml.{role}_token_id"] = tokenizer.special_ids[name]
+    if tokenizer.chat_template:
+        plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}\s*", "", tokenizer.chat_template)
+        values["tokenizer.chat_template"] = plain
+    return {name: value for name, value in values.items() if value != []}
 
 
 # Texts to train on

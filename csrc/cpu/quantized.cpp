@@ -1,0 +1,286 @@
+// The linear layer on quantised weights: y = x W^T + bias, the weights 4 or 8 bits, the rows of x rounded to 8.
+//
+// Each 32 numbers of a row of x become whole numbers of -127 to 127 and a scale (their largest magnitude /
+// 127). A block of 32 products is then summed exactly, in integers, and added to the output's float:
+//
+//   y += float(sum of x (code - zero)) w_scale * x_scale        y += minimum * (x_scale sum of x)
+//
+// blocks in order, each a product and a fused multiply-add. What is exact has no order, so the bits of an
+// output depend on its row of x and its row of W alone: not on the rows beside it, on tiles or on threads.
+//
+// Layout of W, the same in every build: panels of 32 outputs; in a panel for each 32 of k a record of the
+// scales (two for each output where they count for 16 numbers), the minima if there are any, and the codes: for
+// each four of k, the 32 outputs' four bytes side by side; of 4-bit codes, byte i holds k in its low half and k
+// + 16 in its high half. So a row alone reads W strictly forwards, at the speed of memory, and many rows share
+// each load.
+#include <algorithm>
+
+#include "gemm.h"
+#include "ops.h"
+#include "parallel.h"
+
+using namespace simd;
+
+namespace {
+
+constexpr int kBlock = 32;                   // numbers of k with one scale of x
+constexpr int kPanel = 32;                   // outputs side by side
+constexpr int kTile = kLanes == 16 ? 2 : 1;  // vectors of outputs in a tile
+constexpr int kRows = kLanes == 16 ? 6 : 4;  // rows of x in a tile
+constexpr int64_t kRowBytes = 1 << 18;       // of quantised x a task: a quarter of L2
+
+// One way to store codes. Groups: scales an output has in a block.
+template <int Bits_, int Groups_, class Scale_, bool Minimum_>
+struct Format {
+  static constexpr int Bits = Bits_, Groups = Groups_;
+  static constexpr bool Minimum = Minimum_;
+  using Scale = Scale_;
+  static constexpr int64_t kMinima = Groups * kPanel * sizeof(Scale);  // where they begin in a record
+  static constexpr int64_t kCodes = kMinima * (Minimum ? 2 : 1);
+  static constexpr int64_t kRecord = kCodes + kBlock * kPanel * Bits / 8;
+};
+
+// Calls body with the format that the arguments name; false if it is none of those that files have.
+template <class F>
+bool with_format(int64_t bits, int64_t groups, bool wide, bool minimum, F&& body) {
+  if (bits == 8 && groups == 1 && !wide && !minimum) return body(Format<8, 1, f16, false>{}), true;   // Q8_0
+  if (bits == 4 && groups == 1 && !wide && !minimum) return body(Format<4, 1, f16, false>{}), true;   // Q4_0
+  if (bits == 4 && groups == 1 && !wide && minimum) return body(Format<4, 1, f16, true>{}), true;     // Q4_1
+  if (bits == 4 && groups == 1 && wide && minimum) return body(Format<4, 1, float, true>{}), true;    // Q4_K
+  if (bits == 8 && groups == 2 && wide && !minimum) return body(Format<8, 2, float, false>{}), true;  // Q6_K
+  return false;
+}
+
+// Rows of x, quantised: for each block of k all rows' numbers, then all rows' scales and so on.
+struct Rows {
+  int64_t rows;
+  int8_t* codes;   // (blocks, rows, 32)
+  float* scale;    // (blocks, rows)
+  int32_t* start;  // (blocks, groups, rows): what an integer sum begins with, -zero times the sum of codes
+  float* sum;      // (blocks, groups, rows): scale times the sum of codes, for the minima
+};
+
+template <class T>
+void quantize_row(const T* x, int64_t row, int64_t blocks, int groups, int32_t zero, const Rows& to) {
+  constexpr int kParts = kBlock / kLanes;
+  for (int64_t b = 0; b < blocks; ++b, x += kBlock) {
+    f32 v[kParts], top = simd::zero();
+    for (int i = 0; i < kParts; ++i) {
+      v[i] = load(x + i * kLanes);
+      top = max(top, max(v[i], -v[i]));
+    }
+    const float most = max_lane(top);
+    bool finite = most <= std::numeric_limits<float>::max();
+    for (int i = 0; i < kParts; ++i) finite &= !any_nan(v[i]);
+    const f32 inverse = set(most > 0 ? std::min(127.0f / most, std::numeric_limits<float>::max()) : 0.0f);
+    int8_t* codes = to.codes + (b * to.rows + row) * kBlock;
+    i32 sums[2] = {};
+    for (int i = 0; i < kParts; ++i) {
+      i32 whole = to_whole(min(max(v[i] * inverse, set(-127.0f)), set(127.0f)));
+      store(codes + i * kLanes, whole);
+      sums[groups == 2 && i >= kParts / 2] += whole;
+    }
+    const float scale = finite ? most * (1.0f / 127) : std::numeric_limits<float>::quiet_NaN();
+    to.scale[b * to.rows + row] = scale;
+    const int32_t total[2] = {sum(sums[0]), sum(sums[1])};
+    for (int g = 0; g < groups; ++g) {
+      to.start[(b * groups + g) * to.rows + row] = -zero * total[g];
+      to.sum[(b * groups + g) * to.rows + row] = scale * (float)total[g];
+    }
+  }
+}
+
+inline uint32_t four(const int8_t* p) {
+  uint32_t word;
+  std::memcpy(&word, p, 4);
+  return word;
+}
+
+// R rows of x, from `row` on, times kTile vectors of outputs, whose bytes begin at `w` in their panel.
+template <class F, int R>
+void tile(const Rows& x, int64_t row, int64_t blocks, const uint8_t* panel, int64_t vector,
+          f32 (&y)[kRows][kTile]) {
+  using Scale = typename F::Scale;
+  constexpr int kSteps = kBlock / 4 / F::Groups;  // of four k in a group
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < kTile; ++v) y[r][v] = simd::zero();
+  for (int64_t b = 0; b < blocks; ++b, panel += F::kRecord) {
+    const int8_t* codes = x.codes + (b * x.rows + row) * kBlock;
+    const float* x_scale = x.scale + b * x.rows + row;
+    const uint8_t* w = panel + F::kCodes + vector * kLanes * 4;
+#pragma GCC unroll 2
+    for (int g = 0; g < F::Groups; ++g) {
+      const int64_t at = (b * F::Groups + g) * x.rows + row;
+      i32 sum[R][kTile];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+        for (int v = 0; v < kTile; ++v) sum[r][v] = F::Minimum ? i32{} : set(x.start[at + r]);
+      if constexpr (F::Bits == 4) {
+#pragma GCC unroll 4
+        for (int s = 0; s < kSteps / 2; ++s) {
+          bytes both[kTile];
+#pragma GCC unroll 2
+          for (int v = 0; v < kTile; ++v) both[v] = load_bytes(w + s * kPanel * 4 + v * kLanes * 4);
+#pragma GCC unroll 8
+          for (int r = 0; r < R; ++r) {
+            const uint32_t low = four(codes + r * kBlock + s * 4), high = four(codes + r * kBlock + 16 + s * 4);
+#pragma GCC unroll 2
+            for (int v = 0; v < kTile; ++v) {
+              sum[r][v] = dot_small_bytes(sum[r][v], low_nibbles(both[v]), low);
+              sum[r][v] = dot_small_bytes(sum[r][v], high_nibbles(both[v]), high);
+            }
+          }
+        }
+      } else {
+#pragma GCC unroll 8
+        for (int s = 0; s < kSteps; ++s) {
+          bytes whole[kTile];
+#pragma GCC unroll 2
+          for (int v = 0; v < kTile; ++v)
+            whole[v] = load_bytes(w + (g * kSteps + s) * kPanel * 4 + v * kLanes * 4);
+#pragma GCC unroll 8
+          for (int r = 0; r < R; ++r) {
+            const uint32_t values = four(codes + r * kBlock + (g * kSteps + s) * 4);
+#pragma GCC unroll 2
+            for (int v = 0; v < kTile; ++v) sum[r][v] = dot_bytes(sum[r][v], whole[v], values);
+          }
+        }
+      }
+      const auto* scales = reinterpret_cast<const Scale*>(panel) + g * kPanel + vector * kLanes;
+#pragma GCC unroll 2
+      for (int v = 0; v < kTile; ++v) {
+        const f32 scale = load(scales + v * kLanes);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) y[r][v] = fma(to_float(sum[r][v]) * scale, set(x_scale[r]), y[r][v]);
+        if constexpr (F::Minimum) {
+          const f32 minimum = load(scales + F::kMinima / sizeof(Scale) + v * kLanes);
+#pragma GCC unroll 8
+          for (int r = 0; r < R; ++r) y[r][v] = fma(minimum, set(x.sum[at + r]), y[r][v]);
+        }
+      }
+    }
+  }
+}
+
+template <class F, class T, class Out>
+void store_tile(const f32 (&y)[kRows][kTile], int rows, int64_t column, int64_t n, const T* bias, Out* out,
+                int64_t stride) {
+  for (int v = 0; v < kTile; ++v) {
+    const int64_t at = column + v * kLanes;
+    const int lanes = (int)std::min<int64_t>(kLanes, n - at);
+    if (lanes <= 0) return;
+    for (int r = 0; r < rows; ++r) {
+      f32 value = bias ? y[r][v] + load_n(bias + at, lanes) : y[r][v];
+      put(out + r * stride + at, value, lanes);
+    }
+  }
+}
+
+template <class F>
+void rows_tile(const Rows& x, int64_t row, int rows, int64_t blocks, const uint8_t* panel, int64_t vector,
+               f32 (&y)[kRows][kTile]) {
+  switch (rows) {
+    case 1:
+      return tile<F, 1>(x, row, blocks, panel, vector, y);
+    case 2:
+      return tile<F, 2>(x, row, blocks, panel, vector, y);
+    case 3:
+      return tile<F, 3>(x, row, blocks, panel, vector, y);
+    case 4:
+      return tile<F, 4>(x, row, blocks, panel, vector, y);
+    case 5:
+      return tile<F, std::min(5, kRows)>(x, row, blocks, panel, vector, y);
+    case 6:
+      return tile<F, std::min(6, kRows)>(x, row, blocks, panel, vector, y);
+  }
+}
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <class F, class T, class Out>
+void multiply(const Rows& x, const uint8_t* weight, const T* bias, Out* out, int64_t stride, int64_t n,
+              int64_t blocks, int threads) {
+  const int64_t panels = divide_up(n, kPanel), tiles = divide_up(x.rows, kRows);
+  if (x.rows * n * blocks * kBlock < 1 << 18) threads = 1;
+  // Rows in blocks whose numbers stay in L2 while all panels of a task pass; a task is some neighbouring
+  // panels.
+  const int64_t fit = std::max<int64_t>(1, kRowBytes / (kRows * blocks * kBlock));
+  const int64_t row_blocks = divide_up(tiles, fit);
+  const int64_t width = std::max<int64_t>(1, panels * row_blocks / (16 * threads));
+  const int64_t shares = divide_up(panels, width);
+  parallel::parallel_for(row_blocks * shares, threads, [&](int64_t task) {
+    const int64_t tile0 = task / shares * tiles / row_blocks, tile1 = (task / shares + 1) * tiles / row_blocks;
+    const int64_t panel1 = std::min(panels, (task % shares + 1) * width);
+    for (int64_t panel = task % shares * width; panel < panel1; ++panel) {
+      const uint8_t* record = weight + panel * blocks * F::kRecord;
+      for (int64_t t = tile0; t < tile1; ++t) {
+        const int64_t row = t * x.rows / tiles;
+        const int high = (int)((t + 1) * x.rows / tiles - row);
+        for (int64_t vector = 0; vector < kPanel / kLanes; vector += kTile) {
+          f32 y[kRows][kTile];
+          rows_tile<F>(x, row, high, blocks, record, vector, y);
+          store_tile<F>(y, high, panel * kPanel + vector * kLanes, n, bias, out + row * stride, stride);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace
+
+template <class T>
+int64_t linear_quantized(const T* x, const uint8_t* weight, int64_t bits, int64_t groups, bool wide,
+                         bool minimum, int64_t zero, const T* bias, void* y, bool y_is_float, int64_t stride,
+                         int64_t m, int64_t n, int64_t k, int threads) {
+  const int64_t blocks = k / kBlock, each = m * blocks;
+  if (m == 0 || n == 0) return -1;
+  auto* memory = (char*)gemm::scratch(gemm::kQuantized, each * (kBlock + 4 + 8 * groups) + 256);
+  Rows rows{m, (int8_t*)memory, (float*)(memory + each * kBlock), nullptr, nullptr};
+  rows.start = (int32_t*)(rows.scale + each);
+  rows.sum = (float*)(rows.start + each * groups);
+  parallel::parallel_for(m, m * k < 1 << 14 ? 1 : threads, [&](int64_t row) {
+    quantize_row(x + row * k, row, blocks, (int)groups, (int32_t)zero, rows);
+  });
+  const bool known = with_format(bits, groups, wide, minimum, [&](auto format) {
+    using F = decltype(format);
+    if (y_is_float)
+      multiply<F>(rows, weight, bias, (float*)y, stride, n, blocks, threads);
+    else
+      multiply<F>(rows, weight, bias, (T*)y, stride, n, blocks, threads);
+  });
+  return known ? -1 : 0;
+}
+
+int64_t quantized_rows(const uint8_t* weight, int64_t bits, int64_t groups, bool wide, bool minimum,
+                       int64_t zero, const int64_t* ids, float* out, int64_t rows, int64_t n, int64_t k) {
+  for (int64_t i = 0; i < rows; ++i)
+    if (ids[i] < 0 || ids[i] >= n) return i;
+  with_format(bits, groups, wide, minimum, [&](auto format) {
+    using F = decltype(format);
+    for (int64_t i = 0; i < rows; ++i) {
+      const uint8_t* record = weight + ids[i] / kPanel * (k / kBlock) * F::kRecord;
+      const int64_t column = ids[i] % kPanel;
+      for (int64_t at = 0; at < k; ++at) {
+        const int64_t j = at % kBlock;
+        const uint8_t* block = record + at / kBlock * F::kRecord;
+        const uint8_t* codes = block + F::kCodes + column * 4;
+        const auto* scale = reinterpret_cast<const typename F::Scale*>(block) + j * F::Groups / kBlock * kPanel;
+        const int64_t place = F::Bits == 4 ? j % 16 : j;
+        int code = codes[place / 4 * kPanel * 4 + place % 4];
+        if (F::Bits == 4) code = j < 16 ? code & 15 : code >> 4;
+        float value = to_float(scale[column]) * (float)(code - (int)zero);
+        if (F::Minimum) value += to_float(scale[column + F::kMinima / (int64_t)sizeof(typename F::Scale)]);
+        out[i * k + at] = value;
+      }
+    }
+  });
+  return -1;
+}
+
+template int64_t linear_quantized<float>(const float*, const uint8_t*, int64_t, int64_t, bool, bool, int64_t,
+                                         const float*, void*, bool, int64_t, int64_t, int64_t, int64_t, int);
+template int64_t linear_quantized<bf16>(const bf16*, const uint8_t*, int64_t, int64_t, bool, bool, int64_t,
+                                        const bf16*, void*, bool, int64_t, int64_t, int64_t, int64_t, int);

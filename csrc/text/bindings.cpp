@@ -107,7 +107,7 @@ bool supported(const std::string& isa) {
 PYBIND11_MODULE(PYENGINE_MODULE, m) {
   m.def("supported", &supported);
 
-  py::class_<Pattern>(m, "Pattern")
+  py::class_<Pattern>(m, "Pattern", py::module_local())
       .def(py::init(&pattern_of), py::arg("family") = "", py::arg("digits") = 3, py::arg("whole_tail") = false)
       .def("split", [](const Pattern& self, py::handle object) {
         Text text = view_of(object);
@@ -118,7 +118,7 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
         return pieces;
       });
 
-  py::class_<Encoder>(m, "Encoder")
+  py::class_<Encoder>(m, "Encoder", py::module_local())
       .def(py::init([](const std::vector<std::string>& spelled, py::array_t<uint32_t> merges,
                        const Pattern& pattern, bool whole_pieces) {
              Tokens tokens;
@@ -194,7 +194,7 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
           },
           py::arg("texts"), py::arg("threads") = 1);
 
-  py::class_<WordCounts>(m, "WordCounts")
+  py::class_<WordCounts>(m, "WordCounts", py::module_local())
       .def(py::init<>())
       .def("__len__", &WordCounts::size)
       .def(

@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <memory>
 #include <new>
 #include <string_view>
 
@@ -15,38 +14,39 @@
 
 namespace text {
 
-// Zeroed memory in large pages where the system gives them: a look-up then misses no page table.
+// Zeroed memory in large pages where the system gives them (a look-up then misses no page table). Pages that
+// are never touched cost nothing, so a short text does not pay for a large cache.
 template <class T>
 class Zeroed {
  public:
-  explicit Zeroed(size_t n) : size_(n * sizeof(T)) {
-    constexpr size_t large = 2 << 20;
-    size_ = (size_ + large - 1) / large * large;
-    void* p = std::aligned_alloc(large, size_);
-    if (!p) throw std::bad_alloc();
-    madvise(p, size_, MADV_HUGEPAGE);
-    std::memset(p, 0, size_);
-    data_.reset(static_cast<T*>(p));
+  explicit Zeroed(size_t n) : bytes_(n * sizeof(T) + large) {
+    start_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (start_ == MAP_FAILED) throw std::bad_alloc();
+    madvise(start_, bytes_, MADV_HUGEPAGE);
+    data_ = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(start_) + large - 1) / large * large);
   }
-  T& operator[](size_t i) { return data_.get()[i]; }
+  ~Zeroed() { munmap(start_, bytes_); }
+  Zeroed(const Zeroed&) = delete;
+  Zeroed& operator=(const Zeroed&) = delete;
+  T& operator[](size_t i) { return data_[i]; }
 
  private:
-  struct Free {
-    void operator()(T* p) const { std::free(p); }
-  };
-  size_t size_;
-  std::unique_ptr<T, Free> data_;
+  static constexpr size_t large = 2 << 20;
+  size_t bytes_;
+  void* start_;
+  T* data_;
 };
 
 // Pieces of up to 15 bytes that are up to 4 ids: two slots of 32 bytes in each cache line.
 class ShortPieces {
  public:
-  static constexpr int line_bits = 17;  // 8 MiB
+  static constexpr int line_bits = 18;  // 16 MiB
   struct Slot {
     uint64_t low, high;  // a wide::Key, with the number of ids in the upper half of the last byte
     uint32_t ids[4];
   };
   using Line = Slot[2];
+  static constexpr size_t many = 15;
 
   static uint32_t line_of(wide::Key key) {
     const unsigned __int128 product =
@@ -54,31 +54,30 @@ class ShortPieces {
     return uint32_t((uint64_t(product >> 64) ^ uint64_t(product)) >> (64 - line_bits));
   }
   void prefetch(uint32_t line) { __builtin_prefetch(&lines_[line]); }
-  // Writes 4 ids to out, of which the first so many count; 0: not known.
+  // Writes 4 ids to out, of which the first so many count; 0: not known; `many`: more than fit, see LongPieces.
   size_t find(wide::Key key, uint32_t line, uint32_t* out) {
     constexpr uint64_t no_count = ~(uint64_t(0xF0) << 56);
     const Slot* slot = &lines_[line][0];
-    slot += slot[1].low == key.low && (slot[1].high & no_count) == key.high;
+    slot += (slot[1].low == key.low) & ((slot[1].high & no_count) == key.high);
     std::memcpy(out, slot->ids, sizeof slot->ids);
-    return slot->low == key.low && (slot->high & no_count) == key.high ? slot->high >> 60 : 0;
+    return (slot->low == key.low) & ((slot->high & no_count) == key.high) ? slot->high >> 60 : 0;
   }
   void add(wide::Key key, uint32_t line, const uint32_t* ids, size_t count) {
-    if (count > 4) return;
     Line& slots = lines_[line];
     slots[1] = slots[0];  // the newest comes first, the one before it second
     slots[0].low = key.low;
-    slots[0].high = key.high | uint64_t(count) << 60;
-    std::copy_n(ids, count, slots[0].ids);
+    slots[0].high = key.high | uint64_t(count <= 4 ? count : many) << 60;
+    std::copy_n(ids, std::min<size_t>(count, 4), slots[0].ids);
   }
 
  private:
   Zeroed<Line> lines_{size_t(1) << line_bits};
 };
 
-// Pieces of 16 to 62 bytes that are up to 16 ids.
+// Pieces of up to 62 bytes that are up to 16 ids, where they are too long or too many ids for the above.
 class LongPieces {
  public:
-  static constexpr int bits = 13;  // 1 MiB
+  static constexpr int bits = 15;  // 4 MiB
   struct alignas(64) Slot {
     uint8_t size, count;
     char bytes[62];

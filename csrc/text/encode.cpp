@@ -73,7 +73,9 @@ uint32_t* Encoder::long_piece(const uint8_t* p, size_t size, Workspace& w, uint3
 
 inline uint32_t* Encoder::short_piece(wide::Key key, uint32_t line, const uint8_t* p, size_t size, Workspace& w,
                                       uint32_t* out) const {
-  if (size_t count = w.short_pieces.find(key, line, out)) return out + count;
+  const size_t known = w.short_pieces.find(key, line, out);
+  if (known == ShortPieces::many) return long_piece(p, size, w, out);
+  if (known) return out + known;
   uint32_t* end = merge(p, size, w, out);
   w.short_pieces.add(key, line, out, end - out);
   return end;

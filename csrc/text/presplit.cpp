@@ -1,7 +1,9 @@
 #include "presplit.h"
 
+#include <algorithm>
 #include <stdexcept>
 
+#include "masks.h"
 #include "unicode.h"
 
 namespace text {
@@ -136,33 +138,110 @@ Bytes o200k(const Pattern& pattern, Bytes p, Bytes end) {
   return symbols_or_space(pattern, p, end);
 }
 
-template <class Lexer>
-size_t fill(Bytes p, Bytes end, uint32_t* ends, size_t most, Lexer piece_end) {
+// By blocks where that is known to be right, one piece after the other elsewhere.
+template <Pattern::Family family, class Lexer>
+size_t fill(const Pattern& pattern, Bytes p, Bytes end, uint32_t* ends, size_t most, Lexer piece_end) {
   const Bytes start = p;
   size_t count = 0;
-  while (count < most && p < end) {
-    p = piece_end(p, end);
-    if (p - start > ptrdiff_t(0xFFFFFFFE)) {
-      if (count == 0) throw std::length_error("a piece of 4 GiB or more cannot be encoded");
-      break;
+  auto one_by_one = [&](Bytes far) {
+    do {
+      const Bytes next = piece_end(p, end);
+      if (next - start > ptrdiff_t(0xFFFFFFFE)) {
+        if (count == 0) throw std::length_error("a piece of 4 GiB or more cannot be encoded");
+        return false;
+      }
+      ends[count++] = uint32_t(next - start);
+      p = next;
+    } while (p < far && p < end && count < most);
+    return true;
+  };
+#ifdef TEXT_BLOCKS
+  if (family != Pattern::None && masks::covers(pattern)) {
+    const bool three_digits = family != Pattern::Gpt2 && pattern.digits == 3;
+    while (count < most && p < end && p - start < ptrdiff_t(0x80000000)) {
+      const wide::Block block(p, end);
+      masks::Masks m = masks::classify<family == Pattern::O200k>(block, three_digits);
+      uint64_t begins = masks::starts<family>(block, pattern, m);
+      begins &= begins - 1;  // that of the first piece is no end
+      const int sure = m.last ? m.known : std::max(m.known - 2, 1);
+      begins &= (uint64_t(1) << sure) - 1;
+      if (!m.regular || (!begins && !m.last)) {
+        if (!one_by_one(m.regular ? p : p + 48)) break;
+        continue;
+      }
+      count += wide::write_places(begins, uint32_t(p - start), ends + count);
+      if (m.last) {
+        p = end;
+        ends[count++] = uint32_t(p - start);
+      } else {
+        p += wide::highest_bit(begins);
+      }
     }
-    ends[count++] = uint32_t(p - start);
+    return count;
   }
+#endif
+  one_by_one(end);
   return count;
 }
 
 }  // namespace
 
+#ifdef TEXT_AVX512
+namespace masks {
+
+const Pages& pages() {
+  static const Pages all = [] {
+    Pages pages{};
+    auto fill = [](Page& page, uint32_t first) {
+      page = Page();
+      for (uint32_t i = 0; i < 64; i++) {
+        const Class cls = class_table().of(first + i);
+        const uint64_t bit = uint64_t(1) << i;
+        if (in(cls, letters)) page.letters |= bit;
+        if (cls == Upper) page.upper |= bit;
+        if (cls == Lower) page.lower |= bit;
+        if (cls == Number) page.numbers |= bit;
+        if (cls == Space) page.spaces |= bit;
+        if (cls == Mark) page.marks |= bit;
+      }
+      page.plain = !(page.numbers | page.spaces | page.marks);
+    };
+    for (uint32_t i = 2; i < 32; i++) fill(pages.two[i], i << 6);
+    for (uint32_t i = 0; i < 1024; i++) {
+      const uint32_t first = i << 6;
+      fill(pages.three[i], first);
+      if (first < 0x800 || (first >= 0xD800 && first < 0xE000)) {  // overlong forms, surrogates
+        pages.three[i].plain = pages.three[i].valid = false;
+      }
+    }
+    for (int lead = 0; lead < 16; lead++) {
+      pages.whole[lead] = 0xFF;
+      for (int i = 0; i < 64; i++) {
+        const Page& page = pages.three[lead << 6 | i];
+        if (~page.letters || page.upper || page.lower || !page.valid) pages.whole[lead] = 0;
+      }
+    }
+    return pages;
+  }();
+  return all;
+}
+
+}  // namespace masks
+#endif
+
 size_t split(const Pattern& pattern, Bytes p, Bytes end, uint32_t* ends, size_t most) {
   switch (pattern.family) {
     case Pattern::Gpt2:
-      return fill(p, end, ends, most, [&](Bytes a, Bytes b) { return gpt2(pattern, a, b); });
+      return fill<Pattern::Gpt2>(pattern, p, end, ends, most,
+                                 [&](Bytes a, Bytes b) { return gpt2(pattern, a, b); });
     case Pattern::Cl100k:
-      return fill(p, end, ends, most, [&](Bytes a, Bytes b) { return cl100k(pattern, a, b); });
+      return fill<Pattern::Cl100k>(pattern, p, end, ends, most,
+                                   [&](Bytes a, Bytes b) { return cl100k(pattern, a, b); });
     case Pattern::O200k:
-      return fill(p, end, ends, most, [&](Bytes a, Bytes b) { return o200k(pattern, a, b); });
+      return fill<Pattern::O200k>(pattern, p, end, ends, most,
+                                  [&](Bytes a, Bytes b) { return o200k(pattern, a, b); });
     default:
-      return fill(p, end, ends, most, [](Bytes, Bytes b) { return b; });
+      return fill<Pattern::None>(pattern, p, end, ends, most, [](Bytes, Bytes b) { return b; });
   }
 }
 

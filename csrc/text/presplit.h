@@ -19,7 +19,7 @@ struct Pattern {
 
 // Where the pieces that begin at p end, as offsets from p: at least one of them, at most `most` and some that
 // piece_slack leaves room for. Returns how many. p < end.
-constexpr size_t piece_slack = 64;
+constexpr size_t piece_slack = 80;
 size_t split(const Pattern& pattern, const uint8_t* p, const uint8_t* end, uint32_t* ends, size_t most);
 
 // Calls visit(begin, end) for each piece of the text, cutting a few hundred at a time.

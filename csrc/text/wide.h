@@ -16,6 +16,9 @@ namespace text::wide {
 #if defined(__AVX512BITALG__)
 #define TEXT_AVX512 1
 #endif
+#if defined(__AVX2__) && defined(__BMI2__)
+#define TEXT_BLOCKS 1  // 64 bytes at once
+#endif
 
 // A std::allocator of whole cache lines.
 template <class T>
@@ -76,6 +79,119 @@ inline Key key_of(const uint8_t* p, size_t size, const uint8_t* end) {
   key.high |= uint64_t(size) << 56;
   return key;
 }
+
+#ifdef TEXT_BLOCKS
+inline uint64_t extract(uint64_t bits, uint64_t mask) { return _pext_u64(bits, mask); }
+inline uint64_t deposit(uint64_t bits, uint64_t mask) { return _pdep_u64(bits, mask); }
+
+// Up to 64 bytes of text, as masks of the bytes that are so and so. Bytes behind the end are zero.
+class Block {
+ public:
+  Block(const uint8_t* p, const uint8_t* end) : p_(p), end_(end) {
+    size_ = end - p < 64 ? int(end - p) : 64;
+#ifdef TEXT_AVX512
+    bytes_ = _mm512_maskz_loadu_epi8(_bzhi_u64(~uint64_t(0), unsigned(size_)), p);
+#else
+    uint8_t copy[64];
+    if (size_ < 64) {
+      std::memset(copy, 0, 64);
+      std::memcpy(copy, p, size_t(size_));
+      p = copy;
+    }
+    low_ = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    high_ = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32));
+#endif
+  }
+  const uint8_t* begin() const { return p_; }
+  const uint8_t* end() const { return end_; }
+  int size() const { return size_; }
+  bool ends_text() const { return size_ < 64; }
+#ifdef TEXT_AVX512
+  uint64_t equal(uint8_t a) const { return _mm512_cmpeq_epi8_mask(bytes_, _mm512_set1_epi8(char(a))); }
+  uint64_t from_to(uint8_t a, uint8_t b) const {
+    return _mm512_cmple_epu8_mask(_mm512_sub_epi8(bytes_, _mm512_set1_epi8(char(a))),
+                                  _mm512_set1_epi8(char(b - a)));
+  }
+  uint64_t letters() const {
+    const __m512i low = _mm512_or_si512(bytes_, _mm512_set1_epi8(0x20));
+    return _mm512_cmplt_epu8_mask(_mm512_sub_epi8(low, _mm512_set1_epi8('a')), _mm512_set1_epi8(26));
+  }
+  uint64_t high() const { return _mm512_movepi8_mask(bytes_); }
+  // The bytes whose lower four bits name an entry of the table that is 0xFF.
+  uint64_t lookup(const uint8_t table[16]) const {
+    const __m512i entries = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+    return _mm512_movepi8_mask(_mm512_shuffle_epi8(entries, _mm512_and_si512(bytes_, _mm512_set1_epi8(15))));
+  }
+  // The bytes behind each byte.
+  __m512i second() const { return _mm512_maskz_loadu_epi8(valid() >> 1, p_ + 1); }
+  __m512i third() const { return _mm512_maskz_loadu_epi8(valid() >> 2, p_ + 2); }
+  uint64_t equal(uint8_t a, uint8_t b) const {
+    return _mm512_mask_cmpeq_epi8_mask(equal(a), second(), _mm512_set1_epi8(char(b)));
+  }
+
+ private:
+  uint64_t valid() const { return _bzhi_u64(~uint64_t(0), unsigned(size_)); }
+  __m512i bytes_;
+#else
+  uint64_t equal(uint8_t a) const {
+    const __m256i wanted = _mm256_set1_epi8(char(a));
+    return mask(_mm256_cmpeq_epi8(low_, wanted), _mm256_cmpeq_epi8(high_, wanted));
+  }
+  uint64_t from_to(uint8_t a, uint8_t b) const {
+    const __m256i first = _mm256_set1_epi8(char(a)), most = _mm256_set1_epi8(char(b - a));
+    auto within = [&](__m256i v) {
+      v = _mm256_sub_epi8(v, first);
+      return _mm256_cmpeq_epi8(_mm256_min_epu8(v, most), v);
+    };
+    return mask(within(low_), within(high_));
+  }
+  uint64_t letters() const { return from_to('a', 'z') | from_to('A', 'Z'); }
+  uint64_t high() const { return mask(low_, high_); }
+
+ private:
+  static uint64_t mask(__m256i low, __m256i high) {
+    return uint32_t(_mm256_movemask_epi8(low)) | uint64_t(uint32_t(_mm256_movemask_epi8(high))) << 32;
+  }
+  __m256i low_, high_;
+#endif
+  const uint8_t *p_, *end_;
+  int size_;
+};
+
+#ifdef TEXT_AVX512
+// Of each byte's lower six bits, the bit of `table` that they name.
+inline uint64_t pick(uint64_t table, __m512i bytes) {
+  return _mm512_bitshuffle_epi64_mask(_mm512_set1_epi64(int64_t(table)), bytes);
+}
+#endif
+
+// Writes the place of each bit of the mask, plus `base`; returns how many. Up to 15 more are overwritten.
+inline size_t write_places(uint64_t mask, uint32_t base, uint32_t* out) {
+  const size_t count = size_t(__builtin_popcountll(mask));
+#ifdef TEXT_AVX512
+  alignas(64) static constexpr uint8_t places[64] = {
+      0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
+      22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43,
+      44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
+  const __m512i packed = _mm512_maskz_compress_epi8(mask, _mm512_load_si512(places));
+  const __m512i bases = _mm512_set1_epi32(int(base));
+  auto write = [&](size_t at, __m128i sixteen) {
+    _mm512_storeu_si512(out + at, _mm512_add_epi32(bases, _mm512_cvtepu8_epi32(sixteen)));
+  };
+  write(0, _mm512_castsi512_si128(packed));
+  if (count > 16) {
+    write(16, _mm512_extracti32x4_epi32(packed, 1));
+    if (count > 32) {
+      write(32, _mm512_extracti32x4_epi32(packed, 2));
+      write(48, _mm512_extracti32x4_epi32(packed, 3));
+    }
+  }
+#else
+  for (; mask; mask &= mask - 1) *out++ = base + uint32_t(lowest_bit(mask));
+#endif
+  return count;
+}
+#endif
 
 // The ranks of up to 64 places, of which the lowest is asked for again and again.
 #ifdef TEXT_AVX512

@@ -25,16 +25,15 @@ __all__ = ["BYTE_ORDER", "PATTERNS", "Encoder", "Pattern", "WordCounts", "portab
 
 def load_isa(isa: str) -> ModuleType:
     """The module compiled for an instruction set; ImportError if it was not built or cannot run here."""
-    module = import_module(f"pyengine.kernels._text_{isa}")
     try:
         base = import_module("pyengine.kernels._text_base")
     except ImportError:
-        base = module
-    if not base.supported(isa):
+        base = None  # left out of this build: only one instruction set was asked for
+    if base is not None and not base.supported(isa):
         raise ImportError(
             f"this processor does not support the {isa} text kernels; unset PYENGINE_ISA to choose"
         )
-    return module
+    return import_module(f"pyengine.kernels._text_{isa}")
 
 
 def _choose() -> ModuleType:

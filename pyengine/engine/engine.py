@@ -14,13 +14,17 @@ What a request answers never depends on its neighbours: not on the batch, chunks
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from os import PathLike
 from typing import Any, NamedTuple
 
 from .cache import PAGE, PagePool
+from .draft import PromptLookup
 from .sampling import Choices, Completion, SamplingParams
 from .scheduler import Request, Scheduler
 from .tools import Tools
+
+DRAFT_ROWS = 16  # guesses in one step at most
 
 
 class Token(NamedTuple):
@@ -39,6 +43,8 @@ class Stats:
     sampled: int = 0  # tokens given to requests
     computed: int = 0  # tokens that went through the model
     cached: int = 0  # tokens found in the cache instead
+    guessed: int = 0  # tokens computed on a guess of what would be sampled
+    confirmed: int = 0  # of these, guesses that came true
     preemptions: int = 0
     requests: int = 0
     errors: int = 0
@@ -54,7 +60,9 @@ class Engine:
 
     tokenizer: kept for callers; the engine itself sees ids only. tools: what a request may call. max_batch:
     requests computed at once. pages: of 64 tokens in the KV cache, by default enough for max_batch requests
-    of the model's whole context, at most about 1 GiB. step_tokens: tokens computed in one step at most.
+    of the model's whole context, at most about 1 GiB. step_tokens: tokens computed in one step at most. draft:
+    tokens of a request that a step may guess from its earlier ones and compute along (draft.py), 0 for none: the
+    same answers bit for bit, in fewer steps where text repeats itself.
     """
 
     def __init__(
@@ -66,6 +74,7 @@ class Engine:
         max_batch: int = 128,
         pages: int | None = None,
         step_tokens: int = 512,
+        draft: int = 0,
         runner: Any = None,
     ):
         if runner is None:
@@ -80,6 +89,7 @@ class Engine:
         self._runner = runner
         self._scheduler = Scheduler(PagePool(runner.pages), max_batch, max(step_tokens, max_batch))
         self._arrivals = 0
+        self._draft = draft
 
     def generate(
         self,
@@ -125,7 +135,8 @@ class Engine:
         """Queue a request; one that cannot be answered is done at once, with its reason."""
         state = self.tools.start() if self.tools else None
         choices = None if params.plain else Choices(params, prompt)
-        request = Request(self._arrivals, list(prompt), params, params.chosen_seed(), state, choices)
+        lookup = PromptLookup(self._draft) if self._draft and choices is None else None
+        request = Request(self._arrivals, list(prompt), params, params.chosen_seed(), state, choices, lookup)
         self._arrivals += 1
         self.stats.requests += 1
         vocabulary = self._runner.vocabulary
@@ -156,18 +167,45 @@ class Engine:
         start = time.perf_counter()
         if self._runner.refresh():
             self._scheduler.forget()
+        if self._draft:
+            self._guess()
         plan = self._scheduler.plan()
         ready = [request for request, count in plan.chunks if request.pending == count]
         if plan.chunks:
             sampled = self._runner.run(plan, ready)
             self._scheduler.commit(plan)
-            for request, token, logprob in zip(ready, *sampled, strict=True):
-                self._accept(request, token, logprob)
+            self.stats.computed += len(sampled[0]) - len(ready) + sum(count for _, count in plan.chunks)
+            rows = zip(*sampled, strict=True)
+            for request in ready:
+                self._take(request, list(islice(rows, 1 + len(request.draft))))
             self.stats.steps += 1
-            self.stats.sampled += len(ready)
-            self.stats.computed += sum(count for _, count in plan.chunks)
         self.stats.seconds += time.perf_counter() - start
         return ready
+
+    def _guess(self) -> None:
+        """Ask the running requests what they may say next; few rows are cheap, many are not."""
+        running = self._scheduler.running
+        share = DRAFT_ROWS // max(1, len(running))
+        for request in running:
+            if request.lookup and request.pending == 1:
+                left = request.params.max_tokens - request.sampled, self.max_context - len(request.ids)
+                request.draft = request.lookup.propose(request.ids, min(share, *(n - 1 for n in left)))
+
+    def _take(self, request: Request, rows: list[tuple[int, float]]) -> None:
+        """Accept what was sampled after the last id, and after each guess for as long as these come true."""
+        draft, request.draft = request.draft, []
+        for at, (token, logprob) in enumerate(rows):
+            known = len(request.ids)
+            self._accept(request, token, logprob)
+            self.stats.sampled += 1
+            right = at < len(draft) and token == draft[at]
+            self.stats.confirmed += right
+            if not right or request.done or len(request.ids) != known + 1:
+                break
+            request.computed += 1  # the guess's keys and values are in the cache
+        if request.lookup and draft:
+            self.stats.guessed += len(draft)
+            request.lookup.learn(at + right)
 
     def _accept(self, request: Request, token: int, logprob: float) -> None:
         """Append a sampled token and follow its consequences."""

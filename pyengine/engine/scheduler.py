@@ -6,6 +6,7 @@ So there is no prefill and no decode here, only `pending` tokens:
 
     each step:  admit waiting requests while there is room
                 every request with one pending token gets it computed       (nobody's stream stalls)
+                guesses of what follows it are computed along (draft.py)    (if there is room)
                 the others share the rest of the step's budget, oldest first (chunks)
                 if pages run out, the youngest gives up its own and waits     (the oldest always gets on)
 
@@ -17,6 +18,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from .cache import PAGE, PagePool, Prefix
+from .draft import PromptLookup
 from .sampling import Choices, Completion, SamplingParams
 from .tools import ToolState
 
@@ -31,6 +33,7 @@ class Request:
     seed: int
     tool_state: ToolState | None = None
     choices: Choices | None = None
+    lookup: PromptLookup | None = None
     completion: Completion = field(init=False)
     running: bool = False
     sampled: int = 0
@@ -40,6 +43,7 @@ class Request:
     full: int = 0  # how many pages that is
     preemptions: int = 0
     cached: int = 0  # tokens found in the cache instead of computed
+    draft: list[int] = field(default_factory=list)  # guesses to compute behind its last id in this step
 
     def __post_init__(self):
         self.prompt = tuple(self.ids)
@@ -89,7 +93,10 @@ class Scheduler:
             if count > 1:
                 count = min(count, room)
                 room -= count
-            if count and self._reserve(request, request.computed + count):
+            else:
+                request.draft = request.draft[: self._room_for_guesses(request, room)]
+                room -= len(request.draft)
+            if count and self._reserve(request, request.computed + count + len(request.draft)):
                 plan.chunks.append((request, count))
         return plan
 
@@ -169,6 +176,12 @@ class Scheduler:
             request.serial = self.pool.publish(request.pages[request.full], request.serial, ids)
             request.full += 1
 
+    def _room_for_guesses(self, request: Request, room: int) -> int:
+        """Guesses that fit the step and take no page that a token may need."""
+        spare = max(0, self.pool.available - len(self.running))
+        held = len(request.pages) * PAGE - len(request.ids)
+        return max(0, min(room, held + spare * PAGE))
+
     def _reserve(self, request: Request, tokens: int) -> bool:
         """Pages for `tokens` tokens, taken from the youngest if need be; False if that was itself."""
         while len(request.pages) * PAGE < tokens:
@@ -192,6 +205,7 @@ class Scheduler:
         for page in reversed(request.pages):  # the end of a prefix is given away before its beginning
             self.pool.release(page)
         request.pages, request.computed, request.serial, request.full = [], 0, 0, 0
+        request.draft = []
 
 
 def _pages(tokens: int) -> int:

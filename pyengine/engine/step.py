@@ -24,6 +24,7 @@ from .sampling import choose
 from .scheduler import Plan, Request
 
 CACHE_BYTES = 1 << 30
+MOST_CAPTURED = 256  # steps; those with drafts come in many sizes
 NATIVE_OPS = ("rmsnorm", "linear", "quantized", "rope", "attention", "swiglu", "sample")
 
 _version = attrgetter("_version")
@@ -49,7 +50,7 @@ class ModelRunner:
         self._weights = model.packed()
         self._parameters = list(model.parameters())
         self._stamp = self._now()
-        self._captured: dict[tuple[int, bool], tuple[Step, tuple[torch.Tensor, ...]]] = {}
+        self._captured: dict[tuple[int, int, bool], tuple[Step, tuple[torch.Tensor, ...]]] = {}
         self._arena = Arena()
         self._setting: tuple | None = None
         self._all_native = False
@@ -65,37 +66,47 @@ class ModelRunner:
         return True
 
     def run(self, plan: Plan, ready: Sequence[Request]) -> tuple[list[int], list[float]]:
-        """Compute a plan; (ids, logprobs) for the requests `ready`, whose ids are all computed then."""
+        """Compute a plan; (ids, logprobs) for the requests `ready`, whose ids are all computed then.
+
+        A request has a row for its last id, and one for each id of its draft.
+        """
         if plan.copies:
             self._copy_pages(plan.copies)
-        rows, plain = len(plan.chunks), all(request.choices is None for request in ready)
-        if len(ready) == rows and all(count == 1 for _, count in plan.chunks):
-            result = self._decode(ready, plain)
+        requests, plain = len(plan.chunks), all(request.choices is None for request in ready)
+        rows = [request for request in ready for _ in range(1 + len(request.draft))]
+        decodes = len(ready) == requests and all(count == 1 for _, count in plan.chunks)
+        if decodes and len(rows) == requests:
+            size = min(_bucket(requests), self.max_batch)
+            self._inputs.fill_decode(ready, size)
+            result = self._replay(size, size, plain)
         else:
-            tokens = self._inputs.fill(plan.chunks, ready)
-            with _native.one_torch_thread():
-                result = self._compute(tokens, rows, len(ready), plain)
+            tokens = self._inputs.fill(plan.chunks, rows)
+            if decodes and len(self._captured) < MOST_CAPTURED:
+                result = self._replay(tokens, requests, plain)
+            else:
+                with _native.one_torch_thread():
+                    result = self._compute(tokens, requests, len(rows), plain)
         if not plain:
             with _native.one_torch_thread():
-                u, *filters = self._sampling(len(ready))
-                result = choose(result[0][: len(ready)], u, filters, [request.choices for request in ready])
+                u, *filters = self._sampling(len(rows))
+                result = choose(result[0][: len(rows)], u, filters, [request.choices for request in rows])
         ids, logprobs = result
-        return ids[: len(ready)].tolist(), logprobs[: len(ready)].tolist()
+        return ids[: len(rows)].tolist(), logprobs[: len(rows)].tolist()
 
-    def _decode(self, requests: Sequence[Request], plain: bool) -> tuple[torch.Tensor, ...]:
-        size = min(_bucket(len(requests)), self.max_batch)
-        self._inputs.fill_decode(requests, size)
+    def _replay(self, tokens: int, requests: int, plain: bool) -> tuple[torch.Tensor, ...]:
+        """A step in which every token is sampled after, captured for its numbers of tokens and requests."""
         if not self._can_capture():
             with _native.one_torch_thread():
-                return self._compute(size, size, size, plain)
-        if (size, plain) not in self._captured:
+                return self._compute(tokens, requests, tokens, plain)
+        key = tokens, requests, plain
+        if key not in self._captured:
             with _native.one_torch_thread():
-                self._compute(size, size, size, plain)  # may make tables, which must not be captured
+                self._compute(tokens, requests, tokens, plain)  # may make tables, which must not be captured
                 with capture(self._arena) as step:
-                    result = self._compute(size, size, size, plain)
-            self._captured[size, plain] = step, result
+                    result = self._compute(tokens, requests, tokens, plain)
+            self._captured[key] = step, result
             return result
-        step, result = self._captured[size, plain]
+        step, result = self._captured[key]
         step.replay()
         return result
 
@@ -162,35 +173,39 @@ class Inputs:
         self.starts, self._starts = new(i32, rows + 1)  # first token of each request
         self.lengths, self._lengths = new(i32, rows)  # of each request, with this step's tokens
         self.block_table, self._block_table = new(i32, rows, pages_per_request)
-        self.last, self._last = new(i64, rows)  # the last token of each request that is ready
-        self.seeds, self._seeds = new(i64, rows)
-        self.sample_positions, self._sample_positions = new(i64, rows)  # of the token to sample
-        self.temperature, self._temperature = new(f32, rows)
-        self.top_k, self._top_k = new(i32, rows)
-        self.top_p, self._top_p = new(f32, rows)
-        self.min_p, self._min_p = new(f32, rows)
+        self.last, self._last = new(i64, tokens)  # tokens that are sampled after
+        self.seeds, self._seeds = new(i64, tokens)  # from here on: for each of these
+        self.sample_positions, self._sample_positions = new(i64, tokens)  # of the token to sample
+        self.temperature, self._temperature = new(f32, tokens)
+        self.top_k, self._top_k = new(i32, tokens)
+        self.top_p, self._top_p = new(f32, tokens)
+        self.min_p, self._min_p = new(f32, tokens)
         self._dummy_page = dummy_page
         self._tables: list[tuple | None] = [None] * rows  # what each row of block_table holds
         self._ready: list[Request] = []  # whose parameters the sampling buffers hold
 
-    def fill(self, chunks: Sequence[tuple[Request, int]], ready: Sequence[Request]) -> int:
-        """Write a plan; returns its number of tokens."""
-        at, last = 0, []
-        for row, (request, count) in enumerate(chunks):
-            start, end = request.computed, request.computed + count
+    def fill(self, chunks: Sequence[tuple[Request, int]], rows: Sequence[Request]) -> int:
+        """Write a plan with its drafts; `rows` names the request of each row to sample. Returns its tokens."""
+        at = 0
+        last: list[int] = []
+        positions: list[int] = []
+        for row, (request, pending) in enumerate(chunks):
+            start, end = request.computed, request.computed + pending + len(request.draft)
+            count = end - start
             here, there = slice(at, at + count), np.arange(start, end)
-            self._ids[here] = request.ids[start:end]
+            self._ids[here] = request.ids[start : start + pending] + request.draft
             self._positions[here] = there
             pages = np.asarray(request.pages)
             self._slots[here] = pages[there // PAGE] * PAGE + there % PAGE
             self._starts[row], self._lengths[row] = at, end
             self._set_table(row, request)
             at += count
-            if end == len(request.ids):
-                last.append(at - 1)
+            if start + pending == len(request.ids):
+                last += range(at - 1 - len(request.draft), at)
+                positions += range(len(request.ids), end + 1)
         self._starts[len(chunks)] = at
-        self._last[: len(ready)] = last
-        self._set_sampling(ready)
+        self._last[: len(rows)] = last
+        self._set_sampling(rows, positions)
         return at
 
     def fill_decode(self, requests: Sequence[Request], size: int) -> None:
@@ -206,7 +221,7 @@ class Inputs:
         np.add(self._positions[:real], 1, out=self._lengths[:real])
         for row, request in enumerate(requests):
             self._set_table(row, request)
-        self._set_sampling(requests)
+        self._set_sampling(requests, [len(request.ids) for request in requests])
         for row in range(real, size):
             self._ids[row], self._positions[row], self._lengths[row] = 0, 0, 1
             self._slots[row] = self._dummy_page * PAGE
@@ -218,7 +233,7 @@ class Inputs:
             self._tables[row] = held
             self._block_table[row, : len(request.pages)] = request.pages
 
-    def _set_sampling(self, requests: Sequence[Request]) -> None:
+    def _set_sampling(self, requests: Sequence[Request], positions: Sequence[int]) -> None:
         rows = len(requests)
         if self._ready[:rows] != requests:
             self._ready = list(requests)
@@ -227,7 +242,7 @@ class Inputs:
             self._top_k[:rows] = [request.params.top_k for request in requests]
             self._top_p[:rows] = [request.params.top_p for request in requests]
             self._min_p[:rows] = [request.params.min_p for request in requests]
-        self._sample_positions[:rows] = [len(request.ids) for request in requests]
+        self._sample_positions[:rows] = positions
 
 
 def _packed(weights: Any) -> list[PackedWeight]:

@@ -11,8 +11,8 @@ from .fake import FakeRunner, expected
 VOCABULARY = 50
 
 
-def make(pages=8, max_batch=4, step_tokens=32, max_context=1000, **options) -> Engine:
-    runner = FakeRunner(pages, VOCABULARY, max_context)
+def make(pages=8, max_batch=4, step_tokens=32, max_context=1000, sees=None, **options) -> Engine:
+    runner = FakeRunner(pages, VOCABULARY, max_context, sees)
     return Engine(None, max_batch=max_batch, step_tokens=step_tokens, runner=runner, **options)
 
 
@@ -37,9 +37,11 @@ requests = st.tuples(prompts, st.integers(1, 90), st.integers(0, 2), st.integers
     max_batch=st.integers(1, 6),
     step_tokens=st.integers(1, 200),
     cancelled=st.sets(st.integers(0, 9), max_size=2),
+    sees=st.sampled_from([None, 2]),
+    draft=st.sampled_from([0, 0, 1, 7]),
 )
-def test_answers_do_not_depend_on_the_company(work, pages, max_batch, step_tokens, cancelled):
-    engine = make(pages, max_batch, step_tokens)
+def test_answers_do_not_depend_on_the_company(work, pages, max_batch, step_tokens, cancelled, sees, draft):
+    engine = make(pages, max_batch, step_tokens, sees=sees, draft=draft)
     pending = sorted(enumerate(work), key=lambda pair: pair[1][3])  # by the step of arrival
     running, step = {}, 0
     while pending or engine.unfinished:
@@ -57,13 +59,36 @@ def test_answers_do_not_depend_on_the_company(work, pages, max_batch, step_token
     assert engine._runner.widest <= max(step_tokens, max_batch) and engine._runner.most <= max_batch
     for request in running.values():
         answer = request.completion
-        truth = expected(request.prompt, request.params, VOCABULARY, engine.max_context)
+        truth = expected(request.prompt, request.params, VOCABULARY, engine.max_context, sees=sees)
         if answer.finish_reason == "cancelled":
             assert answer.ids == truth[: len(answer.ids)]
         else:
             assert answer.ids == truth
             assert answer.finish_reason == ("stop" if answer.ids[-1] == 13 else "length")
             assert len(answer.logprobs) == len(answer.forced) == len(answer.ids)
+
+
+def test_guesses_that_come_true_save_steps():
+    params = SamplingParams(max_tokens=80, seed=0)
+    plain, guessing = make(sees=2), make(sees=2, draft=7)
+    truth = plain.generate([[1, 2, 3]], params)[0]
+    answer = guessing.generate([[1, 2, 3]], params)[0]
+    assert answer.ids == truth.ids and answer.logprobs == truth.logprobs
+    stats = guessing.stats
+    assert stats.sampled == plain.stats.sampled == 80
+    assert stats.steps + stats.confirmed == 80 and stats.steps < 60
+    assert stats.computed == 3 + (stats.steps - 1) + stats.guessed
+    check(guessing)
+
+
+def test_guesses_take_no_page_from_a_request():
+    params = [SamplingParams(max_tokens=100, seed=i) for i in range(4)]
+    prompts = [[i] * 50 for i in range(4)]
+    plain, guessing = (make(pages=9, sees=2, draft=draft, step_tokens=64) for draft in (0, 7))
+    assert [a.ids for a in guessing.generate(prompts, params)] == [
+        a.ids for a in plain.generate(prompts, params)
+    ]
+    assert guessing.stats.confirmed and guessing.stats.preemptions <= plain.stats.preemptions
 
 
 def test_samples_of_one_prompt_compute_it_once():

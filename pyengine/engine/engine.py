@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from .cache import PAGE, PagePool
 from .draft import PromptLookup
-from .sampling import Choices, Completion, SamplingParams
+from .sampling import Choices, Completion, Detail, SamplingParams
 from .scheduler import Request, Scheduler
 from .tools import Tools
 
@@ -28,11 +28,12 @@ DRAFT_ROWS = 16  # guesses in one step at most
 
 
 class Token(NamedTuple):
-    """One token of a stream; forced: put in by a tool."""
+    """One token of a stream; forced: put in by a tool; detail: where the request asks for it."""
 
     id: int
     logprob: float
     forced: bool
+    detail: Detail | None = None
 
 
 @dataclass
@@ -121,7 +122,11 @@ class Engine:
         try:
             while True:
                 for token in zip(
-                    answer.ids[done:], answer.logprobs[done:], answer.forced[done:], strict=True
+                    answer.ids[done:],
+                    answer.logprobs[done:],
+                    answer.forced[done:],
+                    answer.details[done:],
+                    strict=True,
                 ):
                     done += 1
                     yield Token(*token)
@@ -133,7 +138,7 @@ class Engine:
 
     def add(self, prompt: Sequence[int], params: SamplingParams) -> Request:
         """Queue a request; one that cannot be answered is done at once, with its reason."""
-        state = self.tools.start() if self.tools else None
+        state = self.tools.start() if self.tools and params.tools else None
         choices = None if params.plain else Choices(params, prompt)
         lookup = PromptLookup(self._draft) if self._draft and choices is None else None
         request = Request(self._arrivals, list(prompt), params, params.chosen_seed(), state, choices, lookup)
@@ -161,6 +166,21 @@ class Engine:
     def unfinished(self) -> int:
         """Requests that are waiting or running."""
         return len(self._scheduler.waiting) + len(self._scheduler.running)
+
+    @property
+    def running(self) -> int:
+        """Requests that hold a place in the batch."""
+        return len(self._scheduler.running)
+
+    @property
+    def pages(self) -> int:
+        """Pages of the cache."""
+        return self._scheduler.pool.pages
+
+    @property
+    def pages_held(self) -> int:
+        """Pages that requests hold; the others are free, or known and given away when needed."""
+        return self._scheduler.pool.pages - self._scheduler.pool.available
 
     def step(self) -> list[Request]:
         """Compute one step; the requests that got a token or ended in it."""

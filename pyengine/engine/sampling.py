@@ -49,7 +49,7 @@ class SamplingParams:
     where positive and multiplied elsewhere; of ids in the answer, less presence_penalty and less
     frequency_penalty a time; of ids in logit_bias, plus their bias. grammar: only ids it allows are sampled.
     logprobs: how many of the likeliest to report beside each token, of the model's own distribution, to which
-    none of this was done; 0 reports the token's own, None nothing.
+    none of this was done; 0 reports the token's own, None nothing. tools: whether the engine's may be called.
     """
 
     max_tokens: int = 256
@@ -65,6 +65,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     grammar: Grammar | None = None
     logprobs: int | None = None
+    tools: bool = True
 
     def __post_init__(self):
         def expect(holds: bool, what: str, got) -> None:

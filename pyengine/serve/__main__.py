@@ -1,5 +1,6 @@
 """Serve a model to OpenAI clients: `python -m pyengine.serve runs/default`, then base_url http://127.0.0.1:8000/v1."""
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,18 +10,30 @@ import tyro
 from ..errors import UserError
 from .loading import open_model
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
 
 @dataclass(frozen=True)
 class Command:
-    """Serve a model to OpenAI clients."""
+    """Serve a model to OpenAI clients and, at /, to people."""
 
     model: tyro.conf.Positional[Path]
-    """a run's folder, or a Hugging Face directory"""
+    """a run's folder, a Hugging Face directory, or a GGUF file"""
     host: str = "127.0.0.1"
-    """address to listen on; there is no password, so think before opening it to others"""
+    """address to listen on; give an API key before opening it to others"""
     port: int = 8000
+    name: str = ""
+    """the model's id; by default the name of its folder"""
+    api_key: str = os.environ.get("PYENGINE_API_KEY", "")
+    """what clients must show; the environment variable PYENGINE_API_KEY keeps it out of sight"""
     max_batch: int = 32
     """answers written at once; more wait"""
+    max_waiting: int = 256
+    """answers asked for and not finished; more are refused"""
+    max_body: int = 1 << 20
+    """bytes of a request"""
+    max_seconds: float = 600
+    """for one answer, which then ends where it is"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,16 +43,27 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             import uvicorn
 
-            from .api import make_app
+            from .api import Limits, make_app
         except ImportError as error:
             raise UserError(
                 f"{error.name} is missing; install it with `pip install pyengine-llm[serve]`"
             ) from None
+        local = command.host in LOOPBACK
+        if not local and not command.api_key:
+            print("warning: anybody who reaches this address may use the model; --api-key asks for a key",
+                  file=sys.stderr)  # fmt: skip
         served = open_model(command.model, command.max_batch)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    uvicorn.run(make_app(served, command.model.name), host=command.host, port=command.port, log_level="info")
+    limits = Limits(command.max_body, command.max_waiting, command.max_seconds)
+    name = command.name or command.model.resolve().name
+    app = make_app(served, name, limits, command.api_key or None, LOOPBACK if local else None)
+    shown = f"[{command.host}]" if ":" in command.host else command.host
+    print(
+        f"{name}: talk to it at http://{shown}:{command.port}/, clients at http://{shown}:{command.port}/v1"
+    )
+    uvicorn.run(app, host=command.host, port=command.port, log_level="warning", timeout_graceful_shutdown=5)
     return 0
 
 

@@ -1,244 +1,356 @@
-"""An OpenAI-compatible server over one model: /v1/chat/completions, /v1/completions, /v1/models, /health.
+"""An OpenAI-compatible server over one model, on starlette.
 
-    app = make_app(served, name="default")        # starlette; `python -m pyengine.serve MODEL` runs it
+    app = make_app(served, name="default")        # `python -m pyengine.serve MODEL` runs it
 
-Streams as server-sent events or answers whole. Searches happen inside the engine: the client gets the answer.
-Errors have OpenAI's shape. Requests are limited in size and number, and a client that goes away is cancelled.
+    /v1/chat/completions /v1/completions /v1/models /tokenize /detokenize /health /metrics, and a page at /
+
+asked.py says what may be asked, writer.py what is shown of an answer. Answers come whole or as server-sent
+events; a client that goes away is noticed, and what it asked for is cancelled. A search that the model opens is
+made here, inside the engine, unless the client brings tools of its own. With `"events": true` (ours) each step
+also has `tokens`: everything that the model wrote and read, with its probabilities.
 """
 
+import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import anyio
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from ..engine import Completion, SamplingParams
+from ..engine import Completion
 from ..errors import UserError
-from .conversation import Reader
-from .formats import TextFormat
+from .asked import ApiError, Asked, Checker
+from .guard import Guard
 from .loading import Served
+from .metrics import Metrics
 from .worker import Busy, Worker
+from .writer import Piece, Writer
 
-MAX_BODY = 1 << 20
 REASONS = {"stop": "stop", "length": "length", "tools": "stop", "cancelled": "stop"}
-
-
-class ApiError(Exception):
-    """An error as the client sees it."""
-
-    def __init__(
-        self, message: str, status: int = 400, kind: str = "invalid_request_error", param: str | None = None
-    ):
-        super().__init__(message)
-        self.body = {"error": {"message": message, "type": kind, "param": param, "code": None}}
-        self.status = status
+PAGE = Path(__file__).with_name("page.html")
+POLICY = (  # the page needs nothing from elsewhere, and nobody may frame it
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request, checked."""
+class Limits:
+    """What the server puts up with. waiting: answers unfinished at once; seconds: for one answer, which then
+    ends where it is, as if its tokens were used up."""
 
-    prompt: list[int]
-    params: SamplingParams
-    stop: tuple[str, ...]
-    stream: bool
+    body: int = 1 << 20
+    waiting: int = 256
+    seconds: float = 600.0
 
 
 class Api:
     """The routes over one served model."""
 
-    def __init__(self, served: Served, name: str):
-        self.served, self.name, self.created = served, name, int(time.time())
-        self.worker = Worker(served.engine)
+    def __init__(self, served: Served, name: str, limits: Limits):
+        self.served, self.name, self.limits, self.created = served, name, limits, int(time.time())
+        self.worker = Worker(served.engine, limits.waiting)
+        self.metrics, self.checker = Metrics(), Checker(served)
+
+    async def page(self, request: Request) -> Response:
+        return HTMLResponse(PAGE.read_text("utf-8"), headers={"Content-Security-Policy": POLICY})
 
     async def health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok", "unfinished": self.worker.unfinished})
 
+    async def metrics_page(self, request: Request) -> Response:
+        return PlainTextResponse(self.metrics.text(self.worker), media_type="text/plain; version=0.0.4")
+
     async def models(self, request: Request) -> Response:
-        model = {"id": self.name, "object": "model", "created": self.created, "owned_by": "pyengine"}
+        model = {
+            "id": self.name, "object": "model", "created": self.created, "owned_by": "pyengine",
+            "max_model_len": self.served.engine.max_context,
+            "pyengine": {"search": self.served.engine.tools is not None, "chat": self.served.format.tools != ()},
+        }  # fmt: skip
+        if "model" in request.path_params:
+            self._check_name(request.path_params["model"])
+            return JSONResponse(model)
         return JSONResponse({"object": "list", "data": [model]})
 
+    async def tokenize(self, request: Request) -> Response:
+        body = await read_body(request, self.limits.body)
+        if isinstance(prompt := body.get("prompt"), str):
+            ids = self.served.tokenizer.encode(prompt)
+        elif isinstance(messages := body.get("messages"), list):
+            try:
+                ids = self.served.format.prompt(messages)
+            except (UserError, KeyError, TypeError, AttributeError) as error:
+                raise ApiError(f"messages: {error}", param="messages") from None
+        else:
+            raise ApiError("expected a text in prompt, or messages", param="prompt")
+        pieces = [self.served.tokenizer.decode([i]) for i in ids]
+        room = self.served.engine.max_context
+        return JSONResponse({"count": len(ids), "max_model_len": room, "tokens": ids, "token_strs": pieces})
+
+    async def detokenize(self, request: Request) -> Response:
+        body = await read_body(request, self.limits.body)
+        ids, size = body.get("tokens"), self.served.tokenizer.vocab_size
+        if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < size for i in ids):
+            raise ApiError(f"tokens: expected a list of ids below {size}", param="tokens")
+        return JSONResponse({"prompt": self.served.tokenizer.decode(ids)})
+
     async def chat(self, request: Request) -> Response:
-        body = await read_body(request)
-        messages = body.get("messages")
-        if not isinstance(messages, list):
-            raise ApiError("messages: expected a list of messages", param="messages")
-        try:
-            prompt = self.served.format.prompt(messages)
-        except (UserError, KeyError, TypeError) as error:
-            raise ApiError(f"messages: {error}", param="messages") from None
-        return await self._answer(body, prompt, chat=True)
+        return await self._answer(request, self.checker.chat)
 
     async def complete(self, request: Request) -> Response:
-        body = await read_body(request)
-        prompt = body.get("prompt")
-        if not isinstance(prompt, str):
-            raise ApiError("prompt: expected a text", param="prompt")
-        ids = TextFormat(self.served.tokenizer).prompt([{"role": "user", "content": prompt}])
-        return await self._answer(body, ids, chat=False)
+        return await self._answer(request, self.checker.complete)
 
-    async def _answer(self, body: Mapping[str, Any], prompt: list[int], chat: bool) -> Response:
-        asked = self._check(body, prompt)
+    async def _answer(self, request: Request, check: Callable[[Mapping[str, Any]], Asked]) -> Response:
+        body = await read_body(request, self.limits.body)
+        if body.get("model") is not None:
+            self._check_name(body["model"])
+        asked = check(body)
+        if self.worker.unfinished + len(asked.prompts) > self.worker.max_waiting:
+            raise too_busy()
+        self.metrics.prompt_tokens += asked.prompt_tokens
+        kind = "chat.completion" if asked.chat else "text_completion"
         head = {
-            "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
-            "object": "chat.completion" if chat else "text_completion",
-            "created": int(time.time()),
-            "model": self.name,
-        }
-        if self.worker.unfinished >= self.worker.max_waiting:
-            raise ApiError("too many requests are waiting; ask again later", 429, "rate_limit_error")
+            "id": f"{'chatcmpl' if asked.chat else 'cmpl'}-{uuid.uuid4().hex}", "object": kind,
+            "created": int(time.time()), "model": self.name,
+        }  # fmt: skip
         if asked.stream:
-            head["object"] = "chat.completion.chunk" if chat else "text_completion"
-            return StreamingResponse(self._events(asked, head, chat), media_type="text/event-stream")
-        text, completions = "", list[Completion]()
-        async with aclosing(self._texts(asked, completions)) as pieces:
-            async for piece in pieces:
-                text += piece
-        answer = finished(completions)
-        made: dict[str, Any] = {"index": 0, "finish_reason": REASONS[answer.finish_reason], "logprobs": None}
-        made |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
-        usage = {"prompt_tokens": len(prompt), "completion_tokens": len(answer.ids)}
-        usage["total_tokens"] = sum(usage.values())
-        return JSONResponse({**head, "choices": [made], "usage": usage})
+            head["object"] = "chat.completion.chunk" if asked.chat else kind
+            return EventStream(self._events(asked, head), self.limits.seconds + 5)
+        return await unless_gone(request, partial(self._whole, asked, head))
 
-    async def _events(self, asked: Asked, head: Mapping[str, Any], chat: bool) -> AsyncGenerator[str, None]:
-        def event(piece: str | None, reason: str | None = None, **delta: str) -> str:
-            if piece is not None:
-                delta["content"] = piece
-            made: dict[str, Any] = {"index": 0, "finish_reason": reason, "logprobs": None}
-            made |= {"delta": delta} if chat else {"text": piece or ""}
-            return f"data: {json.dumps({**head, 'choices': [made]}, ensure_ascii=False)}\n\n"
+    async def _whole(self, asked: Asked, head: Mapping[str, Any]) -> Response:
+        pieces = [Piece(asked.echo) for _ in asked.prompts]
+        reasons, sampled = [""] * len(pieces), 0
+        async with aclosing(self._pieces(asked)) as news:
+            async for index, piece, reason, count in news:
+                whole = pieces[index]
+                whole.text += piece.text
+                whole.logprobs += piece.logprobs
+                whole.tokens += piece.tokens
+                whole.calls += piece.calls
+                reasons[index], sampled = reason, sampled + count
+        choices = []
+        for index, piece in enumerate(pieces):
+            made = choice(asked, index, piece, reasons[index])
+            if asked.chat:
+                message: dict[str, Any] = {"role": "assistant", "content": piece.text, "refusal": None}
+                if piece.calls:
+                    calls = [{k: v for k, v in call.items() if k != "index"} for call in piece.calls]
+                    message |= {"tool_calls": calls, "content": piece.text or None}
+                made["message"] = message
+            else:
+                made["text"] = piece.text
+            choices.append(made)
+        return JSONResponse({**head, "choices": choices, "usage": usage(asked, sampled)})
 
-        completions: list[Completion] = []
-        if chat:
-            yield event("", role="assistant")
+    async def _events(self, asked: Asked, head: Mapping[str, Any]) -> AsyncGenerator[str, None]:
+        def event(choices: list[dict[str, Any]], **more: Any) -> str:
+            return f"data: {json.dumps({**head, 'choices': choices, **more}, ensure_ascii=False)}\n\n"
+
+        sampled, sizes = 0, [len(asked.echo)] * len(asked.prompts)
+        if asked.chat:
+            for index in range(len(asked.prompts)):
+                first = choice(asked, index, Piece(), "")
+                yield event([first | {"delta": {"role": "assistant", "content": ""}}])
+        elif asked.echo:
+            yield event([choice(asked, 0, Piece(asked.echo), "") | {"text": asked.echo}])
         try:
-            async with aclosing(self._texts(asked, completions)) as pieces:
-                async for piece in pieces:
-                    yield event(piece)
-            yield event(None, REASONS[finished(completions).finish_reason])
+            async with aclosing(self._pieces(asked)) as news:
+                async for index, piece, reason, count in news:
+                    sampled += count
+                    if not piece and not reason:
+                        continue
+                    made = choice(asked, index, piece, reason, sizes[index])
+                    sizes[index] += len(piece.text)
+                    if asked.chat:
+                        made["delta"] = {"content": piece.text} if piece.text else {}
+                        if piece.calls:
+                            made["delta"]["tool_calls"] = piece.calls
+                    else:
+                        made["text"] = piece.text
+                    yield event([made])
+            if asked.usage:
+                yield event([], usage=usage(asked, sampled))
         except ApiError as error:
             yield f"data: {json.dumps(error.body)}\n\n"
         yield "data: [DONE]\n\n"
 
-    async def _texts(self, asked: Asked, completions: list[Completion]) -> AsyncGenerator[str, None]:
-        """The answer's text in whole characters, cut before a stop string."""
-        reader, stops, seen = Reader(self.served.tokenizer), StopStrings(asked.stop), []
+    async def _pieces(self, asked: Asked) -> AsyncGenerator[tuple[int, Piece, str, int], None]:
+        """(index of the answer, piece, reason at its end or "", tokens sampled) of all answers as they come."""
+        news: asyncio.Queue[tuple[int, Piece, str, int] | Exception] = asyncio.Queue()
+
+        async def follow(index: int) -> None:
+            try:
+                async with aclosing(self._one(asked, index)) as pieces:
+                    async for piece, reason, count in pieces:
+                        news.put_nowait((index, piece, reason, count))
+            except Exception as error:
+                news.put_nowait(error)
+
+        start, first = time.monotonic(), True
+        tasks = [asyncio.create_task(follow(index)) for index in range(len(asked.prompts))]
+        unfinished = set(range(len(tasks)))
         try:
-            async with aclosing(self.worker.stream(asked.prompt, asked.params, completions)) as tokens:
+            while unfinished:
+                left = start + self.limits.seconds - time.monotonic()
+                try:
+                    item = await asyncio.wait_for(news.get(), max(left, 0))
+                except asyncio.TimeoutError:
+                    for index in unfinished:
+                        yield index, Piece(), "length", 0
+                    return
+                if isinstance(item, Exception):
+                    raise item
+                if first:
+                    self.metrics.first_token.observe(time.monotonic() - start)
+                    first = False
+                self.metrics.generated_tokens += item[3]
+                if item[2]:
+                    unfinished.discard(item[0])
+                    self.metrics.finished[item[2]] += 1
+                    self.metrics.whole.observe(time.monotonic() - start)
+                yield item
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _one(self, asked: Asked, index: int) -> AsyncGenerator[tuple[Piece, str, int], None]:
+        """One answer: (piece, "", tokens) and at its end (piece, reason, 0)."""
+        writer, completions = Writer(asked, self.served.tokenizer), list[Completion]()
+        stream = self.worker.stream(asked.prompts[index], asked.params[index], completions)
+        try:
+            async with aclosing(stream) as tokens:
                 async for token in tokens:
-                    seen.append(token.id)
-                    event = reader.push(token)
-                    if event and event.kind == "text" and (piece := stops.push(event.text)):
-                        yield piece
-                    if stops.found:
-                        completions.append(Completion(asked.prompt, seen, finish_reason="stop"))
-                        return
+                    yield writer.push(token), "", int(not token.forced)
+                    if writer.ended:
+                        break
         except Busy:
-            raise ApiError(
-                "too many requests are waiting; ask again later", 429, "rate_limit_error"
-            ) from None
-        last = reader.flush()
-        if piece := stops.push(last.text if last and last.kind == "text" else "") + stops.rest():
-            yield piece
+            raise too_busy() from None
+        piece = writer.finish()
+        reason = "stop"
+        if completions:
+            if completions[0].finish_reason == "error":
+                raise ApiError(completions[0].error, 500, "server_error")
+            reason = REASONS[completions[0].finish_reason]
+        yield piece, "tool_calls" if piece.calls and reason == "stop" and not writer.ended else reason, 0
 
-    def _check(self, body: Mapping[str, Any], prompt: list[int]) -> Asked:
-        room = self.served.engine.max_context - len(prompt)
-        if room < 1:
-            raise ApiError(
-                f"the prompt has {len(prompt)} tokens, the context {self.served.engine.max_context}"
-            )
-        number = (int, float)
-        limit = field(body, "max_completion_tokens", int, field(body, "max_tokens", int, room))
-        if field(body, "n", int, 1) != 1:
-            raise ApiError("n: only one answer a request is supported", param="n")
-        stop = body.get("stop") or ()
-        stop = (stop,) if isinstance(stop, str) else stop
-        if not isinstance(stop, Sequence) or len(stop) > 8 or not all(isinstance(s, str) and s for s in stop):
-            raise ApiError("stop: expected a text or up to 8 texts", param="stop")
-        try:
-            params = SamplingParams(
-                max_tokens=min(limit, room),
-                temperature=float(field(body, "temperature", number, 1.0)),
-                top_k=field(body, "top_k", int, 0),
-                top_p=float(field(body, "top_p", number, 1.0)),
-                seed=field(body, "seed", int, None),
-                stop=self.served.format.stop,
-            )
-        except UserError as error:
-            raise ApiError(str(error)) from None
-        return Asked(prompt, params, tuple(stop), field(body, "stream", bool, False))
+    def _check_name(self, name: Any) -> None:
+        if name != self.name:
+            message = f"the model {str(name)[:100]!r} does not exist; this server has {self.name!r}"
+            raise ApiError(message, 404, param="model", code="model_not_found")
 
 
-class StopStrings:
-    """Cuts a text that comes in pieces before the first of some strings."""
-
-    def __init__(self, stops: Sequence[str]):
-        self._stops, self._held, self.found = stops, "", False
-
-    def push(self, text: str) -> str:
-        """What can be shown: all that is no beginning of a stop string."""
-        self._held += text
-        at = min((i for stop in self._stops if (i := self._held.find(stop)) >= 0), default=-1)
-        if at >= 0:
-            self.found = True
-            return self._held[:at]
-        keep = max(
-            (n for s in self._stops for n in range(1, len(s)) if self._held.endswith(s[:n])), default=0
-        )
-        shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-        return shown
-
-    def rest(self) -> str:
-        """What was held back, at the end of the answer."""
-        return "" if self.found else self._held
+def choice(asked: Asked, index: int, piece: Piece, reason: str, offset: int = 0) -> dict[str, Any]:
+    """What chat and completions, whole and streamed, have in common of an answer."""
+    made: dict[str, Any] = {"index": index, "finish_reason": reason or None, "logprobs": None}
+    if asked.logprobs and asked.chat:
+        made["logprobs"] = {"content": piece.logprobs, "refusal": None}
+    elif asked.logprobs:
+        starts = [offset]
+        for entry in piece.logprobs:
+            starts.append(starts[-1] + len(entry["token"]))
+        made["logprobs"] = {
+            "tokens": [entry["token"] for entry in piece.logprobs],
+            "token_logprobs": [entry["logprob"] for entry in piece.logprobs],
+            "top_logprobs": [
+                {top["token"]: top["logprob"] for top in entry["top_logprobs"]} for entry in piece.logprobs
+            ],
+            "text_offset": starts[:-1],
+        }
+    if asked.events:
+        made["tokens"] = piece.tokens
+    return made
 
 
-def finished(completions: Sequence[Completion]) -> Completion:
-    """The one completion; an ApiError if the engine could not answer."""
-    answer = completions[-1]
-    if answer.finish_reason == "error":
-        raise ApiError(answer.error, 500, "server_error")
-    return answer
+def usage(asked: Asked, sampled: int) -> dict[str, int]:
+    """OpenAI's count of tokens."""
+    total = asked.prompt_tokens + sampled
+    return {"prompt_tokens": asked.prompt_tokens, "completion_tokens": sampled, "total_tokens": total}
 
 
-async def read_body(request: Request) -> dict[str, Any]:
-    """The JSON object of a request, of at most MAX_BODY bytes."""
+def too_busy() -> ApiError:
+    return ApiError("too many requests are waiting; ask again later", 429, "rate_limit_error")
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events that end when the client goes away, also between two of them, or reads too slowly."""
+
+    def __init__(self, events: AsyncGenerator[str, None], seconds: float):
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._events, self._seconds = events, seconds
+
+    async def __call__(self, scope, receive, send) -> None:
+        async def watch(scope: anyio.CancelScope) -> None:
+            await self.listen_for_disconnect(receive)
+            scope.cancel()
+
+        async with aclosing(self._events), anyio.create_task_group() as group:
+            group.start_soon(watch, group.cancel_scope)
+            with anyio.move_on_after(self._seconds):
+                await self.stream_response(send)
+            group.cancel_scope.cancel()
+
+
+async def unless_gone(request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
+    """The response, unless the client goes away before it is made: then the work is cancelled."""
+    task = asyncio.ensure_future(work())
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    watcher = asyncio.create_task(watch())
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        return Response(status_code=499)  # nobody reads it
+    finally:
+        for one in (task, watcher):
+            one.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+async def read_body(request: Request, limit: int) -> dict[str, Any]:
+    """The JSON object of a request, of at most `limit` bytes."""
     data = bytearray()
     async for block in request.stream():
         data += block
-        if len(data) > MAX_BODY:
-            raise ApiError(f"the body is larger than {MAX_BODY} bytes", 413)
+        if len(data) > limit:
+            raise ApiError(f"the body is larger than {limit} bytes", 413)
     try:
         body = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ApiError("the body is not JSON") from None
     if not isinstance(body, dict):
         raise ApiError("the body: expected a JSON object")
     return body
 
 
-def field(body: Mapping[str, Any], name: str, kind: Any, default: Any) -> Any:
-    """A field of a type; null and absence are the default."""
-    value = body.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        expected = getattr(kind, "__name__", "number")
-        raise ApiError(f"{name}: expected {expected}, got {value!r}", param=name)
-    return value
-
-
-def make_app(served: Served, name: str) -> Starlette:
-    """The application; `name` is the model's id."""
-    api = Api(served, name)
+def make_app(
+    served: Served,
+    name: str,
+    limits: Limits | None = None,
+    api_key: str | None = None,
+    hosts: tuple[str, ...] | None = None,
+) -> Starlette:
+    """The application; `name` is the model's id. api_key: what clients must show. hosts: names under which the
+    server may be addressed (None: any), so that no web page can reach a local server through a name of its own.
+    """
+    api = Api(served, name, limits or Limits())
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -246,16 +358,28 @@ def make_app(served: Served, name: str) -> Starlette:
         api.worker.close()
 
     async def refuse(request: Request, error: Exception) -> Response:
-        assert isinstance(error, ApiError)
-        return JSONResponse(error.body, error.status)
+        if isinstance(error, HTTPException):
+            about = "this path does not exist" if error.status_code == 404 else str(error.detail).lower()
+            error = ApiError(f"{request.method} {request.url.path}: {about}", error.status_code)
+        elif not isinstance(error, ApiError):
+            error = ApiError("the server failed; its log says why", 500, "server_error")
+        headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
+        return JSONResponse(error.body, error.status, headers)
 
-    return Starlette(
+    app = Starlette(
         routes=[
+            Route("/", api.page),
             Route("/health", api.health),
+            Route("/metrics", api.metrics_page),
+            Route("/tokenize", api.tokenize, methods=["POST"]),
+            Route("/detokenize", api.detokenize, methods=["POST"]),
             Route("/v1/models", api.models),
+            Route("/v1/models/{model:path}", api.models),
             Route("/v1/chat/completions", api.chat, methods=["POST"]),
             Route("/v1/completions", api.complete, methods=["POST"]),
         ],
-        exception_handlers={ApiError: refuse},
+        exception_handlers={ApiError: refuse, HTTPException: refuse, Exception: refuse},
         lifespan=lifespan,
     )
+    app.add_middleware(Guard, api_key=api_key, hosts=hosts, responses=api.metrics.responses)
+    return app

@@ -106,6 +106,11 @@ class Reader:
             self._parts.append([self._kinds[token.id], ""])
         return event
 
+    @property
+    def kind(self) -> str:
+        """Of what is being written or read now."""
+        return self._parts[-1][0]
+
     def flush(self) -> Event | None:
         """What is left of a character that never became whole."""
         rest, self._decoder = self._decoder.end(), self._tokenizer.decode_stream(skip_special=True)

@@ -21,18 +21,33 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from .. import gguf
 from ..errors import UserError
 from ..text import SPECIAL_TOKENS, Tokenizer, render
+from ..text.chat import text_of
 
 MARK = re.compile("\ue000([0-9]+)\ue001")
 Messages = Sequence[Mapping[str, Any]]
+Tools = Sequence[Mapping[str, Any]]
 
 
 class Format(Protocol):
     """What a Conversation asks of it."""
 
-    stop: tuple[int, ...]  # any of these ends an answer
+    @property
+    def stop(self) -> tuple[int, ...]:
+        """Ids of which any ends an answer."""
+        ...
 
-    def prompt(self, messages: Messages) -> list[int]:
-        """The ids of a conversation, up to where the model goes on."""
+    @property
+    def search(self) -> int | None:
+        """The id that opens a search."""
+        ...
+
+    @property
+    def tools(self) -> tuple[str, ...] | None:
+        """Names of the tools that the model knows; None: whatever the prompt describes."""
+        ...
+
+    def prompt(self, messages: Messages, tools: Tools = ()) -> list[int]:
+        """The ids of a conversation, up to where the model goes on. tools: OpenAI's descriptions of them."""
         ...
 
 
@@ -43,8 +58,9 @@ class OwnFormat:
         self._tokenizer = tokenizer
         kept = {"<|search|>"} if searches else set()
         self.stop = tuple(i for name, i in tokenizer.special_ids.items() if name not in kept)
+        self.search, self.tools = tokenizer.special_ids["<|search|>"], ("search",)
 
-    def prompt(self, messages: Messages) -> list[int]:
+    def prompt(self, messages: Messages, tools: Tools = ()) -> list[int]:
         return render(messages, self._tokenizer, add_generation_prompt=True)[0]
 
 
@@ -54,10 +70,12 @@ class TextFormat:
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         self.stop = tuple(tokenizer.special_ids.values())
+        self.search, self.tools = None, ()
 
-    def prompt(self, messages: Messages) -> list[int]:
+    def prompt(self, messages: Messages, tools: Tools = ()) -> list[int]:
         start = self._tokenizer.special_ids.get("<|endoftext|>")
-        return [*([] if start is None else [start]), *self._tokenizer.encode(messages[-1]["content"])]
+        text = text_of(messages[-1], "the last message")
+        return [*([] if start is None else [start]), *self._tokenizer.encode(text)]
 
 
 class TemplateFormat:
@@ -74,17 +92,21 @@ class TemplateFormat:
             raise UserError(f"{folder}: the chat template cannot be read: {error}") from None
         self._names, ends = (_roles_of_file if folder.is_file() else _roles_of_folder)(folder)
         self.stop = tuple(sorted(ends))
+        self.search, self.tools = None, None
 
-    def prompt(self, messages: Messages) -> list[int]:
+    def prompt(self, messages: Messages, tools: Tools = ()) -> list[int]:
+        contents = [text_of(message, f"message {i + 1}") for i, message in enumerate(messages)]
         marked = [{**message, "content": f"\ue000{i}\ue001"} for i, message in enumerate(messages)]
         try:
-            text = self._template.render(messages=marked, add_generation_prompt=True, **self._names)
+            text = self._template.render(
+                messages=marked, tools=list(tools) or None, add_generation_prompt=True, **self._names
+            )
         except TemplateError as error:
             raise UserError(f"the model's chat template does not take this conversation: {error}") from None
         ids: list[int] = []
         for n, part in enumerate(MARK.split(text)):
             if n % 2:
-                ids += self._tokenizer.encode(messages[int(part)]["content"])
+                ids += self._tokenizer.encode(contents[int(part)])
             else:
                 ids += self._tokenizer.encode(part, allowed_special="all")
         return ids

@@ -67,7 +67,7 @@ class Worker:
                 finished = request.done  # before the tokens are counted: none come after it
                 ready = len(answer.forced)  # the last list to grow
                 for i in range(given, ready):
-                    yield Token(answer.ids[i], answer.logprobs[i], answer.forced[i])
+                    yield Token(answer.ids[i], answer.logprobs[i], answer.forced[i], answer.details[i])
                 given = ready
             if completion is not None:
                 completion.append(answer)

@@ -11,7 +11,8 @@ from starlette.testclient import TestClient
 
 from pyengine.engine import Engine
 from pyengine.serve import OwnFormat, Served
-from pyengine.serve.api import StopStrings, make_app
+from pyengine.serve.api import make_app
+from pyengine.serve.writer import StopStrings
 from pyengine.text import Tokenizer
 from tests.engine.fake import FakeRunner
 
@@ -67,7 +68,7 @@ def streamed(response) -> tuple[str, str]:
 
 def test_whole_and_streamed_answers(client):
     whole = ask(client).json()
-    assert whole["choices"][0]["message"] == {"role": "assistant", "content": ANSWER}
+    assert whole["choices"][0]["message"] == {"role": "assistant", "content": ANSWER, "refusal": None}
     assert whole["choices"][0]["finish_reason"] == "stop" and whole["object"] == "chat.completion"
     usage = whole["usage"]
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
@@ -76,7 +77,7 @@ def test_whole_and_streamed_answers(client):
 
 
 def test_completions_models_health(client):
-    body = {"model": "small", "prompt": "Who", "stream": True}
+    body = {"model": "small", "prompt": "Who", "stream": True, "max_tokens": 50}
     assert streamed(client.post("/v1/completions", json=body)) == (ANSWER, "stop")
     assert client.get("/v1/models").json()["data"][0]["id"] == "small"
     assert client.get("/health").json() == {"status": "ok", "unfinished": 0}
@@ -98,7 +99,16 @@ def test_stop_strings_cut_the_answer(client):
         ({"temperature": "hot"}, "temperature"),
         ({"temperature": -1}, "temperature"),
         ({"max_tokens": True}, "max_tokens"),
-        ({"n": 2}, "n:"),
+        ({"n": 17}, "n:"),
+        ({"top_logprobs": 2}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "logprobs"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"100000": 1}}, "logit_bias"),
+        ({"min_p": 2}, "min_p"),
+        ({"tools": [{"type": "function", "function": {"name": "weather"}}]}, "only search"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "schema is missing"),
         ({"stop": [1]}, "stop"),
         ({"messages": [{"role": "user", "content": "x" * 2000}]}, "context"),
     ],

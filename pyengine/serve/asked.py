@@ -1,0 +1,227 @@
+"""What a client may ask for, checked: a JSON body becomes an Asked, or an ApiError in OpenAI's shape."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..engine import SamplingParams
+from ..engine.sampling import MAX_TOP
+from ..errors import UserError
+from .formats import TextFormat
+from .grammar import Grammars
+from .loading import Served
+
+MAX_CHOICES = 16  # answers a request may ask for
+MAX_STOPS = 8
+MAX_BIASES = 1024
+
+
+class ApiError(Exception):
+    """An error as the client sees it."""
+
+    def __init__(
+        self,
+        message: str,
+        status: int = 400,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+    ):
+        super().__init__(message)
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request, checked. prompts: one answer each, already n times over."""
+
+    chat: bool
+    prompts: list[list[int]]
+    params: list[SamplingParams]  # one a prompt
+    prompt_tokens: int  # each different prompt counted once
+    stop: tuple[str, ...]
+    stream: bool
+    logprobs: bool  # whether the answer shows them
+    usage: bool  # whether a stream ends with its usage
+    events: bool  # our extension: tokens, searches and what they found, in a field `tokens`
+    calls: bool  # a search is the client's to make
+    echo: str = ""
+
+
+class Checker:
+    """Checks bodies for one served model."""
+
+    def __init__(self, served: Served):
+        self.served = served
+        self._grammars: Grammars | None = None
+
+    def chat(self, body: Mapping[str, Any]) -> Asked:
+        """A body of /v1/chat/completions."""
+        messages = body.get("messages")
+        if not isinstance(messages, list) or not messages:
+            raise ApiError("messages: expected a list of messages", param="messages")
+        tools, served = self._tools(body), self.served
+        try:
+            prompt = served.format.prompt(messages, tools)
+        except (UserError, KeyError, TypeError, AttributeError) as error:
+            raise ApiError(f"messages: {error}", param="messages") from None
+        shown = field(body, "logprobs", bool, False)
+        top = field(body, "top_logprobs", int, 0)
+        if top and not shown:
+            raise ApiError("top_logprobs: needs logprobs to be true", param="top_logprobs")
+        grammar = self._grammar(body)
+        choice = body.get("tool_choice")
+        if choice not in (None, "auto", "none"):
+            raise ApiError("tool_choice: expected auto or none", param="tool_choice")
+        mine = not tools and choice != "none" and grammar is None and served.engine.tools is not None
+        params = self._params(body, [prompt], top if shown else None)
+        stop = served.format.stop
+        if not mine and not tools and served.format.search is not None:
+            stop = (*stop, served.format.search)  # a search that nobody would make ends the answer
+        if tools:
+            stop = tuple(i for i in stop if i != served.format.search)
+        params = replace(params, stop=stop, grammar=grammar, tools=mine)
+        return self._asked(body, True, [prompt], params, logprobs=shown, calls=bool(tools))
+
+    def complete(self, body: Mapping[str, Any]) -> Asked:
+        """A body of /v1/completions."""
+        prompt = body.get("prompt")
+        several = prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else None
+        prompts = [self._ids(one) for one in several or [prompt]]
+        top = field(body, "logprobs", int, None)
+        params = self._params(body, prompts, top)
+        stop = TextFormat(self.served.tokenizer).stop
+        params = replace(params, stop=stop, grammar=self._grammar(body), tools=False)
+        echo = ""
+        if field(body, "echo", bool, False):
+            if several or top is not None or not isinstance(prompt, str):
+                raise ApiError("echo: works for one prompt of text, without logprobs", param="echo")
+            echo = prompt
+        return self._asked(body, False, prompts, params, logprobs=top is not None, echo=echo)
+
+    def _ids(self, prompt: Any) -> list[int]:
+        if isinstance(prompt, str):
+            return TextFormat(self.served.tokenizer).prompt([{"role": "user", "content": prompt}])
+        if isinstance(prompt, list) and prompt and all(type(i) is int for i in prompt):
+            return prompt
+        raise ApiError("prompt: expected a text, or a list of texts or of ids", param="prompt")
+
+    def _asked(self, body, chat: bool, prompts: list[list[int]], params: SamplingParams, **more) -> Asked:
+        n = field(body, "n", int, 1)
+        if not 1 <= n * len(prompts) <= MAX_CHOICES:
+            raise ApiError(f"n: expected 1 to {MAX_CHOICES} answers a request", param="n")
+        if field(body, "best_of", int, n) != n:
+            raise ApiError("best_of: is not supported beside n", param="best_of")
+        stop = body.get("stop") or ()
+        stop = (stop,) if isinstance(stop, str) else stop
+        if (
+            not isinstance(stop, Sequence)
+            or len(stop) > MAX_STOPS
+            or not all(isinstance(s, str) and s for s in stop)
+        ):
+            raise ApiError(f"stop: expected a text or up to {MAX_STOPS} texts", param="stop")
+        options = field(body, "stream_options", dict, {})
+        each = []
+        for prompt in prompts:
+            room = self.served.engine.max_context - len(prompt)
+            own = replace(params, max_tokens=min(params.max_tokens, room))
+            for i in range(n):
+                each.append(own if params.seed is None else replace(own, seed=(params.seed + i) % 2**63))
+        return Asked(
+            chat, [prompt for prompt in prompts for _ in range(n)], each, sum(map(len, prompts)), tuple(stop),
+            field(body, "stream", bool, False), usage=field(options, "include_usage", bool, False),
+            events=field(body, "events", bool, False), **{"calls": False, **more},
+        )  # fmt: skip
+
+    def _params(
+        self, body: Mapping[str, Any], prompts: list[list[int]], logprobs: int | None
+    ) -> SamplingParams:
+        context = self.served.engine.max_context
+        for prompt in prompts:
+            if len(prompt) >= context:
+                raise ApiError(
+                    f"the prompt has {len(prompt)} tokens; the context holds {context}",
+                    param="messages" if "messages" in body else "prompt", code="context_length_exceeded",
+                )  # fmt: skip
+        if logprobs is not None and not 0 <= logprobs <= MAX_TOP:
+            raise ApiError(f"logprobs: expected 0 to {MAX_TOP} of the likeliest", param="logprobs")
+        number = (int, float)
+        chat = "messages" in body
+        limit = field(
+            body, "max_completion_tokens", int, field(body, "max_tokens", int, context if chat else 16)
+        )
+        try:
+            return SamplingParams(
+                max_tokens=limit,
+                temperature=float(field(body, "temperature", number, 1.0)),
+                top_k=field(body, "top_k", int, 0),
+                top_p=float(field(body, "top_p", number, 1.0)),
+                min_p=float(field(body, "min_p", number, 0.0)),
+                repetition_penalty=float(field(body, "repetition_penalty", number, 1.0)),
+                presence_penalty=float(field(body, "presence_penalty", number, 0.0)),
+                frequency_penalty=float(field(body, "frequency_penalty", number, 0.0)),
+                logit_bias=self._biases(field(body, "logit_bias", dict, {})),
+                seed=field(body, "seed", int, None),
+                logprobs=logprobs,
+            )
+        except UserError as error:
+            raise ApiError(str(error)) from None
+
+    def _biases(self, given: Mapping[str, Any]) -> dict[int, float]:
+        size = self.served.tokenizer.vocab_size
+        try:
+            biases = {int(token): float(bias) for token, bias in given.items()}
+        except (TypeError, ValueError):
+            raise ApiError("logit_bias: expected ids and numbers", param="logit_bias") from None
+        if len(biases) > MAX_BIASES or not all(0 <= token < size for token in biases):
+            raise ApiError(f"logit_bias: expected up to {MAX_BIASES} ids below {size}", param="logit_bias")
+        return biases
+
+    def _grammar(self, body: Mapping[str, Any]):
+        wish = field(body, "response_format", dict, None)
+        if wish is None or wish.get("type") == "text":
+            return None
+        if wish.get("type") == "json_object":
+            schema: Any = {"type": "object"}
+        elif wish.get("type") == "json_schema":
+            schema = field(field(wish, "json_schema", dict, {}), "schema", dict, None)
+        else:
+            raise ApiError(
+                "response_format: expected text, json_object or json_schema", param="response_format"
+            )
+        if schema is None:
+            raise ApiError("response_format: json_schema.schema is missing", param="response_format")
+        try:
+            self._grammars = self._grammars or Grammars(self.served.tokenizer, self.served.format.stop)
+            return self._grammars.json(schema)
+        except UserError as error:
+            raise ApiError(f"response_format: {error}", param="response_format") from None
+
+    def _tools(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The client's tools; those of the engine itself are used where it brings none."""
+        tools = field(body, "tools", list, [])
+        if body.get("tool_choice") == "none":
+            return []
+        names = []
+        for tool in tools:
+            function = tool.get("function") if isinstance(tool, dict) else None
+            if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+                raise ApiError("tools: expected functions with a name", param="tools")
+            names.append(function["name"])
+        known = self.served.format.tools
+        if known is not None and not set(names) <= set(known):
+            expected = f"only {', '.join(known)}" if known else "no tools"
+            raise ApiError(f"tools: this model knows {expected}, got {', '.join(names)}", param="tools")
+        return tools
+
+
+def field(body: Mapping[str, Any], name: str, kind: Any, default: Any) -> Any:
+    """A field of a type; null and absence are the default."""
+    value = body.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        expected = getattr(kind, "__name__", "number")
+        raise ApiError(f"{name}: expected {expected}, got {str(value)[:100]!r}", param=name)
+    return value

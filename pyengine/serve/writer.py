@@ -1,0 +1,165 @@
+"""From an answer's tokens to what a client sees of it: text, calls, log-probabilities, in whole characters."""
+
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..engine import Token
+from ..text import Tokenizer
+from .asked import Asked
+from .conversation import Reader
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"  # how models of other families write calls
+
+
+@dataclass
+class Piece:
+    """A step of an answer. logprobs: OpenAI's entries; tokens: ours, of everything the model wrote or read."""
+
+    text: str = ""
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    tokens: list[dict[str, Any]] = field(default_factory=list)
+    calls: list[dict[str, Any]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.text or self.logprobs or self.tokens or self.calls)
+
+
+class Writer:
+    """Follows one answer. After `ended` its text is over, and the rest of the tokens need not be made."""
+
+    def __init__(self, asked: Asked, tokenizer: Tokenizer):
+        self._asked, self._tokenizer = asked, tokenizer
+        self._reader = Reader(tokenizer)
+        self._stops = StopStrings(asked.stop)
+        self._marks = StopStrings((OPEN,) if asked.calls else ())
+        self._query = self._calls = ""  # what the model writes into a call
+        self._searched = False  # it opened a search
+        self._inside = False  # a call, of a model of another family
+        self.text = ""
+        self.sampled = 0
+
+    @property
+    def ended(self) -> bool:
+        return self._stops.found
+
+    def push(self, token: Token) -> Piece:
+        """What a token adds, which may be nothing yet."""
+        piece = Piece()
+        self.sampled += not token.forced
+        name = self._spelled(token.id)
+        if self._asked.calls and name == OPEN:
+            self._inside = True
+        event = self._reader.push(token)
+        kind = self._reader.kind
+        self._searched |= kind == "query"
+        text = event.text if event else ""
+        if self._inside:
+            self._calls += name if name in (OPEN, CLOSE) else text
+        elif event and event.kind == "query":
+            self._query += text
+        elif event and event.kind == "text":
+            piece.text = self._show(text)
+        shown = kind == "text" and not token.forced and not self._tokenizer.is_special(token.id)
+        if self._asked.logprobs and shown and token.detail:
+            piece.logprobs.append(self._entry(token.id, token.detail.logprob, token.detail.top))
+        if self._asked.events:
+            piece.tokens.append(self._token(token, kind, text))
+        return piece
+
+    def finish(self) -> Piece:
+        """What was held back, at the end of the answer."""
+        last = self._reader.flush()
+        piece = Piece()
+        rest = last.text if last else ""
+        if last and last.kind == "query":
+            self._query += rest
+        elif self._inside or self._marks.found:
+            self._calls += rest
+        else:
+            piece.text = self._show(rest)
+            if not self._marks.found:
+                held = self._stops.push(self._marks.rest()) + self._stops.rest()
+                piece.text += held
+                self.text += held
+        if self._asked.calls:
+            piece.calls = self._made_calls()
+        return piece
+
+    def _show(self, text: str) -> str:
+        before = self._marks.found
+        shown = self._stops.push(self._marks.push(text)) if not before else ""
+        if self._marks.found:
+            self._calls += text if before else OPEN + self._marks.after
+            self._inside = True
+        self.text += shown
+        return shown
+
+    def _made_calls(self) -> list[dict[str, Any]]:
+        made = []
+        if self._searched:
+            made.append(("search", json.dumps({"query": self._query}, ensure_ascii=False)))
+        for part in self._calls.split(OPEN):
+            try:
+                call = json.loads(part.partition(CLOSE)[0])
+                made.append((str(call["name"]), json.dumps(call.get("arguments", {}), ensure_ascii=False)))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue  # not a call after all
+        return [
+            {"index": i, "id": f"call_{uuid.uuid4().hex[:24]}", "type": "function",
+             "function": {"name": name, "arguments": arguments}}
+            for i, (name, arguments) in enumerate(made)
+        ]  # fmt: skip
+
+    def _entry(self, token: int, logprob: float, top: Sequence[tuple[int, float]]) -> dict[str, Any]:
+        def one(i: int, p: float) -> dict[str, Any]:
+            data = self._tokenizer.decode_bytes([i])
+            return {"token": data.decode("utf-8", "replace"), "logprob": _finite(p), "bytes": list(data)}
+
+        return {**one(token, logprob), "top_logprobs": [one(i, p) for i, p in top]}
+
+    def _token(self, token: Token, kind: str, text: str) -> dict[str, Any]:
+        made: dict[str, Any] = {"id": token.id, "token": self._spelled(token.id), "kind": kind, "text": text}
+        if token.forced:
+            return made | {"forced": True}
+        made["sampled_logprob"] = _finite(token.logprob)
+        if token.detail:
+            made |= self._entry(token.id, token.detail.logprob, token.detail.top)
+        return made
+
+    def _spelled(self, token: int) -> str:
+        return self._tokenizer.decode_bytes([token]).decode("utf-8", "replace")
+
+
+class StopStrings:
+    """Cuts a text that comes in pieces before the first of some strings."""
+
+    def __init__(self, stops: Sequence[str]):
+        self._stops, self._held, self.found = stops, "", False
+        self.after = ""  # what followed the string in the piece that completed it
+
+    def push(self, text: str) -> str:
+        """What can be shown: all that is no beginning of a stop string."""
+        if self.found:
+            return ""
+        self._held += text
+        found = [(i, -len(stop)) for stop in self._stops if (i := self._held.find(stop)) >= 0]
+        if found:
+            at, length = min(found)
+            self.found, self.after = True, self._held[at - length :]
+            return self._held[:at]
+        keep = max(
+            (n for s in self._stops for n in range(1, len(s)) if self._held.endswith(s[:n])), default=0
+        )
+        shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return shown
+
+    def rest(self) -> str:
+        """What was held back, at the end of the answer."""
+        return "" if self.found else self._held
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, -9999.0)  # JSON has no infinity; OpenAI's documentation names this number

@@ -1,0 +1,65 @@
+"""A server on a real socket, in a thread, for the tests of what only a real client shows."""
+
+import asyncio
+import threading
+import time
+from contextlib import contextmanager
+
+import uvicorn
+
+from pyengine.engine import Engine, Tools
+from pyengine.model import ModelConfig, Transformer
+from pyengine.serve import OwnFormat, Served
+from pyengine.serve.api import Limits, make_app
+from pyengine.text import SearchTool, Tokenizer
+
+TEXT = [
+    'Who founded Tavor? Ada Lovelace founded Tavor in 1815. I do not know. {"name": [1, 2]} \u00e9t\u00e9'
+] * 3
+
+
+class Index:
+    def search(self, query, k):
+        return [{"text": "Ada founded Tavor.<|end|>", "title": "Tavor"}]
+
+
+def small_model(tokenizer: Tokenizer, context: int = 256) -> Transformer:
+    config = ModelConfig.from_depth(1, tokenizer.vocab_size, hidden_size=32, max_position_embeddings=context)
+    model = Transformer(config, seed=3)
+    model.embedding.data.mul_(4)  # with tastes of its own
+    return model
+
+
+def served_model(folder, search: bool = False, context: int = 256, **options) -> Served:
+    tokenizer = Tokenizer.train(TEXT, 330)
+    tools = Tools.for_search(SearchTool(Index(), tokenizer), tokenizer, max_calls=1) if search else None
+    engine = Engine(small_model(tokenizer, context), tokenizer, tools, **{"max_batch": 8, **options})
+    return Served(engine, tokenizer, OwnFormat(tokenizer, searches=search), folder)
+
+
+@contextmanager
+def serving(served: Served, limits: Limits | None = None, **options):
+    """The base URL of a server over `served`; stops it at the end and checks that nothing is left."""
+    app = make_app(served, "small", limits, **options)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="on"))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+        idle(served.engine)
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
+def idle(engine: Engine, seconds: float = 10) -> None:
+    """Waits until nothing is being answered; AssertionError if a page is still held then."""
+    end = time.monotonic() + seconds
+    while engine.unfinished and time.monotonic() < end:
+        time.sleep(0.01)
+    assert engine.unfinished == 0
+    engine._scheduler.pool.check()
+    assert engine.pages_held == 0

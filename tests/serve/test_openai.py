@@ -1,0 +1,266 @@
+"""OpenAI's own client against a live server with a small real model: its calls work as they are."""
+
+import json
+import math
+import time
+
+import httpx
+import pytest
+
+pytest.importorskip("uvicorn")
+pytest.importorskip("openai")
+import openai
+
+from pyengine.engine import SamplingParams
+from pyengine.serve.api import Limits
+
+from .live import idle, served_model, serving
+
+WHO = [{"role": "user", "content": "Who founded Tavor?"}]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    return served_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def url(served):
+    with serving(served) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
+
+
+def direct(served, messages, **params) -> str:
+    """What the engine answers when asked without a server."""
+    params = SamplingParams(stop=served.format.stop, **params)
+    worked = served_model(served.folder)  # an engine of its own
+    done = worked.engine.generate([served.format.prompt(messages)], params)[0]
+    return served.tokenizer.decode(done.ids, skip_special=True)
+
+
+def test_chat_whole_and_streamed_is_what_the_engine_says(served, client):
+    options = dict(model="small", messages=WHO, seed=4, max_tokens=20, temperature=0.8, top_p=0.9)
+    whole = client.chat.completions.create(**options)
+    text = direct(served, WHO, seed=4, max_tokens=20, temperature=0.8, top_p=0.9)
+    assert whole.choices[0].message.content == text and whole.choices[0].finish_reason in ("stop", "length")
+    assert whole.usage.completion_tokens <= 20 and whole.usage.prompt_tokens > 5
+    chunks = list(
+        client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True})
+    )
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == text
+    assert chunks[-1].usage == whole.usage and chunks[0].choices[0].delta.role == "assistant"
+
+
+def test_n_answers_are_those_of_n_seeds(client):
+    options = dict(model="small", messages=WHO, max_tokens=12)
+    several = client.chat.completions.create(**options, n=3, seed=10)
+    texts = [choice.message.content for choice in several.choices]
+    assert [choice.index for choice in several.choices] == [0, 1, 2] and len(set(texts)) > 1
+    for i, text in enumerate(texts):
+        one = client.chat.completions.create(**options, seed=10 + i)
+        assert one.choices[0].message.content == text
+    streamed = {0: "", 1: "", 2: ""}
+    for chunk in client.chat.completions.create(**options, n=3, seed=10, stream=True):
+        streamed[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert list(streamed.values()) == texts
+
+
+def test_logprobs_add_up(client):
+    options = dict(
+        model="small", messages=WHO, max_tokens=8, seed=1, logprobs=True, top_logprobs=5, temperature=2.0
+    )
+    whole = client.chat.completions.create(**options)
+    content = whole.choices[0].logprobs.content
+    assert (
+        b"".join(bytes(t.bytes) for t in content).decode("utf-8", "replace")
+        == whole.choices[0].message.content
+    )
+    for token in content:
+        top = [t.logprob for t in token.top_logprobs]
+        assert len(top) == 5 and top == sorted(top, reverse=True) and sum(map(math.exp, top)) <= 1.0001
+        assert token.logprob <= top[0] + 1e-6
+    chunks = client.chat.completions.create(**options, stream=True)
+    assert [t for c in chunks if c.choices[0].logprobs for t in c.choices[0].logprobs.content] == content
+    old = client.completions.create(model="small", prompt="Who", max_tokens=6, seed=1, logprobs=2).choices[0]
+    assert len(old.logprobs.tokens) == len(old.logprobs.text_offset) == len(old.logprobs.top_logprobs)
+    assert "".join(old.logprobs.tokens) == old.text and old.logprobs.text_offset[0] == 0
+
+
+def test_completions_of_several_prompts_texts_and_ids(served, client):
+    ids = served.tokenizer.encode("Ada")
+    options = dict(model="small", max_tokens=5, temperature=0)
+    both = client.completions.create(prompt=["Who", "Ada"], **options)
+    assert [c.index for c in both.choices] == [0, 1]
+    start = [served.tokenizer.special_ids["<|endoftext|>"]]
+    assert client.completions.create(prompt=start + ids, **options).choices[0].text == both.choices[1].text
+    echoed = client.completions.create(prompt="Ada", echo=True, **options)
+    assert echoed.choices[0].text == "Ada" + both.choices[1].text
+
+
+def test_json_by_a_schema(client):
+    pytest.importorskip("llguidance")
+    schema = {
+        "type": "object", "additionalProperties": False, "required": ["name", "sizes", "kind"],
+        "properties": {
+            "name": {"type": "string", "maxLength": 8},
+            "sizes": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 99}, "maxItems": 3},
+            "kind": {"enum": ["town", "river"]},
+        },
+    }  # fmt: skip
+    wish = {"type": "json_schema", "json_schema": {"name": "thing", "schema": schema, "strict": True}}
+    for seed in range(5):
+        answer = client.chat.completions.create(
+            model="small", messages=WHO, response_format=wish, seed=seed, max_tokens=150
+        )
+        made = json.loads(answer.choices[0].message.content)
+        assert answer.choices[0].finish_reason == "stop" and list(made) == ["name", "sizes", "kind"]
+        assert made["kind"] in ("town", "river") and len(made["name"]) <= 8 and len(made["sizes"]) <= 3
+    with pytest.raises(openai.BadRequestError, match="schema"):
+        bad = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "colour"}}}
+        client.chat.completions.create(model="small", messages=WHO, response_format=bad)
+
+
+def test_penalties_and_biases_reach_the_sampler(served, client):
+    only = client.chat.completions.create(
+        model="small",
+        messages=WHO,
+        max_tokens=4,
+        logit_bias={"65": 100},
+        extra_body={"top_k": 1, "min_p": 0.5},
+    )
+    assert len(set(only.choices[0].message.content)) == 1
+    endless = {str(i): -100 for i in served.format.stop}
+    options = dict(model="small", messages=WHO, max_tokens=30, temperature=0, logit_bias=endless)
+    spread = client.chat.completions.create(**options, presence_penalty=2, frequency_penalty=2)
+    plain = client.chat.completions.create(**options)
+    assert spread.choices[0].message.content != plain.choices[0].message.content
+
+
+def test_a_search_is_the_clients_if_it_brings_the_tool(served, client):
+    search = served.tokenizer.special_ids["<|search|>"]
+    tool = {"type": "function", "function": {"name": "search", "parameters": {"type": "object"}}}
+    end = served.tokenizer.special_ids["<|end|>"]
+    options = dict(model="small", messages=WHO, max_tokens=60, seed=2, presence_penalty=80,
+                   logit_bias={str(search): 60, str(end): 3})  # fmt: skip
+    asked = client.chat.completions.create(**options, tools=[tool]).choices[0]
+    assert asked.finish_reason == "tool_calls"
+    call = asked.message.tool_calls[0]
+    assert call.function.name == "search" and "query" in json.loads(call.function.arguments)
+    deltas = [
+        c.choices[0].delta for c in client.chat.completions.create(**options, tools=[tool], stream=True)
+    ]
+    streamed = [d.tool_calls[0] for d in deltas if d.tool_calls]
+    assert [s.function for s in streamed] == [call.function] or streamed[0].function.name == "search"
+    turns = [*WHO, asked.message.to_dict(), {"role": "tool", "tool_call_id": call.id, "content": "Ada."}]
+    assert client.chat.completions.create(model="small", messages=turns, max_tokens=5).choices[0].message
+    assert client.chat.completions.create(**options).choices[0].finish_reason == "stop", "nobody searches"
+
+
+def test_a_search_of_the_server_is_hidden_or_shown(tmp_path):
+    served = served_model(tmp_path, search=True)
+    special = served.tokenizer.special_ids
+    body = {
+        "messages": WHO, "max_tokens": 60, "seed": 2, "events": True, "logprobs": True,
+        "logit_bias": {str(special["<|search|>"]): 60, str(special["<|end|>"]): 3}, "presence_penalty": 80,
+    }  # fmt: skip
+    with serving(served) as url:
+        answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()["choices"][0]
+        body["tool_choice"] = "none"
+        none = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()["choices"][0]
+    kinds = [token["kind"] for token in answer["tokens"]]
+    assert kinds[0] == "query" and "result" in kinds
+    found = "".join(t["text"] for t in answer["tokens"] if t["kind"] == "result")
+    assert "Ada founded Tavor.<|end|>" in found and "Ada founded" not in answer["message"]["content"]
+    assert all("logprob" in t for t in answer["tokens"] if not t.get("forced"))
+    assert "result" not in [token["kind"] for token in none["tokens"]]
+
+
+def test_models_tokens_health_metrics(served, client, url):
+    assert client.models.list().data[0].id == "small" and client.models.retrieve("small").id == "small"
+    made = httpx.post(f"{url}/tokenize", json={"prompt": "Ada \u00e9t\u00e9 <|end|>"}).json()
+    assert (
+        made["count"] == len(made["tokens"]) and served.tokenizer.special_ids["<|end|>"] not in made["tokens"]
+    )
+    assert (
+        httpx.post(f"{url}/detokenize", json={"tokens": made["tokens"]}).json()["prompt"]
+        == "Ada \u00e9t\u00e9 <|end|>"
+    )
+    chat = httpx.post(f"{url}/tokenize", json={"messages": WHO}).json()
+    assert chat["tokens"] == served.format.prompt(WHO)
+    assert httpx.get(f"{url}/health").json()["status"] == "ok"
+    metrics = httpx.get(f"{url}/metrics").text
+    numbers = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if not line.startswith("#"))
+    assert float(numbers["pyengine_generated_tokens_total"]) > 0 and numbers["pyengine_pages_held"] == "0"
+    assert float(numbers['pyengine_responses_total{path="/v1/chat/completions",status="200"}']) > 0
+
+
+def test_errors_are_the_clients_exceptions(client, url):
+    def create(**options):
+        return client.chat.completions.create(**{"model": "small", "messages": WHO, **options})
+
+    with pytest.raises(openai.NotFoundError, match="this server has 'small'"):
+        create(model="gpt-7")
+    with pytest.raises(openai.BadRequestError, match="temperature"):
+        create(temperature=-1)
+    with pytest.raises(openai.BadRequestError) as caught:
+        create(messages=[{"role": "user", "content": "x " * 500}])
+    assert caught.value.code == "context_length_exceeded" and caught.value.param == "messages"
+    with pytest.raises(openai.BadRequestError, match="role"):
+        create(messages=[{"role": "king", "content": "x"}])
+    for path, status in (("/v1/nothing", 404), ("/v1/chat/completions", 405)):
+        error = httpx.get(url + path)
+        assert error.status_code == status and error.json()["error"]["message"]
+
+
+def test_a_client_that_goes_away_frees_its_pages(served, client, url):
+    long = dict(model="small", messages=WHO, max_tokens=200, temperature=2.0,
+                logit_bias={str(i): -100 for i in served.format.stop})  # fmt: skip
+    stream = client.chat.completions.create(**long, stream=True)
+    for _, _ in zip(range(4), stream, strict=False):
+        pass
+    assert served.engine.pages_held
+    stream.close()
+    with pytest.raises(openai.APITimeoutError):  # an answer asked for whole, too
+        client.with_options(timeout=0.15).chat.completions.create(**{**long, "n": 8})
+    before = served.engine.stats.sampled
+    idle(served.engine)
+    assert served.engine.stats.sampled - before < 8 * 100, "it went on writing for nobody"
+
+
+def test_limits_of_time_and_queue(tmp_path):
+    served = served_model(tmp_path, context=4096, max_batch=2)
+    endless = {"messages": WHO, "logit_bias": {str(i): -100 for i in served.format.stop}}
+    with serving(served, Limits(body=2000, waiting=2, seconds=0.4)) as url:
+        post = f"{url}/v1/chat/completions"
+        start = time.monotonic()
+        answer = httpx.post(post, json=endless, timeout=60).json()["choices"][0]
+        assert (
+            answer["finish_reason"] == "length"
+            and answer["message"]["content"]
+            and time.monotonic() - start < 3
+        )
+        busy = httpx.post(post, json={**endless, "n": 3})
+        assert busy.status_code == 429 and busy.json()["error"]["type"] == "rate_limit_error"
+        assert httpx.post(post, content=b" " * 2001).status_code == 413
+
+
+def test_keys_hosts_and_origins(served):
+    with serving(served, api_key="secret", hosts=("127.0.0.1", "localhost")) as url:
+        with pytest.raises(openai.AuthenticationError):
+            openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0).models.list()
+        assert openai.OpenAI(base_url=f"{url}/v1", api_key="secret").models.list().data
+        assert (
+            httpx.get(f"{url}/metrics").status_code == 401 and httpx.get(f"{url}/health").status_code == 200
+        )
+        assert "default-src 'none'" in httpx.get(f"{url}/").headers["content-security-policy"]
+        key = {"Authorization": "Bearer secret"}
+        assert httpx.get(f"{url}/v1/models", headers={**key, "Host": "evil.example"}).status_code == 403
+        assert (
+            httpx.get(f"{url}/v1/models", headers={**key, "Origin": "http://evil.example"}).status_code == 403
+        )
+        assert httpx.get(f"{url}/v1/models", headers={**key, "Origin": url}).status_code == 200

@@ -38,9 +38,10 @@ def served_model(folder, search: bool = False, context: int = 256, **options) ->
 
 
 @contextmanager
-def serving(served: Served, limits: Limits | None = None, **options):
+def serving(served: Served, limits: Limits | None = None, routes=(), **options):
     """The base URL of a server over `served`; stops it at the end and checks that nothing is left."""
     app = make_app(served, "small", limits, **options)
+    app.routes.extend(routes)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="on"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()

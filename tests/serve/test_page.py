@@ -1,0 +1,158 @@
+"""The page at /, driven in a headless browser: chat, stop, edit, retry, look inside, keys, narrow screens.
+
+A script appended to the page plays the user and writes what it saw into the document, which the browser dumps;
+an image whose answer waits for the script keeps the page loading until then.
+"""
+
+import asyncio
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+pytest.importorskip("uvicorn")
+from starlette.responses import HTMLResponse, PlainTextResponse
+from starlette.routing import Route
+
+from pyengine.serve import api
+
+from .live import served_model, serving
+
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+TOOLS = """
+const sleep = ms => new Promise(done => setTimeout(done, ms));
+const seen = {errors: []};
+addEventListener("error", event => seen.errors.push(event.message));
+async function until(what) { for (let i = 0; i < 1500 && !what(); i++) await sleep(10); return what(); }
+async function say(text) { $("input").value = text; $("send").click(); await until(() => running); await until(() => !running); }
+const press = (key, on = document.activeElement) => on.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true, cancelable: true}));
+(async () => {
+  try { await until(() => model); %s } catch (error) { seen.errors.push(String(error)); }
+  const out = document.createElement("pre"); out.id = "seen"; out.textContent = JSON.stringify(seen); document.body.append(out);
+  fetch("/done");
+})();
+"""
+
+
+def drive(served, script: str, tmp_path, size="1000,700") -> dict:
+    """Run a script on the page of a live server; what it left in `seen`."""
+    finished = asyncio.Event()
+
+    async def page(request):
+        return HTMLResponse(f"{api.PAGE.read_text()}<script>{TOOLS % script}</script><img hidden src=/hold>")
+
+    async def hold(request):
+        await asyncio.wait_for(finished.wait(), 60)
+        return PlainTextResponse("")
+
+    async def done(request):
+        finished.set()
+        return PlainTextResponse("")
+
+    routes = [Route("/drive", page), Route("/hold", hold), Route("/done", done)]
+    with serving(served, routes=routes) as url:
+        made = subprocess.run(
+            [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/browser",
+             f"--window-size={size}", "--dump-dom", f"{url}/drive"],
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+    found = re.search(r'<pre id="seen">(.*?)</pre>', made.stdout, re.S)
+    assert found, f"the script did not end: {made.stderr[-2000:]}"
+    seen = json.loads(html.unescape(found[1]))
+    assert seen["errors"] == []
+    return seen
+
+
+@needs_browser
+def test_a_conversation(tmp_path):
+    served = served_model(tmp_path, context=1024)
+    script = """
+    settings.seed = 4; settings.max_tokens = 24; settings.system = "Be <b>brief</b>.";
+    await say("Who <img src=x onerror=alert(1)>?");
+    seen.asked = document.querySelector(".user .text").textContent;
+    seen.images = document.querySelectorAll(".turn img, .turn b").length;
+    seen.first = textOf(turns[1]); seen.shown = document.querySelector(".assistant > .text").textContent; seen.note = turns[1].note;
+    await say("And then?"); seen.second = textOf(turns[3]); seen.sent = messages();
+    [...document.querySelectorAll(".foot button")].filter(b => b.textContent === "Retry")[0].click();
+    await until(() => running); await until(() => !running); seen.again = textOf(turns[1]); seen.turns = turns.length;
+    document.querySelector(".user .foot button").click();
+    document.activeElement.value = "Where?"; press("Enter"); await until(() => running); await until(() => !running);
+    seen.edited = turns[0].text; seen.other = textOf(turns[1]); seen.after = turns.length;
+    $("fresh").click(); seen.fresh = turns.length;
+    """
+    seen = drive(served, script, tmp_path)
+    assert seen["asked"] == "Who <img src=x onerror=alert(1)>?" and seen["images"] == 0
+    assert seen["first"] and seen["shown"] == seen["first"] == seen["again"]
+    assert "tokens" in seen["note"] and "first after" in seen["note"]
+    assert [m["role"] for m in seen["sent"]] == ["system", "user", "assistant", "user", "assistant"]
+    assert seen["turns"] == 2 and seen["edited"] == "Where?" and seen["after"] == 2 and seen["fresh"] == 0
+
+
+@needs_browser
+def test_looking_inside_a_search(tmp_path):
+    served = served_model(tmp_path, search=True, context=1024)
+    special = served.tokenizer.special_ids
+    bias = {special["<|search|>"]: 60, special["<|end|>"]: 3}
+    script = f"""
+    const plain = window.fetch;  // the small model must be pushed to search
+    window.fetch = (path, options) => {{
+      if (options?.body) options.body = JSON.stringify({{...JSON.parse(options.body), logit_bias: {json.dumps(bias)}, presence_penalty: 80}});
+      return plain(path, options);
+    }};
+    settings.seed = 2; settings.max_tokens = 60;
+    $("inside").click(); await say("Who founded Tavor?");
+    seen.calls = document.querySelectorAll(".call").length;
+    seen.result = document.querySelector("details.call .text").textContent;
+    const tokens = [...document.querySelectorAll(".token")].filter(t => !t.token.forced);
+    tokens[1].focus(); seen.chosen = tokens[1].classList.contains("chosen");
+    seen.bars = document.querySelectorAll("#inspector .bar").length; seen.says = $("inspector").textContent;
+    press("ArrowRight"); seen.moved = document.activeElement === tokens[2];
+    $("inside").click(); seen.plain = document.querySelectorAll(".token").length;
+    """
+    seen = drive(served, script, tmp_path)
+    assert seen["calls"] == 2 and "Ada founded Tavor." in seen["result"]
+    assert seen["chosen"] and seen["bars"] in (6, 7) and "The model gave it" in seen["says"]
+    assert seen["moved"] and seen["plain"] == 0
+
+
+@needs_browser
+@pytest.mark.parametrize("size", ["500,700", "1400,900"])
+def test_stop_errors_settings_and_widths(tmp_path, size):
+    served = served_model(tmp_path, context=4096)
+    endless = {i: -100 for i in served.format.stop}
+    script = f"""
+    const plain = window.fetch;
+    window.fetch = (path, options) => {{
+      if (options?.body) options.body = JSON.stringify({{...JSON.parse(options.body), logit_bias: {json.dumps(endless)}}});
+      return plain(path, options);
+    }};
+    settings.max_tokens = 100000;
+    $("input").value = "Who?"; press("Enter", $("input")); await until(() => running && turns[1]?.parts.length);
+    seen.button = $("send").textContent; press("Escape", document.body); await until(() => !running);
+    seen.note = turns[1].note; seen.kept = textOf(turns[1]).length > 0; seen.again = $("send").textContent;
+    settings.temperature = -1; await say("Who?"); seen.error = document.querySelector(".error").textContent;
+    $("open").click(); seen.open = !$("settings").hidden; seen.focus = document.activeElement.dataset.set;
+    const field = document.querySelector("[data-set=top_k]"); field.value = "7";
+    field.dispatchEvent(new Event("input", {{bubbles: true}})); seen.top_k = settings.top_k;
+    press("Escape", document.body); seen.closed = $("settings").hidden;
+    seen.overflow = document.documentElement.scrollWidth > innerWidth;
+    seen.buttons = [...document.querySelectorAll("header button, form button")].every(b => b.getBoundingClientRect().right <= innerWidth);
+    """
+    seen = drive(served, script, tmp_path, size)
+    assert seen["button"] == "Stop" and "stopped" in seen["note"] and seen["kept"] and seen["again"] == "Send"
+    assert "temperature" in seen["error"] and seen["open"] and seen["focus"] == "system"
+    assert str(seen["top_k"]) == "7" and seen["closed"] and not seen["overflow"] and seen["buttons"]
+
+
+def test_the_page_needs_nothing_from_elsewhere():
+    text = api.PAGE.read_text("utf-8")
+    assert not re.search(
+        r"(src|href)\s*=\s*[\"']?(https?:)?//|@import|innerHTML|document\.write|eval\(", text
+    )
+    assert len(text) < 40_000

@@ -30,11 +30,19 @@ const sleep = ms => new Promise(done => setTimeout(done, ms));
 const seen = {errors: []};
 addEventListener("error", event => seen.errors.push(event.message));
 async function until(what) { for (let i = 0; i < 1500 && !what(); i++) await sleep(10); return what(); }
-async function say(text) { $("input").value = text; $("send").click(); await until(() => running); await until(() => !running); }
-const press = (key, on = document.activeElement) => on.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true, cancelable: true}));
+const answered = async () => { await until(() => running); await until(() => !running); };
+async function say(text) { $("input").value = text; $("send").click(); await answered(); }
+function press(key, on = document.activeElement) {
+  on.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true, cancelable: true}));
+}
+const plain = window.fetch, more = {};  // the small model must be pushed
+window.fetch = (path, options) => {
+  if (options?.body) options.body = JSON.stringify({...JSON.parse(options.body), ...more});
+  return plain(path, options);
+};
 (async () => {
   try { await until(() => model); %s } catch (error) { seen.errors.push(String(error)); }
-  const out = document.createElement("pre"); out.id = "seen"; out.textContent = JSON.stringify(seen); document.body.append(out);
+  document.body.append(make("pre", {id: "seen", textContent: JSON.stringify(seen)}));
   fetch("/done");
 })();
 """
@@ -77,12 +85,13 @@ def test_a_conversation(tmp_path):
     await say("Who <img src=x onerror=alert(1)>?");
     seen.asked = document.querySelector(".user .text").textContent;
     seen.images = document.querySelectorAll(".turn img, .turn b").length;
-    seen.first = textOf(turns[1]); seen.shown = document.querySelector(".assistant > .text").textContent; seen.note = turns[1].note;
+    seen.first = textOf(turns[1]); seen.note = turns[1].note;
+    seen.shown = document.querySelector(".assistant > .text").textContent;
     await say("And then?"); seen.second = textOf(turns[3]); seen.sent = messages();
     [...document.querySelectorAll(".foot button")].filter(b => b.textContent === "Retry")[0].click();
-    await until(() => running); await until(() => !running); seen.again = textOf(turns[1]); seen.turns = turns.length;
+    await answered(); seen.again = textOf(turns[1]); seen.turns = turns.length;
     document.querySelector(".user .foot button").click();
-    document.activeElement.value = "Where?"; press("Enter"); await until(() => running); await until(() => !running);
+    document.activeElement.value = "Where?"; press("Enter"); await answered();
     seen.edited = turns[0].text; seen.other = textOf(turns[1]); seen.after = turns.length;
     $("fresh").click(); seen.fresh = turns.length;
     """
@@ -100,11 +109,7 @@ def test_looking_inside_a_search(tmp_path):
     special = served.tokenizer.special_ids
     bias = {special["<|search|>"]: 60, special["<|end|>"]: 3}
     script = f"""
-    const plain = window.fetch;  // the small model must be pushed to search
-    window.fetch = (path, options) => {{
-      if (options?.body) options.body = JSON.stringify({{...JSON.parse(options.body), logit_bias: {json.dumps(bias)}, presence_penalty: 80}});
-      return plain(path, options);
-    }};
+    Object.assign(more, {{logit_bias: {json.dumps(bias)}, presence_penalty: 80}});
     settings.seed = 2; settings.max_tokens = 60;
     $("inside").click(); await say("Who founded Tavor?");
     seen.calls = document.querySelectorAll(".call").length;
@@ -127,11 +132,7 @@ def test_stop_errors_settings_and_widths(tmp_path, size):
     served = served_model(tmp_path, context=4096)
     endless = {i: -100 for i in served.format.stop}
     script = f"""
-    const plain = window.fetch;
-    window.fetch = (path, options) => {{
-      if (options?.body) options.body = JSON.stringify({{...JSON.parse(options.body), logit_bias: {json.dumps(endless)}}});
-      return plain(path, options);
-    }};
+    more.logit_bias = {json.dumps(endless)};
     settings.max_tokens = 100000;
     $("input").value = "Who?"; press("Enter", $("input")); await until(() => running && turns[1]?.parts.length);
     seen.button = $("send").textContent; press("Escape", document.body); await until(() => !running);
@@ -142,7 +143,8 @@ def test_stop_errors_settings_and_widths(tmp_path, size):
     field.dispatchEvent(new Event("input", {{bubbles: true}})); seen.top_k = settings.top_k;
     press("Escape", document.body); seen.closed = $("settings").hidden;
     seen.overflow = document.documentElement.scrollWidth > innerWidth;
-    seen.buttons = [...document.querySelectorAll("header button, form button")].every(b => b.getBoundingClientRect().right <= innerWidth);
+    const buttons = [...document.querySelectorAll("header button, form button")];
+    seen.buttons = buttons.every(button => button.getBoundingClientRect().right <= innerWidth);
     """
     seen = drive(served, script, tmp_path, size)
     assert seen["button"] == "Stop" and "stopped" in seen["note"] and seen["kept"] and seen["again"] == "Send"

@@ -3,11 +3,19 @@
 The text is what every machine has: the sources of Python's standard library (code, English comments, some other
 scripts), as documents of about 4 KB. A first pass has an empty piece cache (and pays for making the encoder); a
 second pass finds it filled. One thread unless said otherwise.
+
+Beside the fastest peers (gigatoken, fastokens; where they are installed) each pass has a process of its own, in
+turns, and CPU time is compared. PYENGINE_BENCH_RANKS names a tiktoken rank file of the cl100k pattern to use
+instead of a vocabulary trained here, PYENGINE_BENCH_TEXTS text files (separated by colons) to use instead.
 """
 
+import base64
 import json
 import os
 import random
+import statistics
+import subprocess
+import sys
 import sysconfig
 from functools import cache
 from pathlib import Path
@@ -16,6 +24,7 @@ import numpy as np
 import pytest
 from pyengine.kernels import bpe
 
+from bench.conftest import ROWS
 from pyengine.text import Tokenizer
 from pyengine.text.formats import BYTE_OF
 
@@ -78,6 +87,58 @@ def test_encode_first_pass(paired, quick):
         peer_name="tiktoken",
         equal=lambda: same(texts),
         goal=3,
+        rounds=10,
+    )
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> str:
+    if path := os.environ.get("PYENGINE_BENCH_RANKS"):
+        return path
+    trained = Tokenizer.train(library(8_000_000), VOCABULARY, "cl100k", special_tokens=())
+    path = tmp_path_factory.mktemp("ranks") / "bench.tiktoken"
+    lines = (b"%s %d\n" % (base64.b64encode(trained.token_bytes(i)), i) for i in range(trained.vocab_size))
+    path.write_bytes(b"".join(lines))
+    return str(path)
+
+
+@pytest.fixture(scope="module", params=os.environ.get("PYENGINE_BENCH_TEXTS", "").split(":"))
+def text_file(request, tmp_path_factory) -> str:
+    if request.param:
+        return request.param
+    path = tmp_path_factory.mktemp("texts") / "library.txt"
+    path.write_text("".join(library(16_000_000)), "utf-8", errors="replace")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["tiktoken", "gigatoken", "fastokens"])
+def test_encode_beside_the_fastest(quick, ranks, text_file, name):
+    pytest.importorskip(name)
+
+    def run(which: str) -> dict:
+        command = [sys.executable, "-m", "bench.bpe_peers", which, ranks, text_file]
+        return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    turns = [(run("pyengine"), run(name)) for _ in range(1 if quick else 3)]
+    same = all(ours["ids"] == theirs["ids"] for ours, theirs in turns)
+    for turn in ("first", "later"):
+        ours, theirs = (statistics.median(run[turn] for run in side) for side in zip(*turns, strict=True))
+        goal = None if name == "tiktoken" else 2.5
+        rate = turns[0][0]["bytes"] / ours / 1e6
+        ROWS.append({
+            "what": f"bpe {Path(text_file).stem} {turn} pass {rate:.0f} MB/s", "ours": ours, "peer": theirs,
+            "peer_name": name, "ratio": theirs / ours, "ceiling": None, "percent": None, "equal": same,
+            "goal": goal, "holds": same and (goal is None or theirs / ours >= goal),
+        })  # fmt: skip
+    assert same
+
+
+def test_load_rank_file(paired, ranks):
+    file = Path(ranks).read_bytes()
+    paired(
+        f"bpe load {file.count(bytes([10]))} ranks",
+        ours=lambda: bpe.Encoder.from_ranks(file, bpe.split_pattern("cl100k")),
+        equal=lambda: True,
         rounds=10,
     )
 

@@ -2,6 +2,7 @@
 
 python -m pyengine.tokenizer train corpus.txt pages.jsonl --vocab-size 4096 --out tokenizer
 python -m pyengine.tokenizer encode tokenizer "some text"     # ids as JSON; text "-" reads standard input
+python -m pyengine.tokenizer shards tokenizer corpus.txt pages.jsonl --out shards   # ids as memory-mapped files
 python -m pyengine.tokenizer show tokenizer "some text"       # coloured by token; --html for a page fragment
 """
 
@@ -62,6 +63,27 @@ def encode(
     print(json.dumps(Tokenizer.load(tokenizer).encode(_text(text), "all" if allow_special else ())))
 
 
+def shards(
+    tokenizer: tyro.conf.Positional[Path],
+    files: tyro.conf.Positional[tuple[Path, ...]],
+    /,
+    out: Path,
+    threads: int | None = None,
+) -> None:
+    """Encode text files, and JSONL files with a field "text", into token shards, with a progress bar.
+
+    Args:
+        tokenizer: folder or file of the vocabulary; it must have <|endoftext|>
+        files: text files, or JSONL whose rows hold "text"
+        out: folder to write
+        threads: all processors by default
+    """
+    manifest = Tokenizer.load(tokenizer).encode_files(
+        files, out, threads=threads, progress=sys.stderr.isatty()
+    )
+    print(f"{out}: {manifest['tokens']} tokens in {manifest['documents']} documents")
+
+
 def show(
     tokenizer: tyro.conf.Positional[Path], text: tyro.conf.Positional[str], /, html: bool = False
 ) -> None:
@@ -82,7 +104,7 @@ def _text(argument: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"train": train, "encode": encode, "show": show},
+            {"train": train, "encode": encode, "shards": shards, "show": show},
             prog="python -m pyengine.tokenizer",
             description=__doc__,
             args=arguments,

@@ -87,6 +87,47 @@ std::vector<Merge> merges_of(const py::array_t<uint32_t, py::array::c_style | py
   return merges;
 }
 
+// text -> list of ids, called by Python without pybind11's work for each call. Its self is a capsule that names
+// the encoder; a reference to the encoder's Python object lies in the capsule's context.
+PyObject* encode_list(PyObject* capsule, PyObject* object) {
+  try {
+    const auto& encoder = *static_cast<const Encoder*>(PyCapsule_GetPointer(capsule, "encoder"));
+    const Text text = view_of(object);
+    auto workspace = encoder.take();
+    const Ids* ids;
+    if (text.view.size() < 4096) {  // releasing the GIL costs more than this
+      ids = &encoder.encode_in(*workspace, text.view);
+    } else {
+      py::gil_scoped_release release;
+      ids = &encoder.encode_in(*workspace, text.view);
+    }
+    PyObject* list = PyList_New(Py_ssize_t(ids->size()));
+    for (size_t i = 0; list && i < ids->size(); i++)
+      PyList_SET_ITEM(list, Py_ssize_t(i), PyLong_FromUnsignedLong(ids->data()[i]));
+    encoder.give(std::move(workspace));
+    return list;
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const py::type_error& error) {
+    PyErr_SetString(PyExc_TypeError, error.what());
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+  }
+  return nullptr;
+}
+
+py::object encode_list_of(const py::object& self) {
+  static PyMethodDef method = {"encode_list", encode_list, METH_O, "The ids of a text, as a list."};
+  auto capsule = py::reinterpret_steal<py::object>(
+      PyCapsule_New(const_cast<Encoder*>(self.cast<const Encoder*>()), "encoder",
+                    [](PyObject* c) { Py_XDECREF(static_cast<PyObject*>(PyCapsule_GetContext(c))); }));
+  if (!capsule || PyCapsule_SetContext(capsule.ptr(), py::object(self).release().ptr()))
+    throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(PyCFunction_New(&method, capsule.ptr()));
+}
+
 // Whether this machine runs the module built for `isa`.
 bool supported(const std::string& isa) {
 #if defined(__x86_64__)
@@ -143,33 +184,20 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
                              })
       .def_property_readonly("size", [](const Encoder& self) { return self.vocabulary.tokens.size(); })
       .def_property_readonly("merges", [](const Encoder& self) { return rows_of(self.vocabulary.merges()); })
-      .def("encode",
-           [](const Encoder& self, py::handle object) {
-             Text text = view_of(object);
-             Ids ids;
-             {
-               py::gil_scoped_release release;
-               ids.room(text.view.size() / 3 + 8);
-               self.encode(text.view, ids);
-             }
-             return array_of(std::move(ids));
-           })
-      .def("encode_list",
-           [](const Encoder& self, py::handle object) {
-             Text text = view_of(object);
-             Ids ids;
-             if (text.view.size() < 4096) {  // releasing the GIL costs more than this
-               self.encode(text.view, ids);
-             } else {
-               py::gil_scoped_release release;
-               ids.room(text.view.size() / 3);
-               self.encode(text.view, ids);
-             }
-             py::list list(ids.size());
-             for (size_t i = 0; i < ids.size(); i++)
-               PyList_SET_ITEM(list.ptr(), py::ssize_t(i), PyLong_FromUnsignedLong(ids.data()[i]));
-             return list;
-           })
+      .def(
+          "encode",
+          [](const Encoder& self, py::handle object, size_t most) {
+            Text text = view_of(object);
+            Ids ids;
+            {
+              py::gil_scoped_release release;
+              ids.room(std::min(text.view.size() / 3, most) + 8);
+              self.encode(text.view, ids, most);
+            }
+            return array_of(std::move(ids));
+          },
+          py::arg("text"), py::arg("most") = SIZE_MAX)
+      .def_property_readonly("encode_list", &encode_list_of)
       .def("encode_pieces",
            [](const Encoder& self, const py::sequence& objects) {
              Texts pieces(objects);

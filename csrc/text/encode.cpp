@@ -9,6 +9,8 @@
 
 namespace text {
 
+constexpr size_t most_pieces = 256 + piece_slack;  // in one batch
+
 void Ids::grow(size_t least) {
   const size_t wanted = std::max(least, capacity_ + capacity_ / 2);
   void* moved = std::realloc(data_.get(), wanted * sizeof(uint32_t));
@@ -61,6 +63,19 @@ uint32_t* Encoder::merge(const uint8_t* p, size_t size, Workspace& w, uint32_t* 
   return out;
 }
 
+// A piece of up to 15 bytes whose ids are not at hand: in parts, where it can be cut. `known`: met before, so
+// that it may be among the long ones.
+uint32_t* Encoder::in_parts(const uint8_t* p, size_t size, bool known, Workspace& w, uint32_t* out) const {
+  const size_t cut = size > 3 ? vocabulary.junctions.cut(p, size, 3) : size;
+  if (cut == size) return known ? long_piece(p, size, w, out) : merge(p, size, w, out);
+  for (const uint8_t* part = p; part < p + size; part += part == p ? cut : size - cut) {
+    const size_t part_size = part == p ? cut : size - cut;
+    const wide::Key key = wide::key_of(part, part_size, p + size);
+    out = short_piece(key, ShortPieces::line_of(key), part, part_size, w, out);
+  }
+  return out;
+}
+
 uint32_t* Encoder::long_piece(const uint8_t* p, size_t size, Workspace& w, uint32_t* out) const {
   if (size > sizeof LongPieces::Slot::bytes) return merge(p, size, w, out);
   const std::string_view piece(reinterpret_cast<const char*>(p), size);
@@ -74,44 +89,69 @@ uint32_t* Encoder::long_piece(const uint8_t* p, size_t size, Workspace& w, uint3
 inline uint32_t* Encoder::short_piece(wide::Key key, uint32_t line, const uint8_t* p, size_t size, Workspace& w,
                                       uint32_t* out) const {
   const size_t known = w.short_pieces.find(key, line, out);
-  if (known == ShortPieces::many) return long_piece(p, size, w, out);
+  if (known == ShortPieces::many) return in_parts(p, size, true, w, out);
   if (known) return out + known;
-  uint32_t* end = merge(p, size, w, out);
+  uint32_t* end = in_parts(p, size, false, w, out);
   w.short_pieces.add(key, line, out, end - out);
   return end;
 }
 
-// A few hundred pieces at a time: first all their keys, so that their cache lines are on the way, then all
-// their ids.
-void Encoder::encode(std::string_view text, Workspace& w, Ids& ids) const {
-  constexpr size_t most = 256;
-  uint32_t ends[most + piece_slack], lines[most + piece_slack];
-  wide::Key keys[most + piece_slack];
+// First all keys, so that their cache lines are on the way, then all ids.
+void Encoder::encode_pieces(const uint8_t* p, const uint8_t* text_end, const uint32_t* ends, size_t count,
+                            Workspace& w, Ids& ids) const {
+  uint32_t lines[most_pieces];
+  wide::Key keys[most_pieces];
+  for (size_t i = 0, start = 0; i < count; start = ends[i++]) {
+    const size_t size = ends[i] - start;
+    if (size > 15) continue;
+    keys[i] = wide::key_of(p + start, size, text_end);
+    lines[i] = ShortPieces::line_of(keys[i]);
+    w.short_pieces.prefetch(lines[i]);
+  }
+  uint32_t* out = ids.room(ends[count - 1] + 4);
+  for (size_t i = 0, start = 0; i < count; start = ends[i++]) {
+    const size_t size = ends[i] - start;
+    out = size > 15 ? long_piece(p + start, size, w, out)
+                    : short_piece(keys[i], lines[i], p + start, size, w, out);
+  }
+  ids.end_at(out);
+}
+
+// A few hundred pieces at a time. Long ones are cut further where that is certain to change nothing.
+void Encoder::encode(std::string_view text, Workspace& w, Ids& ids, size_t most) const {
+  uint32_t ends[most_pieces], parts[most_pieces];
   const uint8_t* p = reinterpret_cast<const uint8_t*>(text.data());
   const uint8_t* const text_end = p + text.size();
-  while (p < text_end) {
-    const size_t count = split(pattern, p, text_end, ends, most);
-    for (size_t i = 0, start = 0; i < count; start = ends[i++]) {
-      const size_t size = ends[i] - start;
-      if (size > 15) continue;
-      keys[i] = wide::key_of(p + start, size, text_end);
-      lines[i] = ShortPieces::line_of(keys[i]);
-      w.short_pieces.prefetch(lines[i]);
+  while (p < text_end && ids.size() < most) {
+    const size_t count = split(pattern, p, text_end, ends, most_pieces - piece_slack);
+    uint32_t longest = 0;
+    for (size_t i = 0, start = 0; i < count; start = ends[i++])
+      longest = std::max(longest, uint32_t(ends[i] - start));
+    if (longest <= 15) {
+      encode_pieces(p, text_end, ends, count, w, ids);
+    } else {
+      size_t done = 0, filled = 0;  // offset of what is encoded, number of parts behind it
+      for (size_t i = 0, start = 0; i < count; start = ends[i++]) {
+        for (size_t size; (size = ends[i] - start) > 0;) {
+          const size_t cut = size > 15 ? vocabulary.junctions.cut(p + start, size, 6) : size;
+          start += cut;
+          parts[filled++] = uint32_t(start - done);
+          if (filled == most_pieces) {
+            encode_pieces(p + done, text_end, parts, filled, w, ids);
+            done = start;
+            filled = 0;
+          }
+        }
+      }
+      if (filled) encode_pieces(p + done, text_end, parts, filled, w, ids);
     }
-    uint32_t* out = ids.room(ends[count - 1] + 4);
-    for (size_t i = 0, start = 0; i < count; start = ends[i++]) {
-      const size_t size = ends[i] - start;
-      out = size > 15 ? long_piece(p + start, size, w, out)
-                      : short_piece(keys[i], lines[i], p + start, size, w, out);
-    }
-    ids.end_at(out);
     p += ends[count - 1];
   }
 }
 
-void Encoder::encode(std::string_view text, Ids& ids) const {
+void Encoder::encode(std::string_view text, Ids& ids, size_t most) const {
   auto workspace = take();
-  encode(text, *workspace, ids);
+  encode(text, *workspace, ids, most);
   give(std::move(workspace));
 }
 

@@ -103,6 +103,20 @@ void WholeTable::add(std::string_view bytes, uint32_t id) {
   entries_[i] = {uint32_t(hash), id};
 }
 
+Junctions::Junctions(const Tokens& tokens) : kinds_(1 << 16), seen_((1 << 18) / 64) {
+  for (size_t id = 0; id < tokens.size(); id++) {
+    const auto* token = reinterpret_cast<const uint8_t*>(tokens[id].data());
+    const size_t size = tokens[id].size();
+    for (size_t k = 1; k < size; k++) {
+      if (token[k] < 0xE0 || (token[k - 1] & 0xC0) != 0x80) continue;
+      const size_t before = std::min<size_t>(k, 3), behind = std::min<size_t>(size - k, 3);
+      kinds_[token[k - 1] << 8 | token[k]] |= uint16_t(1 << ((before - 1) * 3 + behind - 1));
+      const uint32_t bit = place(token + k - before, before, behind);
+      seen_[bit >> 6] |= uint64_t(1) << (bit & 63);
+    }
+  }
+}
+
 namespace {
 
 // The id of each byte; none where no token is that byte, which may be refused.
@@ -133,6 +147,7 @@ const uint32_t* identity256() {
 Vocabulary::Vocabulary(Tokens tokens_, const std::vector<Merge>& given, bool whole_pieces)
     : tokens(std::move(tokens_)),
       byte_ids(find_bytes(tokens, false)),
+      junctions(tokens),
       symbols_(tokens.size(), none),
       merger_(identity256(), given.size()),
       whole_(tokens.size()) {
@@ -167,6 +182,7 @@ Vocabulary::Vocabulary(Tokens tokens_, const std::vector<Merge>& given, bool who
 Vocabulary::Vocabulary(Tokens tokens_)
     : tokens(std::move(tokens_)),
       byte_ids(find_bytes(tokens, true)),
+      junctions(tokens),
       symbols_(tokens.size(), none),
       merger_(byte_ids.data(), tokens.size()),
       whole_(tokens.size()) {

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import regex
@@ -78,6 +78,9 @@ class Tokenizer:
         else:
             self._encoder = bpe.Encoder(tokens, merges, lexer, whole_pieces)
         self._merges = merges
+        # What `encode` calls for a plain text: straight into C++ where nothing is to be done in Python before.
+        direct = self.has_lexer and self.normalizer is None
+        self._encode_list = self._encoder.encode_list if direct else lambda t: self._encode_plain(t).tolist()
         self.vocab_size = max([self._encoder.size, *(i + 1 for i in special_ids.values())])
         """Number of ids, special tokens included."""
         self._attributes = {name.strip("<|>"): i for name, i in self.special_ids.items()}
@@ -144,16 +147,14 @@ class Tokenizer:
 
     def encode(self, text: str, allowed_special: Literal["all"] | Collection[str] = ()) -> list[int]:
         """The ids of a text. Names of special tokens are plain text unless allowed (some, or "all")."""
-        if allowed_special:
-            ids: list[int] = []
-            for part, special in self._split_special(text, allowed_special):
-                ids += self._encode_plain(part).tolist()
-                if special is not None:
-                    ids.append(special)
-            return ids
-        if self.has_lexer and self.normalizer is None:
-            return self._encoder.encode_list(text)
-        return self._encode_plain(text).tolist()
+        if not allowed_special:
+            return self._encode_list(text)
+        ids: list[int] = []
+        for part, special in self._split_special(text, allowed_special):
+            ids += self._encode_list(part)
+            if special is not None:
+                ids.append(special)
+        return ids
 
     def encode_array(self, text: str | bytes) -> np.ndarray:
         """The ids of a text as a uint32 array (no list is made on the way)."""
@@ -177,6 +178,84 @@ class Tokenizer:
     def count(self, text: str | bytes) -> int:
         """How many ids the text has."""
         return len(self._encode_plain(text))
+
+    def truncate(self, text: str | bytes, tokens: int) -> list[int]:
+        """The first `tokens` ids of a text (all, if it has fewer); no more than needed is encoded."""
+        if tokens < 0:
+            raise ValueError(f"tokens must be 0 or more, got {tokens}")
+        if self.has_lexer:
+            return self._encoder.encode(self._normalize(text), tokens)[:tokens].tolist()
+        return self._encode_plain(text)[:tokens].tolist()
+
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, spans): text[spans[i, 0] : spans[i, 1]] holds the characters that id i has bytes of, int64 (n, 2).
+        Of a normalizing tokenizer the spans are those of the normalized text."""
+        if self.normalizer:
+            text = unicodedata.normalize(self.normalizer, text)
+        data = text.encode("utf-8", "surrogatepass")
+        ids = self._encode_plain(data)
+        ends = np.cumsum(self._sizes[ids], dtype=np.int64)
+        # The character each byte belongs to, counted from 1: first bytes are those that are no continuation.
+        character = np.cumsum((np.frombuffer(data, np.uint8) & 0xC0) != 0x80)
+        return ids, np.stack([character[ends - self._sizes[ids]] - 1, character[ends - 1]], axis=1)
+
+    @cached_property
+    def _sizes(self) -> np.ndarray:
+        return np.array([len(token) for token in self._tokens], np.int64)
+
+    def encode_stream(self) -> "EncodeStream":
+        """An encoder for a text that arrives in parts: the same ids as for the whole."""
+        return EncodeStream(self)
+
+    def encode_files(
+        self,
+        paths: str | os.PathLike | Iterable[str | os.PathLike],
+        folder: str | os.PathLike,
+        threads: int | None = None,
+        progress: bool = False,
+    ) -> dict[str, Any]:
+        """Encode text and JSONL files (as `train` reads them) into token shards, memory-mapped files of ids that
+        pyengine.data.TokenShards opens. Each text becomes a document; returns the shards' manifest.
+
+        A corpus may be larger than memory. progress: a bar on standard error.
+        """
+        from ..data import write_shards  # it needs this module
+
+        if "<|endoftext|>" not in self.special_ids:
+            raise UserError(
+                "token shards begin each document with <|endoftext|>, which this vocabulary lacks"
+            )
+        files = [Path(p) for p in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
+        texts: Iterable[str | bytes] = formats.read_texts(files)
+        if not progress:
+            return write_shards(folder, texts, self, threads=threads)
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True)) as bar:
+            task = bar.add_task("encoding", total=sum(p.stat().st_size for p in files if p.is_file()))
+
+            def counted() -> Iterator[str | bytes]:
+                for text in texts:
+                    yield text
+                    bar.advance(task, len(text))
+
+            return write_shards(folder, counted(), self, threads=threads)
+
+    def to_tiktoken(self, name: str = "pyengine") -> Any:
+        """The same vocabulary as a tiktoken.Encoding (needs tiktoken installed), for which the order of ids must
+        be that of merges, as in every vocabulary trained here or loaded from a rank file."""
+        import tiktoken
+
+        ranks = {token: i for i, token in enumerate(self._tokens) if token}
+        order = self.merges[np.argsort(self.merges[:, 2], kind="stable"), 3].astype(np.int64)
+        if (np.diff(order) <= 0).any():
+            raise UserError(
+                "this vocabulary's ids are not in the order of its merges, as tiktoken needs them"
+            )
+        return tiktoken.Encoding(
+            name, pat_str=self.pattern, mergeable_ranks=ranks, special_tokens=self.special_ids
+        )
 
     def split(self, text: str) -> list[str]:
         """The pieces inside which BPE merges."""
@@ -282,6 +361,31 @@ class Tokenizer:
         """A text (or ids) coloured by token: escape codes for a terminal, or an HTML fragment."""
         ids = self.encode(text) if isinstance(text, str) else [int(i) for i in text]
         return (show_html if format == "html" else show_terminal)(self, ids)
+
+
+class EncodeStream:
+    """Ids of a text that arrives in parts. Pieces that later text can still change are held back: those that end
+    the text so far, four at most, since no pattern looks further ahead than a run of white space or 're."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        if tokenizer.normalizer:
+            raise UserError("a text cannot be encoded in parts where it is normalized as a whole")
+        self._tokenizer, self._held = tokenizer, ""
+
+    def push(self, text: str) -> list[int]:
+        """The ids that this text makes certain; may be empty."""
+        self._held += text
+        lexer = bpe.split_pattern(self._tokenizer.pattern)
+        pieces = lexer.split(self._held)[:-4] if lexer else []  # of an unknown pattern nothing is certain
+        if not pieces:
+            return []
+        self._held = self._held[len(b"".join(pieces).decode("utf-8", "surrogatepass")) :]
+        return self._tokenizer._encoder.encode_pieces(pieces).tolist()
+
+    def end(self) -> list[int]:
+        """The ids of what is left."""
+        held, self._held = self._held, ""
+        return self._tokenizer.encode(held)
 
 
 class DecodeStream:

@@ -1,5 +1,6 @@
 """BPE against its oracles on the same vocabulary: tiktoken, Hugging Face tokenizers, the plain reference."""
 
+import base64
 import json
 import random
 import threading
@@ -290,6 +291,103 @@ def test_a_byte_without_a_token_is_dropped():
 def test_unknown_pattern_has_no_lexer():
     assert bpe.split_pattern(r"\w+|\W") is None
     assert regex.findall(r"\w+|\W", "ab c") == ["ab", " ", "c"]
+
+
+LONG = st.lists(st.tuples(FRAGMENTS, st.integers(1, 9)), max_size=60).map(
+    lambda parts: "".join(fragment * times for fragment, times in parts)
+)
+
+
+@pytest.mark.parametrize("name", list(bpe.PATTERNS))
+@FUZZ
+@given(text=LONG, place=st.integers(0, 10**6), byte=st.integers(0, 255))
+def test_every_instruction_set_cuts_the_same(name, text, place, byte):
+    """Blocks of 64 bytes against one character after the other, on texts with valid and invalid UTF-8."""
+    texts = [text.encode(), bytearray(text.encode())]
+    if text:
+        texts[1][place % len(texts[1])] = byte
+    modules = [bpe.load_isa(isa) for isa in runnable()]
+    for data in map(bytes, texts):
+        first, *others = [module.Pattern(*bpe._LEXERS[name]).split(data) for module in modules]
+        assert all(pieces == first for pieces in others)
+        assert b"".join(first) == data
+
+
+def runnable() -> list[str]:
+    found = []
+    for isa in bpe.INSTRUCTION_SETS:
+        try:
+            bpe.load_isa(isa)
+        except ImportError:
+            continue
+        found.append(isa)
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    letters=st.sampled_from(["ab", "abcdefghij", "-", " \n", "中文字符", "あいう中"]),
+    size=st.integers(1, 700),
+    seed=st.integers(0, 10**6),
+)
+def test_windows_are_joined_right(trained, tik, letters, size, seed):
+    text = "".join(random.Random(seed).choices(letters, k=size))
+    assert trained[3].encode(text).tolist() == tik.encode_ordinary(text)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.text("中文字符编码あいの、é", min_size=1, max_size=12), min_size=1, max_size=30), st.data()
+)
+def test_cjk_is_cut_where_nothing_merges(words, data):
+    """Vocabularies with tokens that span characters, or parts of them, against tiktoken."""
+    lexer = bpe.split_pattern(bpe.PATTERNS["o200k"])
+    counts = bpe.WordCounts()
+    counts.add_texts(words * 3, lexer)
+    merges = bpe.train(counts, bpe.BYTE_ORDER, 330)
+    ranks = {token: i for i, token in enumerate(vocabulary(merges))}
+    peer = tiktoken.Encoding("t", pat_str=bpe.PATTERNS["o200k"], mergeable_ranks=ranks, special_tokens={})
+    encoder = bpe.Encoder.from_ranks(rank_file(ranks), lexer)
+    text = "".join(data.draw(st.lists(st.sampled_from(words), max_size=20)))
+    for _ in range(2):
+        assert encoder.encode(text).tolist() == peer.encode_ordinary(text)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.text("abc", min_size=2, max_size=5), unique=True, max_size=12), st.text("abc", max_size=90)
+)
+def test_rank_files_of_any_order(words, text):
+    """Tokens whose parts come later, that are never reached, or spelled in several ways."""
+    ranks = {bytes([b]): i for i, b in enumerate(bpe.BYTE_ORDER)}
+    ranks |= {word.encode(): 256 + i for i, word in enumerate(words)}
+    peer = tiktoken.Encoding("t", pat_str=bpe.PATTERNS["gpt2"], mergeable_ranks=ranks, special_tokens={})
+    encoder = bpe.Encoder.from_ranks(rank_file(ranks), bpe.split_pattern("gpt2"))
+    assert encoder.encode(text).tolist() == peer.encode_ordinary(text)
+
+
+def rank_file(ranks: dict[bytes, int]) -> bytes:
+    return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items())
+
+
+def test_merge_lists_of_any_order():
+    """The same for merge lists, against Hugging Face tokenizers."""
+    rng = random.Random(4)
+    for _ in range(40):
+        tokens, merges = [*"abc"], []
+        for _ in range(rng.randint(1, 12)):
+            pair = rng.choice(tokens), rng.choice(tokens)
+            merges.append(pair)
+            tokens += [t for t in ["".join(pair)] if t not in tokens]
+        rng.shuffle(merges)
+        merges = list(dict.fromkeys(merges))
+        ids = {token: i for i, token in enumerate(tokens)}
+        peer = tokenizers.Tokenizer(models.BPE(ids, merges))
+        rows = [[ids[a], ids[b], i, ids[a + b]] for i, (a, b) in enumerate(merges)]
+        encoder = bpe.Encoder([t.encode() for t in tokens], np.array(rows), bpe.split_pattern("gpt2"))
+        for size in (3, 10, 40, 150):
+            text = "".join(rng.choices("abc", k=size))
+            assert encoder.encode(text).tolist() == peer.encode(text).ids, (merges, text)
 
 
 def test_bad_arguments_are_refused():

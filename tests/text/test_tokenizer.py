@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import random
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pyengine.kernels import bpe
 from pyengine.kernels.bpe import PATTERNS
 from transformers import AutoTokenizer
 
+from pyengine.data import TokenShards
 from pyengine.errors import UserError
 from pyengine.text import SPECIAL_TOKENS, Tokenizer, formats
 from pyengine.tokenizer import main
@@ -312,6 +314,8 @@ def test_command_line(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == tokenizer.encode("It's 12<|end|>")
     assert main(["encode", folder, "<|end|>", "--allow-special"]) == 0
     assert json.loads(capsys.readouterr().out) == [tokenizer.end]
+    assert main(["shards", folder, str(tmp_path / "text.txt"), "--out", str(tmp_path / "shards")]) == 0
+    assert TokenShards(tmp_path / "shards", tokenizer).tokens == tokenizer.count(TEXTS[0] * 3) + 1
     assert main(["show", folder, "It's 12", "--html"]) == 0
     assert "<span" in capsys.readouterr().out
 
@@ -321,3 +325,57 @@ def test_command_line_tells_a_mistake_without_traceback(tmp_path):
     failed = subprocess.run(command, capture_output=True, text=True)
     assert failed.returncode == 1
     assert "no such file" in failed.stderr and "Traceback" not in failed.stderr
+
+
+@FUZZ
+@given(text=TEXT, cuts=st.lists(st.integers(0, 200), max_size=6))
+def test_text_in_parts_gives_the_same_ids(tokenizer, text, cuts):
+    stream, ids, cuts = tokenizer.encode_stream(), [], sorted(min(c, len(text)) for c in cuts)
+    for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
+        ids += stream.push(text[start:end])
+    assert ids + stream.end() == tokenizer.encode(text)
+
+
+@FUZZ
+@given(text=TEXT)
+def test_offsets_hold_each_token(tokenizer, text):
+    ids, spans = tokenizer.encode_with_offsets(text)
+    assert ids.tolist() == tokenizer.encode(text)
+    for i, (start, end) in zip(ids.tolist(), spans.tolist(), strict=True):
+        assert tokenizer.token_bytes(i) in text[start:end].encode("utf-8", "surrogatepass")
+    assert len(spans) == 0 or (spans[0, 0] == 0 and spans[-1, 1] == len(text))
+
+
+def test_truncate(tokenizer):
+    text = "".join(TEXTS) * 50
+    for tokens in (0, 1, 77, 10**9):
+        assert tokenizer.truncate(text, tokens) == tokenizer.encode(text)[:tokens]
+    with pytest.raises(ValueError, match="0 or more"):
+        tokenizer.truncate("a", -1)
+
+
+def test_to_tiktoken(tokenizer):
+    peer = tokenizer.to_tiktoken()
+    text = "".join(TEXTS) + "<|end|> it's"
+    assert peer.encode(text, allowed_special="all") == tokenizer.encode(text, "all")
+
+
+def test_encode_files(tokenizer, tmp_path):
+    (tmp_path / "a.txt").write_text(TEXTS[0])
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    manifest = tokenizer.encode_files(
+        [tmp_path / "a.txt", tmp_path / "b.jsonl"], tmp_path / "out", progress=True
+    )
+    assert manifest["documents"] == 1 + len(TEXTS)
+    shards = TokenShards(tmp_path / "out", tokenizer=tokenizer)
+    assert shards[1].tolist() == [tokenizer.endoftext, *tokenizer.encode(TEXTS[0])]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_encoding_after_a_fork(tokenizer):
+    expected = tokenizer.encode(TEXTS[1])
+    child = os.fork()
+    if child == 0:
+        same = tokenizer.encode(TEXTS[1]) == expected and len(tokenizer.encode_batch(TEXTS, threads=2)[0]) > 0
+        os._exit(0 if same else 1)
+    assert os.waitpid(child, 0)[1] == 0

@@ -4,10 +4,13 @@
     python -m pyengine.chat path/to/model       a Hugging Face directory, or a .gguf file
     echo "Who founded Tavor?" | python -m pyengine.chat runs/default
 
-Answers stream as they are written; searches and what they found are shown. Ctrl-C stops an answer.
+Answers stream as they are written; searches and what they found are shown. Ctrl-C stops an answer. With
+`--inside`, tokens are coloured by how unsure the model was, and the least sure come with their runners-up.
 """
 
+import math
 import sys
+import time
 import traceback
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +19,16 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from .engine import SamplingParams
+from .engine import Completion, SamplingParams
 from .errors import UserError
-from .serve import Conversation, Served, TextFormat, open_model
+from .serve import Conversation, Event, Served, TextFormat, open_model
 
-HELP = (
-    "/reset forgets the conversation, /system TEXT sets the system prompt, /seed N fixes the dice, /quit ends"
-)
+HELP = """/retry answers again, /edit TEXT asks something else instead, /reset forgets the conversation
+/system TEXT sets the system prompt, /set NAME VALUE a parameter (temperature, top_p ...), /seed N fixes the dice
+/inside colours tokens by probability, /quit ends"""
+SETTABLE = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+RUNNERS_UP = 4
+UNSURE = 3  # tokens listed after an answer
 LABELS = {"text": "", "query": "searches: ", "result": "reads: "}
 STYLES = {"text": "", "query": "cyan", "result": "dim", "note": "dim"}
 # What a terminal would obey instead of show; a model can write anything.
@@ -41,6 +47,10 @@ class Command:
     """keep only the k most likely tokens; 0 keeps all"""
     top_p: float = 0.95
     """keep only the likeliest tokens that make up this share; 1 keeps all"""
+    min_p: float = 0.0
+    """drop tokens less than so many times as likely as the likeliest; 0 keeps all"""
+    repetition_penalty: float = 1.0
+    """above 1: repeat less"""
     max_tokens: int = 512
     """length of an answer at most"""
     seed: int | None = None
@@ -49,6 +59,8 @@ class Command:
     """system prompt"""
     search: Annotated[bool, tyro.conf.FlagConversionOff] = True
     """let the model search its run's index"""
+    inside: bool = False
+    """colour tokens by probability, and show the runners-up of the least sure"""
     debug: bool = False
     """show the traceback of a mistake"""
 
@@ -56,8 +68,8 @@ class Command:
 class Terminal:
     """The loop of reading lines and showing answers; plain text when not a terminal."""
 
-    def __init__(self, served: Served, talk: Conversation, console: Console):
-        self.served, self.talk, self.console = served, talk, console
+    def __init__(self, served: Served, talk: Conversation, console: Console, inside: bool = False):
+        self.served, self.talk, self.console, self.inside = served, talk, console, inside
         self.interactive = sys.stdin.isatty() and console.is_terminal
 
     def run(self) -> None:
@@ -84,6 +96,10 @@ class Terminal:
         rest = rest.strip()
         if name == "/quit":
             return False
+        last = self.talk.take_back() if name in ("/retry", "/edit") else None
+        if last is not None:
+            self._answer((rest or last) if name == "/edit" else last)
+            return True
         if name == "/reset":
             self.talk.reset()
             self._note("forgotten")
@@ -91,6 +107,11 @@ class Terminal:
             self.talk.system = rest
             self.talk.reset()
             self._note("system prompt set, conversation forgotten")
+        elif name == "/inside":
+            self.inside = not self.inside
+            self._note(f"looking inside is {'on' if self.inside else 'off'}")
+        elif name == "/set":
+            self._set(*rest.partition(" ")[::2])
         elif name == "/seed" and (rest.isdigit() or not rest):
             self.talk.params = replace(self.talk.params, seed=int(rest) if rest else None)
             self._note(f"seed {rest}" if rest else "no fixed seed")
@@ -98,14 +119,26 @@ class Terminal:
             self._note(HELP)
         return True
 
+    def _set(self, name: str, value: str) -> None:
+        try:
+            if name not in SETTABLE:
+                raise UserError(f"expected one of {', '.join(SETTABLE)}, got {name!r}")
+            kind = type(getattr(self.talk.params, name))
+            self.talk.params = replace(self.talk.params, **{name: kind(value)})
+            self._note(f"{name} {kind(value)}")
+        except (ValueError, UserError) as error:
+            self._note(f"error: {error}")
+
     def _answer(self, line: str) -> None:
-        kind = None
+        kind, start, first = None, time.perf_counter(), 0.0
+        self.talk.params = replace(self.talk.params, logprobs=RUNNERS_UP if self.inside else None)
         try:
             for event in self.talk.ask(line):
+                first = first or time.perf_counter()
                 if event.kind != kind:
                     self._say(("" if kind is None else "\n") + LABELS[event.kind], event.kind)
                     kind = event.kind
-                self._say(event.text, kind)
+                self._say(event.text, kind, self._shade(event))
         except KeyboardInterrupt:
             self._say(" [stopped]", "note")
         except UserError as error:
@@ -114,11 +147,32 @@ class Terminal:
         answer = self.talk.completion
         if answer and answer.error:
             self._note(answer.error)
+        elif answer and first and (self.inside or self.interactive):
+            sampled, seconds = answer.forced.count(False), time.perf_counter() - first
+            speed = f", {(sampled - 1) / seconds:.0f} tokens/s" if sampled > 1 else ""
+            self._note(f"[{sampled} tokens{speed}, first after {first - start:.2f} s]")
+            if self.inside:
+                self._least_sure(answer)
 
-    def _say(self, text: str, kind: str) -> None:
-        self.console.print(
-            text.translate(CONTROLS), style=STYLES[kind], end="", markup=False, highlight=False
-        )
+    def _shade(self, event: Event) -> str:
+        """The background of a token: the less likely, the redder."""
+        if not self.inside or not event.token or not event.token.detail:
+            return ""
+        doubt = 1 - math.exp(event.token.detail.logprob)
+        return "" if doubt < 0.05 else f"on rgb({int(60 + 130 * doubt)},{int(60 - 20 * doubt)},40)"
+
+    def _least_sure(self, answer: Completion) -> None:
+        def spelled(token: int) -> str:
+            return repr(self.served.tokenizer.decode([token]))
+
+        seen = [(d.logprob, i, d) for i, d in zip(answer.ids, answer.details, strict=True) if d]
+        for logprob, token, detail in sorted(seen, key=lambda entry: entry[0])[:UNSURE]:
+            others = ", ".join(f"{spelled(i)} {math.exp(p):.1%}" for i, p in detail.top if i != token)
+            self._note(f"  {spelled(token)} {math.exp(logprob):.1%}; others: {others}")
+
+    def _say(self, text: str, kind: str, shade: str = "") -> None:
+        style = f"{STYLES[kind]} {shade}".strip()
+        self.console.print(text.translate(CONTROLS), style=style, end="", markup=False, highlight=False)
 
     def _note(self, text: str) -> None:
         self._say(text + "\n", "note")
@@ -130,11 +184,17 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(soft_wrap=True)
     try:
         params = SamplingParams(
-            command.max_tokens, command.temperature, command.top_k, command.top_p, command.seed
+            command.max_tokens,
+            command.temperature,
+            command.top_k,
+            command.top_p,
+            command.seed,
+            min_p=command.min_p,
+            repetition_penalty=command.repetition_penalty,
         )
         served = open_model(command.model, with_search=command.search)
         talk = Conversation(served.engine, served.tokenizer, served.format, params, command.system)
-        Terminal(served, talk, console).run()
+        Terminal(served, talk, console, command.inside).run()
     except UserError as error:
         if command.debug:
             traceback.print_exc()

@@ -24,7 +24,7 @@ from typing import Any
 import anyio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -38,6 +38,7 @@ from .worker import Busy, Worker
 from .writer import Piece, Writer
 
 REASONS = {"stop": "stop", "length": "length", "tools": "stop", "cancelled": "stop"}
+GONE = 499  # for the metrics only: the client that would read it went away
 PAGE = Path(__file__).with_name("page.html")
 POLICY = (  # the page needs nothing from elsewhere, and nobody may frame it
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
@@ -317,7 +318,7 @@ async def unless_gone(request: Request, work: Callable[[], Awaitable[Response]])
         await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        return Response(status_code=499)  # nobody reads it
+        return Response(status_code=GONE)
     finally:
         for one in (task, watcher):
             one.cancel()
@@ -358,6 +359,8 @@ def make_app(
         api.worker.close()
 
     async def refuse(request: Request, error: Exception) -> Response:
+        if isinstance(error, ClientDisconnect):
+            return Response(status_code=GONE)
         if isinstance(error, HTTPException):
             about = "this path does not exist" if error.status_code == 404 else str(error.detail).lower()
             error = ApiError(f"{request.method} {request.url.path}: {about}", error.status_code)
@@ -378,7 +381,7 @@ def make_app(
             Route("/v1/chat/completions", api.chat, methods=["POST"]),
             Route("/v1/completions", api.complete, methods=["POST"]),
         ],
-        exception_handlers={ApiError: refuse, HTTPException: refuse, Exception: refuse},
+        exception_handlers={kind: refuse for kind in (ApiError, ClientDisconnect, HTTPException, Exception)},
         lifespan=lifespan,
     )
     app.add_middleware(Guard, api_key=api_key, hosts=hosts, responses=api.metrics.responses)

@@ -21,10 +21,11 @@ MIN_ANSWER = 16  # tokens of context kept free for an answer
 
 
 class Event(NamedTuple):
-    """A piece of what the model wrote ("text", "query") or read ("result")."""
+    """A piece of what the model wrote ("text", "query") or read ("result"), and the token that completed it."""
 
     kind: str
     text: str
+    token: Token | None = None
 
 
 class Conversation:
@@ -48,6 +49,15 @@ class Conversation:
         """Forget what was said; system prompt and parameters stay."""
         self.messages, self.forgotten = [], 0
 
+    def take_back(self) -> str | None:
+        """Forget the last question and what followed it; the question, or None if there is none."""
+        asked = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
+        if not asked:
+            return None
+        text = self.messages[asked[-1]]["content"]
+        del self.messages[asked[-1] :]
+        return text
+
     def ask(self, text: str) -> Iterator[Event]:
         """Answer a user's message. Closing the iterator stops the answer; what came is kept."""
         self.messages.append({"role": "user", "content": text})
@@ -61,7 +71,7 @@ class Conversation:
         try:
             for token in self.engine.follow(request):
                 if event := reader.push(token):
-                    yield event
+                    yield event._replace(token=token)
             if event := reader.flush():
                 yield event
         finally:

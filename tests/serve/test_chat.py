@@ -168,6 +168,17 @@ def test_piped_lines_are_answered_with_the_latest_finished_checkpoint(run):
     assert first and second.startswith(first) and "/quit" in second
 
 
+def test_looking_inside_retrying_and_setting(run):
+    options = ("--seed", "1", "--max-tokens", "8", "--inside")
+    lines = "Who?\n/retry\n/set temperature 0\n/edit When?\n/set temperature x\n/set colour 3\n"
+    done = chat(str(run), *options, text=lines)
+    assert done.returncode == 0 and done.stderr == ""
+    first, second, rest = done.stdout.split("[8 tokens", 2)
+    assert "first after" in second and "others: '" in second and "temperature 0.0" in rest
+    assert first.strip() and second.rstrip().endswith(first.rstrip()), "the same seed, the same answer"
+    assert "could not convert" in rest and "expected one of max_tokens" in rest
+
+
 def test_a_mistake_is_one_sentence(tmp_path):
     done = chat(str(tmp_path / "nowhere"), text="")
     assert done.returncode == 1 and "expected a run" in done.stderr and "Traceback" not in done.stderr

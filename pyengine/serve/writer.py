@@ -10,6 +10,7 @@ from ..engine import Token
 from ..text import Tokenizer
 from .asked import Asked
 from .conversation import Reader
+from .stops import StopStrings
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"  # how models of other families write calls
 
@@ -131,34 +132,6 @@ class Writer:
 
     def _spelled(self, token: int) -> str:
         return self._tokenizer.decode_bytes([token]).decode("utf-8", "replace")
-
-
-class StopStrings:
-    """Cuts a text that comes in pieces before the first of some strings."""
-
-    def __init__(self, stops: Sequence[str]):
-        self._stops, self._held, self.found = stops, "", False
-        self.after = ""  # what followed the string in the piece that completed it
-
-    def push(self, text: str) -> str:
-        """What can be shown: all that is no beginning of a stop string."""
-        if self.found:
-            return ""
-        self._held += text
-        found = [(i, -len(stop)) for stop in self._stops if (i := self._held.find(stop)) >= 0]
-        if found:
-            at, length = min(found)
-            self.found, self.after = True, self._held[at - length :]
-            return self._held[:at]
-        keep = max(
-            (n for s in self._stops for n in range(1, len(s)) if self._held.endswith(s[:n])), default=0
-        )
-        shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-        return shown
-
-    def rest(self) -> str:
-        """What was held back, at the end of the answer."""
-        return "" if self.found else self._held
 
 
 def _finite(logprob: float) -> float:

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from pyengine.engine import Engine
 from pyengine.serve import OwnFormat, Served
 from pyengine.serve.api import make_app
-from pyengine.serve.writer import StopStrings
+from pyengine.serve.stops import StopStrings
 from pyengine.text import Tokenizer
 from tests.engine.fake import FakeRunner
 

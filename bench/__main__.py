@@ -18,7 +18,7 @@ from pyengine.kernels import _native, _select
 from pyengine.files import write_json
 
 HERE = Path(__file__).parent
-ROAD = ["train", "engine"]
+ROAD = ["train", "engine", "gguf"]
 
 
 def groups() -> dict[str, list[str]]:
@@ -29,6 +29,7 @@ def groups() -> dict[str, list[str]]:
         "kernels": kernels,
         "road": [stem for stem in stems if stem in ROAD],
         **{stem: [stem] for stem in stems},
+        "engine": ["engine", "gguf"],  # beside transformers, and beside llama.cpp
     }
 
 

@@ -27,7 +27,7 @@ from .serve.loading import checkpoint_of
 from .text import Tokenizer
 from .text.formats import read_texts
 
-# int4 is Q4_1: its minimum for each block costs half a bit and saves more than half of Q4_0's loss.
+# int4 is Q4_1: its minimum for each block costs half a bit, and less perplexity than Q4_0 (docs/lab-notes.md).
 KINDS = {"int8": "Q8_0", "int4": "Q4_1"}
 CONTEXT = 1024  # tokens that a prediction sees at most
 ROWS = 256  # of logits at a time

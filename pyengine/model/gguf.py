@@ -204,7 +204,7 @@ def save(
         "general.file_type": FILE_TYPES[kind],
         "general.quantization_version": 2,
         **{f"{architecture}.{key}": value for key, value in sizes.items()},
-        **(gguf_values(tokenizer, c.vocab_size) if tokenizer else {}),
+        **(gguf_values(tokenizer, c.vocab_size) if tokenizer else {"tokenizer.ggml.model": "no_vocab"}),
     }
     tensors = []
     for theirs, part in parts(model):

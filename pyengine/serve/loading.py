@@ -36,7 +36,7 @@ def open_model(path: Path, max_batch: int = 16, with_search: bool = True) -> Ser
         index = path / "web" / "index.sqlite"
     else:
         raise UserError(
-            f"{path}: expected a run (a folder made by `python -m pyengine.train`) a Hugging Face "
+            f"{path}: expected a run (a folder made by `python -m pyengine.train`), a Hugging Face "
             "directory with a config.json, or a .gguf file"
         )
     from ..model import load

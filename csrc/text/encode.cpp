@@ -12,8 +12,15 @@ namespace text {
 constexpr size_t most_pieces = 256 + piece_slack;  // in one batch
 
 void Ids::grow(size_t least) {
-  const size_t wanted = std::max(least, capacity_ + capacity_ / 2);
-  void* moved = std::realloc(data_.get(), wanted * sizeof(uint32_t));
+  constexpr size_t large = 2 << 20;  // bytes; so big an array is written faster into large pages
+  const size_t wanted = std::max(least, capacity_ + capacity_ / 2), bytes = wanted * sizeof(uint32_t);
+  void* moved;
+  if (capacity_ == 0 && bytes >= 2 * large) {
+    moved = std::aligned_alloc(large, (bytes + large - 1) / large * large);
+    if (moved) madvise(moved, bytes, MADV_HUGEPAGE);
+  } else {
+    moved = std::realloc(data_.get(), bytes);
+  }
   if (!moved) throw std::bad_alloc();
   data_.release();
   data_.reset(static_cast<uint32_t*>(moved));
@@ -176,49 +183,53 @@ void Encoder::encode_batch(const std::vector<std::string_view>& texts, int threa
   offsets.assign(texts.size() + 1, 0);
   size_t bytes = 0;
   for (std::string_view text : texts) bytes += text.size();
-  // Runs of texts of about 64 KiB are the unit of work; each keeps its own ids until all are joined in order.
+  // Runs of texts of about 64 KiB are the unit of work; each thread keeps the ids of its runs until all are
+  // joined.
   struct Run {
     size_t first, last;
-    Ids ids;
+    int thread;
+    size_t start;  // of its ids, in the thread's
   };
   std::vector<Run> runs;
-  const size_t run_bytes = threads > 1 ? 1 << 16 : bytes;
-  for (size_t i = 0, size = run_bytes; i < texts.size(); i++) {
-    if (size >= run_bytes && (runs.empty() || threads > 1)) {
-      runs.push_back({i, i, {}});
+  for (size_t i = 0, size = 0; i < texts.size(); i++) {
+    if (i == 0 || size >= 1 << 16) {
+      runs.push_back({i, i, 0, 0});
       size = 0;
     }
     runs.back().last = i + 1;
     size += texts[i].size();
   }
-  threads = int(std::min<size_t>(std::max(threads, 1), runs.size()));
+  threads = int(std::max<size_t>(std::min<size_t>(std::max(threads, 1), runs.size()), 1));
+  std::vector<Ids> made(threads);
   std::atomic<size_t> taken{0};
-  on_threads(threads, [&](int) {
+  on_threads(threads, [&](int t) {
     auto workspace = take();
+    Ids& mine = made[t];
+    mine.room(bytes / 3 / size_t(threads) + 64);
     for (size_t r; (r = taken++) < runs.size();) {
       Run& run = runs[r];
-      size_t size = 0;
-      for (size_t i = run.first; i < run.last; i++) size += texts[i].size();
-      run.ids.room(size / 4 + 64);
+      run.thread = t;
+      run.start = mine.size();
       for (size_t i = run.first; i < run.last; i++) {
-        const size_t before = run.ids.size();
-        encode(texts[i], *workspace, run.ids);
-        offsets[i + 1] = int64_t(run.ids.size() - before);
+        const size_t before = mine.size();
+        encode(texts[i], *workspace, mine);
+        offsets[i + 1] = int64_t(mine.size() - before);
       }
     }
     give(std::move(workspace));
   });
   for (size_t i = 0; i < texts.size(); i++) offsets[i + 1] += offsets[i];
-  if (runs.size() == 1) {
-    ids = std::move(runs[0].ids);
+  if (threads == 1) {
+    ids = std::move(made[0]);
     return;
   }
   uint32_t* out = ids.room(size_t(offsets.back()));
   taken = 0;
   on_threads(threads, [&](int) {
     for (size_t r; (r = taken++) < runs.size();) {
-      std::copy_n(runs[r].ids.data(), runs[r].ids.size(), out + offsets[runs[r].first]);
-      runs[r].ids = {};
+      const Run& run = runs[r];
+      const int64_t start = offsets[run.first], size = offsets[run.last] - start;
+      std::copy_n(made[run.thread].data() + run.start, size, out + start);
     }
   });
   ids.end_at(out + offsets.back());

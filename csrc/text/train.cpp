@@ -83,15 +83,54 @@ void count_words(const std::vector<std::string_view>& texts, const Pattern& patt
 
 namespace {
 
+constexpr uint32_t no_word = 0xFFFFFFFF;
+
 struct Pair {
+  uint64_t key;  // left << 32 | right
   int64_t count = 0;
-  std::vector<uint32_t> fresh;  // words in which the pair arose since it was last pushed
+  uint32_t fresh = 0;            // words in which the pair arose since it was last pushed
+  uint32_t last_word = no_word;  // the last of them
+  uint64_t place = 0;            // where the next of them goes, while they are gathered
+};
+
+// Pairs by number, found by key: open addressing, at most half full.
+class Pairs {
+ public:
+  Pairs() : slots_(1 << 16) {}
+  uint32_t number(uint64_t key) {
+    for (size_t s = home(key);; s = (s + 1) & (slots_.size() - 1)) {
+      if (slots_[s] == 0) break;
+      if (pairs_[slots_[s] - 1].key == key) return slots_[s] - 1;
+    }
+    if (pairs_.size() * 2 >= slots_.size()) grow();
+    pairs_.push_back({key});
+    insert(uint32_t(pairs_.size() - 1));
+    return uint32_t(pairs_.size() - 1);
+  }
+  Pair& operator[](uint32_t number) { return pairs_[number]; }
+
+ private:
+  size_t home(uint64_t key) const {
+    return (key ^ key >> 32) * 0x9E3779B97F4A7C15u >> (64 - __builtin_ctzll(slots_.size()));
+  }
+  void insert(uint32_t number) {
+    size_t s = home(pairs_[number].key);
+    while (slots_[s]) s = (s + 1) & (slots_.size() - 1);
+    slots_[s] = number + 1;
+  }
+  void grow() {
+    slots_.assign(slots_.size() * 2, 0);
+    for (uint32_t i = 0; i < pairs_.size(); i++) insert(i);
+  }
+  std::vector<Pair> pairs_;
+  std::vector<uint32_t> slots_;  // 1 + number; 0: empty
 };
 
 struct Candidate {
   int64_t count;
-  uint64_t key;  // left << 32 | right
-  std::vector<uint32_t> words;
+  uint64_t key;
+  uint64_t words;  // where its words begin
+  uint32_t size, pair;
   bool operator<(const Candidate& other) const {
     return count != other.count ? count < other.count : key > other.key;
   }
@@ -102,16 +141,13 @@ class Trainer {
   Trainer(const WordCounts& words, const uint8_t byte_ids[256]) {
     tokens_.resize(256);
     for (int byte = 0; byte < 256; byte++) tokens_[byte_ids[byte]] = std::string(1, char(byte));
-    starts_.push_back(0);
     for (size_t i = 0; i < words.size(); i++) {
+      words_.push_back({symbols_.size(), words.count(i), uint32_t(words.word(i).size())});
       for (char c : words.word(i)) symbols_.push_back(byte_ids[uint8_t(c)]);
-      starts_.push_back(symbols_.size());
-      lengths_.push_back(uint32_t(words.word(i).size()));
-      counts_.push_back(words.count(i));
     }
-    for (uint32_t w = 0; w < counts_.size(); w++) {
-      const uint32_t* s = &symbols_[starts_[w]];
-      for (uint32_t i = 1; i < lengths_[w]; i++) change(s[i - 1], s[i], counts_[w], w);
+    for (uint32_t w = 0; w < words_.size(); w++) {
+      const uint32_t* s = &symbols_[words_[w].start];
+      for (uint32_t i = 1; i < words_[w].size; i++) change(s[i - 1], s[i], words_[w].count, w);
     }
     push_touched();
   }
@@ -122,12 +158,12 @@ class Trainer {
     std::vector<Merge> merges;
     while (known.size() < vocab_size && !heap_.empty()) {
       std::pop_heap(heap_.begin(), heap_.end());
-      Candidate top = std::move(heap_.back());
+      Candidate top = heap_.back();
       heap_.pop_back();
-      const int64_t now = pairs_[top.key].count;
+      const int64_t now = pairs_[top.pair].count;
       if (top.count != now) {
         top.count = now;
-        push(std::move(top));
+        push(top);
         continue;
       }
       if (top.count < std::max<int64_t>(1, min_frequency)) break;
@@ -136,7 +172,10 @@ class Trainer {
       auto [it, fresh] = known.emplace(tokens_[left] + tokens_[right], uint32_t(tokens_.size()));
       if (fresh) tokens_.push_back(it->first);
       merges.push_back({left, right, uint32_t(merges.size()), it->second});
-      for (uint32_t w : top.words) merge(w, left, right, it->second);
+      for (uint32_t i = 0; i < top.size; i++) {
+        if (i + 4 < top.size) __builtin_prefetch(&words_[holders_[top.words + i + 4]]);
+        merge(holders_[top.words + i], left, right, it->second);
+      }
       push_touched();
     }
     return last_of_equal_pairs(std::move(merges));
@@ -145,51 +184,59 @@ class Trainer {
  private:
   // Adds `by` to a pair's count; a gain notes that word w now holds the pair.
   void change(uint32_t left, uint32_t right, int64_t by, uint32_t w) {
-    const uint64_t key = uint64_t(left) << 32 | right;
-    Pair& pair = pairs_[key];
+    const uint32_t number = pairs_.number(uint64_t(left) << 32 | right);
+    Pair& pair = pairs_[number];
     pair.count += by;
-    if (by > 0 && (pair.fresh.empty() || pair.fresh.back() != w)) {
-      if (pair.fresh.empty()) touched_.push_back(key);
-      pair.fresh.push_back(w);
-    }
+    if (by < 0 || pair.last_word == w) return;
+    if (pair.fresh++ == 0) touched_.push_back(number);
+    pair.last_word = w;
+    gains_.push_back({number, w});
   }
 
   void merge(uint32_t w, uint32_t left, uint32_t right, uint32_t id) {
-    uint32_t* s = &symbols_[starts_[w]];
-    const uint32_t size = lengths_[w];
-    const int64_t count = counts_[w];
+    Word& word = words_[w];
+    uint32_t* s = &symbols_[word.start];
     uint32_t kept = 0;
-    for (uint32_t i = 0; i < size; i++) {
-      if (s[i] != left || i + 1 >= size || s[i + 1] != right) {
+    for (uint32_t i = 0; i < word.size; i++) {
+      if (s[i] != left || i + 1 >= word.size || s[i + 1] != right) {
         s[kept++] = s[i];
         continue;
       }
       if (kept > 0) {
-        change(s[kept - 1], left, -count, w);
-        change(s[kept - 1], id, count, w);
+        change(s[kept - 1], left, -word.count, w);
+        change(s[kept - 1], id, word.count, w);
       }
-      if (i + 2 < size) {
-        change(right, s[i + 2], -count, w);
-        change(id, s[i + 2], count, w);
+      if (i + 2 < word.size) {
+        change(right, s[i + 2], -word.count, w);
+        change(id, s[i + 2], word.count, w);
       }
       s[kept++] = id;
       i++;
     }
-    lengths_[w] = kept;
+    word.size = kept;
   }
 
-  void push(Candidate candidate) {
-    heap_.push_back(std::move(candidate));
+  void push(const Candidate& candidate) {
+    heap_.push_back(candidate);
     std::push_heap(heap_.begin(), heap_.end());
   }
 
+  // Gathers the words of each touched pair side by side in holders_, in order, and pushes the pairs.
   void push_touched() {
-    for (uint64_t key : touched_) {
-      Pair& pair = pairs_[key];
-      if (pair.count > 0) push({pair.count, key, std::move(pair.fresh)});
-      pair.fresh = {};
+    for (uint32_t number : touched_) {
+      Pair& pair = pairs_[number];
+      pair.place = holders_.size();
+      holders_.resize(holders_.size() + pair.fresh);
+    }
+    for (const Gain& gain : gains_) holders_[pairs_[gain.pair].place++] = gain.word;
+    for (uint32_t number : touched_) {
+      Pair& pair = pairs_[number];
+      if (pair.count > 0) push({pair.count, pair.key, pair.place - pair.fresh, pair.fresh, number});
+      pair.fresh = 0;
+      pair.last_word = no_word;
     }
     touched_.clear();
+    gains_.clear();
   }
 
   // A pair that arose anew after it was merged is merged twice; like its peer, the later rank counts.
@@ -204,12 +251,19 @@ class Trainer {
     return kept;
   }
 
+  struct Word {
+    uint64_t start;  // in symbols_
+    int64_t count;
+    uint32_t size;
+  };
+  struct Gain {
+    uint32_t pair, word;
+  };
   std::vector<std::string> tokens_;
-  std::vector<uint32_t> symbols_, lengths_;
-  std::vector<uint64_t> starts_;
-  std::vector<int64_t> counts_;
-  std::unordered_map<uint64_t, Pair> pairs_;
-  std::vector<uint64_t> touched_;
+  std::vector<uint32_t> symbols_, holders_, touched_;
+  std::vector<Word> words_;
+  std::vector<Gain> gains_;
+  Pairs pairs_;
   std::vector<Candidate> heap_;
 };
 

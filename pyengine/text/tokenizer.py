@@ -78,9 +78,12 @@ class Tokenizer:
         else:
             self._encoder = bpe.Encoder(tokens, merges, lexer, whole_pieces)
         self._merges = merges
-        # What `encode` calls for a plain text: straight into C++ where nothing is to be done in Python before.
+        # What `encode` calls for a plain text: straight into C++ where nothing is to be done in Python before. Of
+        # short texts it saves a third of the time.
         direct = self.has_lexer and self.normalizer is None
-        self._encode_list = self._encoder.encode_list if direct else lambda t: self._encode_plain(t).tolist()
+        self.encode_plain = (
+            self._encoder.encode_list if direct else lambda t: self._encode_to_array(t).tolist()
+        )
         self.vocab_size = max([self._encoder.size, *(i + 1 for i in special_ids.values())])
         """Number of ids, special tokens included."""
         self._attributes = {name.strip("<|>"): i for name, i in self.special_ids.items()}
@@ -98,11 +101,14 @@ class Tokenizer:
         special_tokens: Sequence[str] = chat.SPECIAL_TOKENS,
         min_frequency: int = 2,
         threads: int | None = None,
+        byte_order: Literal["gpt2", "value"] = "gpt2",
     ) -> "Tokenizer":
         """Learn a vocabulary of `vocab_size` ids, special tokens included (fewer if the pairs run out).
 
         texts: an iterable of texts (str or bytes) and of paths (pathlib.Path: text files, or JSONL whose rows
-        hold "text"), or one path. Merges are those Hugging Face's BpeTrainer finds on the same texts.
+        hold "text"), or one path. byte_order: the ids of the bytes, which decide ties between equally frequent
+        pairs (lower ids first). In GPT-2's order the merges are those that Hugging Face's BpeTrainer finds on the
+        same texts, in the order of their values those of rustbpe.
         """
         smallest = 256 + len(special_tokens)
         if vocab_size < smallest:
@@ -119,8 +125,9 @@ class Tokenizer:
                 counts.add_texts(batch, lexer, threads=threads or available_cpus())
             else:
                 counts.add_words(dict(Counter(p for text in batch for p in _pieces(pattern, text))))
-        merges = bpe.train(counts, bpe.BYTE_ORDER, vocab_size - len(special_tokens), min_frequency)
-        tokens = [bytes([b]) for b in bpe.BYTE_ORDER]
+        order = bpe.BYTE_ORDER if byte_order == "gpt2" else bytes(range(256))
+        merges = bpe.train(counts, order, vocab_size - len(special_tokens), min_frequency)
+        tokens = [bytes([b]) for b in order]
         for left, right, _, new in merges.tolist():
             if new == len(tokens):  # else: a second way to spell a token
                 tokens.append(tokens[left] + tokens[right])
@@ -148,21 +155,21 @@ class Tokenizer:
     def encode(self, text: str, allowed_special: Literal["all"] | Collection[str] = ()) -> list[int]:
         """The ids of a text. Names of special tokens are plain text unless allowed (some, or "all")."""
         if not allowed_special:
-            return self._encode_list(text)
+            return self.encode_plain(text)
         ids: list[int] = []
         for part, special in self._split_special(text, allowed_special):
-            ids += self._encode_list(part)
+            ids += self.encode_plain(part)
             if special is not None:
                 ids.append(special)
         return ids
 
     def encode_array(self, text: str | bytes) -> np.ndarray:
         """The ids of a text as a uint32 array (no list is made on the way)."""
-        return self._encode_plain(text)
+        return self._encode_to_array(text)
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """The ids of any bytes; decode_bytes gives them back."""
-        return self._encode_plain(data).tolist()
+        return self._encode_to_array(data).tolist()
 
     def encode_batch(
         self, texts: Sequence[str | bytes], threads: int | None = None
@@ -171,13 +178,13 @@ class Tokenizer:
         if self.has_lexer:
             texts = [self._normalize(text) for text in texts] if self.normalizer else texts
             return self._encoder.encode_batch(texts, threads=threads or available_cpus())
-        parts = [self._encode_plain(text) for text in texts]
+        parts = [self._encode_to_array(text) for text in texts]
         offsets = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64)
         return np.concatenate([np.empty(0, np.uint32), *parts]), offsets
 
     def count(self, text: str | bytes) -> int:
         """How many ids the text has."""
-        return len(self._encode_plain(text))
+        return len(self._encode_to_array(text))
 
     def truncate(self, text: str | bytes, tokens: int) -> list[int]:
         """The first `tokens` ids of a text (all, if it has fewer); no more than needed is encoded."""
@@ -185,7 +192,7 @@ class Tokenizer:
             raise ValueError(f"tokens must be 0 or more, got {tokens}")
         if self.has_lexer:
             return self._encoder.encode(self._normalize(text), tokens)[:tokens].tolist()
-        return self._encode_plain(text)[:tokens].tolist()
+        return self._encode_to_array(text)[:tokens].tolist()
 
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """(ids, spans): text[spans[i, 0] : spans[i, 1]] holds the characters that id i has bytes of, int64 (n, 2).
@@ -193,7 +200,7 @@ class Tokenizer:
         if self.normalizer:
             text = unicodedata.normalize(self.normalizer, text)
         data = text.encode("utf-8", "surrogatepass")
-        ids = self._encode_plain(data)
+        ids = self._encode_to_array(data)
         ends = np.cumsum(self._sizes[ids], dtype=np.int64)
         # The character each byte belongs to, counted from 1: first bytes are those that are no continuation.
         character = np.cumsum((np.frombuffer(data, np.uint8) & 0xC0) != 0x80)
@@ -266,7 +273,7 @@ class Tokenizer:
     def _normalize(self, text: str | bytes) -> str | bytes:
         return unicodedata.normalize("NFC", text) if self.normalizer and isinstance(text, str) else text
 
-    def _encode_plain(self, text: str | bytes) -> np.ndarray:
+    def _encode_to_array(self, text: str | bytes) -> np.ndarray:
         text = self._normalize(text)
         if self.has_lexer:
             return self._encoder.encode(text)

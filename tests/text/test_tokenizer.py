@@ -379,3 +379,13 @@ def test_encoding_after_a_fork(tokenizer):
         same = tokenizer.encode(TEXTS[1]) == expected and len(tokenizer.encode_batch(TEXTS, threads=2)[0]) > 0
         os._exit(0 if same else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_bytes_in_the_order_of_their_values_give_rustbpes_merges():
+    rustbpe = pytest.importorskip("rustbpe")
+    peer = rustbpe.Tokenizer()
+    peer.train_from_iterator(iter(TEXTS), vocab_size=400, pattern=PATTERNS["llama3"])
+    ours = Tokenizer.train(TEXTS, 400, "llama3", special_tokens=(), min_frequency=1, byte_order="value")
+    assert [bytes(token) for token, _ in peer.get_mergeable_ranks()] == [
+        ours.token_bytes(i) for i in range(400)
+    ]

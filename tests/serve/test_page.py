@@ -29,7 +29,7 @@ TOOLS = """
 const sleep = ms => new Promise(done => setTimeout(done, ms));
 const seen = {errors: []};
 addEventListener("error", event => seen.errors.push(event.message));
-async function until(what) { for (let i = 0; i < 1500 && !what(); i++) await sleep(10); return what(); }
+async function until(what) { for (let i = 0; i < 6000 && !what(); i++) await sleep(10); return what(); }
 const answered = async () => { await until(() => running); await until(() => !running); };
 async function say(text) { $("input").value = text; $("send").click(); await answered(); }
 function press(key, on = document.activeElement) {
@@ -56,7 +56,7 @@ def drive(served, script: str, tmp_path, size="1000,700") -> dict:
         return HTMLResponse(f"{api.PAGE.read_text()}<script>{TOOLS % script}</script><img hidden src=/hold>")
 
     async def hold(request):
-        await asyncio.wait_for(finished.wait(), 60)
+        await asyncio.wait_for(finished.wait(), 200)
         return PlainTextResponse("")
 
     async def done(request):
@@ -68,7 +68,7 @@ def drive(served, script: str, tmp_path, size="1000,700") -> dict:
         made = subprocess.run(
             [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/browser",
              f"--window-size={size}", "--dump-dom", f"{url}/drive"],
-            capture_output=True, text=True, timeout=120,
+            capture_output=True, text=True, timeout=220,
         )  # fmt: skip
     found = re.search(r'<pre id="seen">(.*?)</pre>', made.stdout, re.S)
     assert found, f"the script did not end: {made.stderr[-2000:]}"

@@ -162,6 +162,11 @@ class Engine:
         if not request.done:
             self._finish(request, "cancelled")
 
+    def fail_all(self, why: str) -> None:
+        """End every unfinished request with an error, after a step that raised."""
+        for request in [*self._scheduler.running, *self._scheduler.waiting]:
+            self._fail(request, why)
+
     @property
     def unfinished(self) -> int:
         """Requests that are waiting or running."""

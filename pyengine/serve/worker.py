@@ -5,16 +5,19 @@
 
 Only the thread touches the engine. What coroutines want is put into one inbox, which the thread empties
 between steps; what it made goes back through each coroutine's event loop. Leaving the loop early cancels the
-request.
+request. A step that raises fails the requests of that moment, with the traceback in the log; the thread lives on.
 """
 
 import asyncio
+import logging
 import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 from ..engine import Completion, Engine, SamplingParams, Token
 from ..engine.scheduler import Request
+
+LOG = logging.getLogger(__name__)
 
 
 class Busy(Exception):
@@ -44,14 +47,20 @@ class Worker:
         if self.unfinished >= self.max_waiting:
             raise Busy
         self.unfinished += 1
-        loop, news = asyncio.get_running_loop(), asyncio.Queue[Request]()
+        loop, news = asyncio.get_running_loop(), asyncio.Queue[Request | Exception]()
         requests: list[Request] = []
 
-        def tell(request: Request) -> None:
-            loop.call_soon_threadsafe(news.put_nowait, request)
+        def tell(request: Request | Exception) -> None:
+            try:
+                loop.call_soon_threadsafe(news.put_nowait, request)
+            except RuntimeError:
+                pass  # the loop is closed: nobody listens any more
 
         def start() -> None:
-            request = self.engine.add(prompt, params)
+            try:
+                request = self.engine.add(prompt, params)
+            except Exception as error:
+                return tell(error)
             requests.append(request)
             if request.done:
                 tell(request)
@@ -63,6 +72,8 @@ class Worker:
             given, finished = 0, False
             while not finished:
                 request = await news.get()
+                if isinstance(request, Exception):
+                    raise request
                 answer = request.completion
                 finished = request.done  # before the tokens are counted: none come after it
                 ready = len(answer.forced)  # the last list to grow
@@ -84,7 +95,11 @@ class Worker:
                         self._finish(request)
                     return
                 wish()
-            self.engine.step()
+            try:
+                self.engine.step()
+            except Exception as error:
+                LOG.exception("a step of the engine failed")
+                self.engine.fail_all(f"the engine failed: {type(error).__name__}")
             for request, tell in list(self._listeners.items()):
                 tell(request)
                 if request.done:

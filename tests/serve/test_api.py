@@ -156,3 +156,22 @@ def test_a_stopped_stream_frees_the_engine(tokenizer, tmp_path):
                 break
             time.sleep(0.01)
         assert engine.unfinished == 0 and client.get("/health").json()["unfinished"] == 0
+
+
+def test_a_step_that_fails_is_survived(client, engine):
+    """The requests of that moment get an error, later ones their answer."""
+    run = engine._runner.run
+
+    def broken(plan, ready):
+        engine._runner.run = run
+        raise RuntimeError("out of memory")
+
+    engine._runner.run = broken
+    failed = ask(client)
+    assert (
+        failed.status_code == 500 and failed.json()["error"]["message"] == "the engine failed: RuntimeError"
+    )
+    assert ask(client).json()["choices"][0]["message"]["content"] == ANSWER
+    engine._runner.run = broken
+    assert "the engine failed" in ask(client, stream=True).text
+    assert ask(client).json()["choices"][0]["message"]["content"] == ANSWER

@@ -12,6 +12,7 @@ if __name__ == "pyengine.kernels":
     from .adamw import adamw_, grad_norm
     from .attention import PAGE_SIZE, attention, attention_paged, new_pages, write_pages
     from .cross_entropy import linear_cross_entropy
+    from .embedding import embedding
     from .linear import PackedWeight, linear, pack_weight
     from .muon import muon_
     from .quantized import QuantizedWeight, linear_quantized, pack_quantized, stack_quantized
@@ -28,6 +29,7 @@ __all__ = [
     "adjust_logits",
     "attention",
     "attention_paged",
+    "embedding",
     "grad_norm",
     "linear",
     "linear_cross_entropy",

@@ -7,7 +7,7 @@ passes through `address()`, which asserts device, type, layout and size.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -101,9 +101,13 @@ def one_torch_thread() -> Iterator[None]:
         _threads = wish
 
 
-def kernel(name: str, dtype: torch.dtype):
-    """The CPU entry point `name` for `dtype`, as in kernel("rmsnorm_forward", torch.float32)."""
-    return getattr(cpu, f"{name}_{SUFFIX[dtype]}")
+def kernel(name: str, *dtypes: torch.dtype):
+    """The CPU entry point `name` for these types, as in kernel("linear_forward", torch.float32)."""
+    return getattr(cpu, _entry(name, dtypes))
+
+
+def _entry(name: str, dtypes: Sequence[torch.dtype]) -> str:
+    return "_".join([name, *(SUFFIX[dtype] for dtype in dtypes)])
 
 
 @cache
@@ -118,13 +122,15 @@ def cuda() -> ModuleType:
     return import_module("pyengine.kernels._cuda")
 
 
-def launch(name: str, dtype: torch.dtype | None, device: torch.device, *arguments: int | float) -> None:
-    """Call a CUDA entry point, of a type where it has several, on the device's current stream.
+def launch(
+    name: str, dtypes: Sequence[torch.dtype] | None, device: torch.device, *arguments: int | float
+) -> None:
+    """Call a CUDA entry point, of these types where it has several, on the device's current stream.
 
     Raises RuntimeError if the launch failed.
     """
     stream = 0 if CUDA_SHIM else torch.cuda.current_stream(device).cuda_stream
-    if error := getattr(cuda(), f"{name}_{SUFFIX[dtype]}" if dtype else name)(*arguments, stream):
+    if error := getattr(cuda(), _entry(name, dtypes or ()))(*arguments, stream):
         raise RuntimeError(f"{name}: CUDA refused the launch with error {error}")
 
 

@@ -11,6 +11,7 @@
 #include "replay.h"
 
 namespace py = pybind11;
+using simd::bf16;
 
 namespace {
 
@@ -39,7 +40,7 @@ bool supported(const char* isa) {
 
 #define BOTH(op)                  \
   def(m, #op "_f32", &op<float>); \
-  def(m, #op "_bf16", &op<simd::bf16>)
+  def(m, #op "_bf16", &op<bf16>)
 
 PYBIND11_MODULE(PYENGINE_MODULE, m) {
   m.def("supported", &supported);
@@ -51,8 +52,15 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
     py::gil_scoped_release release;
     return replay::run(reinterpret_cast<const replay::Word*>(words), count);
   });
-  BOTH(rmsnorm_forward);
-  BOTH(rmsnorm_backward);
+  def(m, "rmsnorm_forward_f32_f32", &rmsnorm_forward<float, float>);
+  def(m, "rmsnorm_forward_bf16_bf16", &rmsnorm_forward<bf16, bf16>);
+  def(m, "rmsnorm_forward_bf16_f32", &rmsnorm_forward<bf16, float>);
+  def(m, "rmsnorm_backward_f32_f32_f32", &rmsnorm_backward<float, float, float>);
+  def(m, "rmsnorm_backward_bf16_bf16_bf16", &rmsnorm_backward<bf16, bf16, bf16>);
+  def(m, "rmsnorm_backward_bf16_f32_bf16", &rmsnorm_backward<bf16, float, bf16>);
+  def(m, "rmsnorm_backward_bf16_f32_f32", &rmsnorm_backward<bf16, float, float>);
+  BOTH(embedding_forward);
+  BOTH(embedding_backward);
   BOTH(attention_forward);
   BOTH(attention_backward);
   BOTH(attention_paged);

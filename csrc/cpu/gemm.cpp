@@ -209,7 +209,7 @@ void pack(Matrix<T> b, int64_t n, int64_t k, T* packed, int threads) {
 
 template <class T, class Out>
 void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out* c, int64_t row_stride,
-              const T* bias, bool accumulate, int threads) {
+              const T* bias, bool accumulate, int threads, Part part) {
   if (m == 0 || n == 0) return;
   const int64_t steps = steps_of<T>(k), panels = padded(n) / kPanel;
   const auto* b = reinterpret_cast<const Unit<T>*>(packed);
@@ -262,6 +262,7 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
           for (int64_t v = 0; v < vectors;) {
             const bool wide = v + full <= vectors;
             const int64_t column = panel * kPanel + v * kLanes;
+            if (part == kLower && column >= row + high) break;
             const auto* columns = b + column / kPanel * kPanel * steps + step0 * kPanel + column % kPanel;
             const float* before = continued ? partial + (row - row0) * partial_stride + column : nullptr;
             auto run = [&](auto* out, int64_t stride, const T* added, const auto& kernels) {
@@ -284,7 +285,7 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
 
 #define INSTANTIATE(T, Out)                                                                               \
   template void multiply<T, Out>(Matrix<T>, const T*, int64_t, int64_t, int64_t, Out*, int64_t, const T*, \
-                                 bool, int);
+                                 bool, int, Part);
 INSTANTIATE(float, float)
 INSTANTIATE(bf16, float)
 INSTANTIATE(bf16, bf16)

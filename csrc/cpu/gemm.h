@@ -41,10 +41,13 @@ int64_t packed_size(int64_t n, int64_t k) {
 template <class T>
 void pack(Matrix<T> b, int64_t n, int64_t k, T* packed, int threads);
 
+// Which elements of C are wanted; kLower: those on and below the diagonal at least, others may be left unwritten.
+enum Part { kWhole, kLower };
+
 // C = A B^T + bias (bias may be null), or C += A B^T where `accumulate` (then Out is float). B is packed.
 template <class T, class Out>
 void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out* c, int64_t row_stride,
-              const T* bias, bool accumulate, int threads);
+              const T* bias, bool accumulate, int threads, Part part = kWhole);
 
 // Memory of this thread that is kept and reused from call to call (fresh memory costs page faults): `slot`
 // names the purpose, so that users within one call do not meet.
@@ -57,7 +60,8 @@ enum Slot {
   kPackedX,
   kUpdate,
   kGram,
-  kSquare,
+  kPolynomial,
+  kProduct,
   kQuantized,
   kSlots
 };

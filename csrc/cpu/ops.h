@@ -6,15 +6,24 @@
 #include "simd.h"
 
 // y = (x + residual) * rstd * weight over rows of `channels`; residual and summed may be null together.
-template <class T>
-void rmsnorm_forward(const T* x, const T* residual, const T* weight, T* y, T* summed, float* rstd, int64_t rows,
-                     int64_t channels, float eps, int threads);
+template <class T, class X>
+void rmsnorm_forward(const X* x, const float* residual, const T* weight, T* y, float* summed, float* rstd,
+                     int64_t rows, int64_t channels, float eps, int threads);
 
-// dx for the summed input (plus dsummed where given) and dweight; `partial` holds ceil(rows / 64) * channels
-// floats.
+// The gradient of s, what was normalised (plus dsummed where given), as dx and, where wanted, as dresidual;
+// and dweight. `partial` holds ceil(rows / 64) * channels floats.
+template <class T, class S, class X>
+void rmsnorm_backward(const T* dy, const float* dsummed, const S* s, const T* weight, const float* rstd, X* dx,
+                      float* dresidual, T* dweight, float* partial, int64_t rows, int64_t channels, int threads);
+
+// Rows of a table (vocabulary, channels) by ids (tokens), and the gradient of the table (embedding.cpp). Forward
+// returns -1, or the index of the first id outside the table.
 template <class T>
-void rmsnorm_backward(const T* dy, const T* dsummed, const T* x, const T* weight, const float* rstd, T* dx,
-                      T* dweight, float* partial, int64_t rows, int64_t channels, int threads);
+int64_t embedding_forward(const T* table, const int64_t* ids, float* y, int64_t tokens, int64_t channels,
+                          int64_t vocabulary);
+template <class T>
+void embedding_backward(const float* dy, const int64_t* ids, T* dtable, int64_t tokens, int64_t channels,
+                        int64_t vocabulary, int threads);
 
 // Causal attention of packed documents (attention.cpp). q and out (tokens, heads, dim), k and v (tokens,
 // kv_heads, dim); k_pages and v_pages are room for every document's pages; lse (tokens, heads).

@@ -8,6 +8,8 @@
 //
 //   r = 1 / sqrt(mean(x^2) + eps)          y = x r w
 //   dx = r (dy w - x r^2 mean(dy w x)) + dsummed        dw = sum over rows of dy x r
+//
+// T is the type of weight and y, X that of x, S of what is normalised: the sum with a residual is always float.
 #include <algorithm>
 
 #include "ops.h"
@@ -21,53 +23,60 @@ constexpr int64_t kBlock = 64;  // rows a task; also the unit of the weight grad
 
 }  // namespace
 
-template <class T>
-void rmsnorm_forward(const T* x, const T* residual, const T* weight, T* y, T* summed, float* rstd, int64_t rows,
-                     int64_t channels, float eps, int threads) {
+template <class T, class X>
+void rmsnorm_forward(const X* x, const float* residual, const T* weight, T* y, float* summed, float* rstd,
+                     int64_t rows, int64_t channels, float eps, int threads) {
+  auto normalise = [&](const auto* in, int64_t row) {
+    f32 squares = zero();
+    each_vector(channels, [&](int64_t i, int n) {
+      f32 v = get(in + i, n);
+      squares = fma(v, v, squares);
+    });
+    float scale = 1.0f / std::sqrt(sum(squares) / channels + eps);
+    rstd[row] = scale;
+    T* out = y + row * channels;
+    each_vector(channels,
+                [&](int64_t i, int n) { put(out + i, get(in + i, n) * set(scale) * get(weight + i, n), n); });
+  };
   parallel::parallel_for((rows + kBlock - 1) / kBlock, threads, [&](int64_t block) {
     for (int64_t row = block * kBlock; row < std::min(rows, (block + 1) * kBlock); ++row) {
-      const T* in = x + row * channels;
-      if (residual) {
-        const T* other = residual + row * channels;
-        T* out = summed + row * channels;
-        each_vector(channels, [&](int64_t i, int n) { put(out + i, get(in + i, n) + get(other + i, n), n); });
-        in = out;  // the sum as stored: what the next layer adds to, and what backward will see
+      const X* in = x + row * channels;
+      if (!residual) {
+        normalise(in, row);
+        continue;
       }
-      f32 squares = zero();
-      each_vector(channels, [&](int64_t i, int n) {
-        f32 v = get(in + i, n);
-        squares = fma(v, v, squares);
-      });
-      float scale = 1.0f / std::sqrt(sum(squares) / channels + eps);
-      rstd[row] = scale;
-      T* out = y + row * channels;
-      each_vector(channels,
-                  [&](int64_t i, int n) { put(out + i, get(in + i, n) * set(scale) * get(weight + i, n), n); });
+      const float* other = residual + row * channels;
+      float* out = summed + row * channels;
+      each_vector(channels, [&](int64_t i, int n) { put(out + i, get(in + i, n) + get(other + i, n), n); });
+      normalise(out, row);
     }
   });
 }
 
-template <class T>
-void rmsnorm_backward(const T* dy, const T* dsummed, const T* x, const T* weight, const float* rstd, T* dx,
-                      T* dweight, float* partial, int64_t rows, int64_t channels, int threads) {
+template <class T, class S, class X>
+void rmsnorm_backward(const T* dy, const float* dsummed, const S* s, const T* weight, const float* rstd, X* dx,
+                      float* dresidual, T* dweight, float* partial, int64_t rows, int64_t channels, int threads) {
   int64_t blocks = (rows + kBlock - 1) / kBlock;
   parallel::parallel_for(blocks, threads, [&](int64_t block) {
     float* dw = partial + block * channels;
     std::fill(dw, dw + channels, 0.0f);
     for (int64_t row = block * kBlock; row < std::min(rows, (block + 1) * kBlock); ++row) {
-      const T *in = x + row * channels, *grad = dy + row * channels;
+      const S* in = s + row * channels;
+      const T* grad = dy + row * channels;
       f32 dot = zero();
       each_vector(channels, [&](int64_t i, int n) {
         dot = fma(get(grad + i, n) * get(weight + i, n), get(in + i, n), dot);
       });
       float scale = rstd[row];
       float pull = scale * scale * (sum(dot) / channels);
-      T* out = dx + row * channels;
-      const T* extra = dsummed ? dsummed + row * channels : nullptr;
+      X* out = dx + row * channels;
+      float* stream = dresidual ? dresidual + row * channels : nullptr;
+      const float* extra = dsummed ? dsummed + row * channels : nullptr;
       each_vector(channels, [&](int64_t i, int n) {
         f32 v = get(in + i, n), g = get(grad + i, n);
         f32 d = set(scale) * (g * get(weight + i, n) - v * set(pull));
         if (extra) d += get(extra + i, n);
+        if (stream) put(stream + i, d, n);
         put(out + i, d, n);
         put(dw + i, fma(g, v * set(scale), get(dw + i, n)), n);
       });
@@ -83,10 +92,16 @@ void rmsnorm_backward(const T* dy, const T* dsummed, const T* x, const T* weight
   });
 }
 
-#define INSTANTIATE(T)                                                                                    \
-  template void rmsnorm_forward<T>(const T*, const T*, const T*, T*, T*, float*, int64_t, int64_t, float, \
-                                   int);                                                                  \
-  template void rmsnorm_backward<T>(const T*, const T*, const T*, const T*, const float*, T*, T*, float*, \
-                                    int64_t, int64_t, int);
-INSTANTIATE(float)
-INSTANTIATE(bf16)
+#define FORWARD(T, X)                                                                                  \
+  template void rmsnorm_forward(const X*, const float*, const T*, T*, float*, float*, int64_t, int64_t, \
+                                float, int);
+#define BACKWARD(T, S, X)                                                                               \
+  template void rmsnorm_backward(const T*, const float*, const S*, const T*, const float*, X*, float*, T*, \
+                                 float*, int64_t, int64_t, int);
+FORWARD(float, float)
+FORWARD(bf16, bf16)
+FORWARD(bf16, float)
+BACKWARD(float, float, float)
+BACKWARD(bf16, bf16, bf16)
+BACKWARD(bf16, float, bf16)
+BACKWARD(bf16, float, float)

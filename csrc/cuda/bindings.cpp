@@ -8,13 +8,14 @@ struct bf16 {
   uint16_t bits;
 };
 
-#define BOTH(op)                        \
-  bind::def(m, #op "_f32", &op<float>); \
-  bind::def(m, #op "_bf16", &op<bf16>)
-
 PYBIND11_MODULE(PYENGINE_MODULE, m) {
-  BOTH(rmsnorm_forward);
-  BOTH(rmsnorm_backward);
+  bind::def(m, "rmsnorm_forward_f32_f32", &rmsnorm_forward<float, float>);
+  bind::def(m, "rmsnorm_forward_bf16_bf16", &rmsnorm_forward<bf16, bf16>);
+  bind::def(m, "rmsnorm_forward_bf16_f32", &rmsnorm_forward<bf16, float>);
+  bind::def(m, "rmsnorm_backward_f32_f32_f32", &rmsnorm_backward<float, float, float>);
+  bind::def(m, "rmsnorm_backward_bf16_bf16_bf16", &rmsnorm_backward<bf16, bf16, bf16>);
+  bind::def(m, "rmsnorm_backward_bf16_f32_bf16", &rmsnorm_backward<bf16, float, bf16>);
+  bind::def(m, "rmsnorm_backward_bf16_f32_f32", &rmsnorm_backward<bf16, float, float>);
   bind::def(m, "sample", &sample);
   bind::def(m, "top_logprobs", &top_logprobs);
   bind::def(m, "adjust_logits", &adjust_logits);

@@ -19,9 +19,11 @@ def rmsnorm(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Root-mean-square normalisation over the last dimension (Zhang and Sennrich, 2019).
 
-    x (..., C), weight (C,), residual like x; all float32 or all bfloat16 on one device. Non-contiguous inputs
-    are copied. Sums are in float32. Returns y like x, or (y, x + residual) when a residual is given; the norm
-    then sees the sum as rounded to x's type. A row's result does not depend on the other rows.
+    x (..., C), weight (C,) float32 or bfloat16; residual float32, of x's shape; all on one device. x has the
+    weight's type, or is float32 where no residual is given. Non-contiguous inputs are copied. Sums are in
+    float32. Returns y of the weight's type, or (y, x + residual) when a residual is given: the sum is float32,
+    so that what many layers add up is not rounded at each of them. A row's result does not depend on the
+    other rows.
 
     Raises ValueError for shapes or types that do not fit together.
     """
@@ -41,11 +43,10 @@ def examples(device: str) -> list[tuple[tuple, dict]]:
     made: list[tuple[tuple, dict]] = []
     for dtype in (torch.float32, torch.bfloat16):
         make = torch.Generator(device=device).manual_seed(1)
-        x, r = (
-            torch.randn(5, 67, generator=make, device=device).to(dtype).requires_grad_() for _ in range(2)
-        )
+        x, r = (torch.randn(5, 67, generator=make, device=device).requires_grad_() for _ in range(2))
+        narrow = x.detach().to(dtype).requires_grad_()
         w = torch.randn(67, generator=make, device=device).to(dtype).requires_grad_()
-        made += [((x, w), {}), ((x, w, 1e-5, r), {})]
+        made += [((narrow, w), {}), ((x, w), {}), ((narrow, w, 1e-5, r), {})]
     return made
 
 
@@ -56,11 +57,15 @@ def _check(x, weight, residual) -> None:
         )
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"rmsnorm: residual {tuple(residual.shape)} differs from x {tuple(x.shape)}")
+    if weight.dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"rmsnorm: expected float32 or bfloat16, got {weight.dtype}")
+    if x.dtype != weight.dtype and (residual is not None or x.dtype != torch.float32):
+        raise ValueError(f"rmsnorm: x is {x.dtype}, weight is {weight.dtype}")
+    if residual is not None and residual.dtype != torch.float32:
+        raise ValueError(f"rmsnorm: residual is {residual.dtype}, expected float32")
     for name, other in (("weight", weight), ("residual", residual)):
-        if other is not None and (other.dtype != x.dtype or other.device != x.device):
-            raise ValueError(f"rmsnorm: {name} is {other.dtype} on {other.device}, x {x.dtype} on {x.device}")
-    if x.dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"rmsnorm: expected float32 or bfloat16, got {x.dtype}")
+        if other is not None and other.device != x.device:
+            raise ValueError(f"rmsnorm: {name} is on {other.device}, x on {x.device}")
 
 
 def _needs_grad(*tensors) -> bool:
@@ -72,16 +77,20 @@ def _forward(x, weight, eps, residual):
 
 
 def _forward_fake(x, weight, eps, residual):
-    summed = x.new_empty(0) if residual is None else torch.empty_like(x)
-    return torch.empty_like(x), summed, x.new_empty(x.shape[0], dtype=torch.float32)
+    y = torch.empty_like(x, dtype=weight.dtype)
+    summed = x.new_empty(0 if residual is None else x.shape, dtype=torch.float32)
+    return y, summed, x.new_empty(x.shape[0], dtype=torch.float32)
 
 
-def _backward(dy, dsummed, x, weight, rstd):
-    return select("rmsnorm", x.device).backward(dy, dsummed, x, weight, rstd)
+def _backward(dy, dsummed, s, weight, rstd, residual):
+    return select("rmsnorm", s.device).backward(dy, dsummed, s, weight, rstd, residual)
 
 
-def _backward_fake(dy, dsummed, x, weight, rstd):
-    return torch.empty_like(x), torch.empty_like(weight)
+def _backward_fake(dy, dsummed, s, weight, rstd, residual):
+    dx = torch.empty_like(s, dtype=weight.dtype if residual else s.dtype)
+    both = residual and weight.dtype != torch.float32
+    dresidual = s.new_empty(s.shape if both else 0, dtype=torch.float32)
+    return dx, dresidual, torch.empty_like(weight)
 
 
 _forward_op = register(
@@ -90,7 +99,8 @@ _forward_op = register(
     _forward_fake,
 )
 _backward_op = register(
-    "rmsnorm_backward(Tensor dy, Tensor? dsummed, Tensor x, Tensor weight, Tensor rstd) -> (Tensor, Tensor)",
+    "rmsnorm_backward(Tensor dy, Tensor? dsummed, Tensor s, Tensor weight, Tensor rstd, bool residual)"
+    " -> (Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
 )
@@ -107,8 +117,10 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy, dsummed):
-        x, weight, rstd = ctx.saved_tensors
-        dy = torch.zeros_like(x) if dy is None else dy.contiguous()
+        s, weight, rstd = ctx.saved_tensors
+        dy = torch.zeros_like(s, dtype=weight.dtype) if dy is None else dy.contiguous()
         extra = dsummed.contiguous() if ctx.has_residual and dsummed is not None else None
-        dx, dweight = _backward_op(dy, extra, x, weight, rstd)
-        return dx, dweight, None, dx if ctx.has_residual else None
+        dx, dresidual, dweight = _backward_op(dy, extra, s, weight, rstd, ctx.has_residual)
+        if not ctx.has_residual:
+            return dx, dweight, None, None
+        return dx, dweight, None, dresidual if dresidual.numel() else dx

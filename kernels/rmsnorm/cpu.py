@@ -5,40 +5,44 @@ import torch
 from .. import _native
 
 BLOCK = 64  # rows per partial sum of the weight gradient, as in the C++
+WIDE = torch.float32
 
 
 def forward(x, weight, eps, residual=None):
     rows, channels = x.shape
-    dtype, n = x.dtype, x.numel()
-    y = torch.empty_like(x)
-    summed = x.new_empty(0) if residual is None else torch.empty_like(x)
-    rstd = torch.empty(rows, dtype=torch.float32)
-    _native.kernel("rmsnorm_forward", dtype)(
-        _native.address(x, dtype, n),
-        _native.address(residual, dtype, n),
+    dtype, n = weight.dtype, x.numel()
+    y = torch.empty_like(x, dtype=dtype)
+    summed = torch.empty(0 if residual is None else x.shape, dtype=WIDE)
+    rstd = torch.empty(rows, dtype=WIDE)
+    _native.kernel("rmsnorm_forward", dtype, x.dtype)(
+        _native.address(x, x.dtype, n),
+        _native.address(residual, WIDE, n),
         _native.address(weight, dtype, channels),
         _native.address(y, dtype, n),
-        0 if residual is None else _native.address(summed, dtype, n),
-        _native.address(rstd, torch.float32, rows),
+        0 if residual is None else _native.address(summed, WIDE, n),
+        _native.address(rstd, WIDE, rows),
         rows, channels, eps, _native.threads(),
     )  # fmt: skip
     return y, summed, rstd
 
 
-def backward(dy, dsummed, x, weight, rstd):
-    rows, channels = x.shape
-    dtype, n = x.dtype, x.numel()
-    dx, dweight = torch.empty_like(x), torch.empty_like(weight)
-    partial = torch.empty(-(-rows // BLOCK), channels, dtype=torch.float32)
-    _native.kernel("rmsnorm_backward", dtype)(
+def backward(dy, dsummed, s, weight, rstd, residual):
+    rows, channels = s.shape
+    dtype, n = weight.dtype, s.numel()
+    dx, dweight = torch.empty_like(s, dtype=dtype if residual else s.dtype), torch.empty_like(weight)
+    both = residual and dtype != WIDE
+    dresidual = torch.empty(s.shape if both else 0, dtype=WIDE)
+    partial = torch.empty(-(-rows // BLOCK), channels, dtype=WIDE)
+    _native.kernel("rmsnorm_backward", dtype, s.dtype, dx.dtype)(
         _native.address(dy, dtype, n),
-        _native.address(dsummed, dtype, n),
-        _native.address(x, dtype, n),
+        _native.address(dsummed, WIDE, n),
+        _native.address(s, s.dtype, n),
         _native.address(weight, dtype, channels),
-        _native.address(rstd, torch.float32, rows),
-        _native.address(dx, dtype, n),
+        _native.address(rstd, WIDE, rows),
+        _native.address(dx, dx.dtype, n),
+        _native.address(dresidual, WIDE, n) if both else 0,
         _native.address(dweight, dtype, channels),
-        _native.address(partial, torch.float32, partial.numel()),
+        _native.address(partial, WIDE, partial.numel()),
         rows, channels, _native.threads(),
     )  # fmt: skip
-    return dx, dweight
+    return dx, dresidual, dweight

@@ -10,19 +10,26 @@ import torch
 
 def forward(x, weight, eps, residual=None):
     """(y, summed, rstd): x (rows, C), weight (C,); summed is empty without a residual; rstd (rows,) float."""
-    summed = x if residual is None else x + residual
+    summed = x if residual is None else x + residual  # the wider type of the two
     wide = summed if summed.dtype == torch.float64 else summed.float()
     rstd = torch.rsqrt(wide.square().mean(-1) + eps)
-    y = (wide * rstd[:, None] * weight.to(wide.dtype)).to(x.dtype)
-    return y, x.new_empty(0) if residual is None else summed, rstd
+    y = (wide * rstd[:, None] * weight.to(wide.dtype)).to(weight.dtype)
+    return y, wide.new_empty(0) if residual is None else summed, rstd
 
 
-def backward(dy, dsummed, x, weight, rstd):
-    """(dx, dweight): x is the summed input; dsummed is added to dx where given."""
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+def backward(dy, dsummed, s, weight, rstd, residual):
+    """(dx, dresidual, dweight): s is what was normalised, dsummed is added to its gradient where given.
+
+    Without a residual dx is like s and dresidual empty. With one, dx has the weight's type and dresidual is
+    float32; it is empty where dx is float32 too, and serves for both.
+    """
+    wide = torch.float64 if s.dtype == torch.float64 else torch.float32
     g = dy.to(wide) * weight.to(wide)
-    normed = x.to(wide) * rstd[:, None]
-    dx = rstd[:, None] * (g - normed * (g * normed).mean(-1, keepdim=True))
+    normed = s.to(wide) * rstd[:, None]
+    ds = rstd[:, None] * (g - normed * (g * normed).mean(-1, keepdim=True))
     if dsummed is not None:
-        dx = dx + dsummed.to(wide)
-    return dx.to(x.dtype), (dy.to(wide) * normed).sum(0).to(weight.dtype)
+        ds = ds + dsummed.to(wide)
+    dweight = (dy.to(wide) * normed).sum(0).to(weight.dtype)
+    if residual and weight.dtype != wide:
+        return ds.to(weight.dtype), ds, dweight
+    return ds.to(s.dtype), ds.new_empty(0), dweight

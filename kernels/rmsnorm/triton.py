@@ -21,10 +21,8 @@ def rmsnorm_fwd_kernel(x, residual, weight, y, summed, rstd, channels, eps,
     inside = columns < channels
     s = tl.load(x + row * channels + columns, inside, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
-        s += tl.load(residual + row * channels + columns, inside, other=0.0).to(tl.float32)
-        rounded = s.to(summed.dtype.element_ty)
-        tl.store(summed + row * channels + columns, rounded, inside)
-        s = rounded.to(tl.float32)  # the norm sees the sum as stored
+        s += tl.load(residual + row * channels + columns, inside, other=0.0)
+        tl.store(summed + row * channels + columns, s, inside)
     r = 1.0 / tl.sqrt(tl.sum(s * s) / channels + eps)
     tl.store(rstd + row, r)
     w = tl.load(weight + columns, inside, other=0.0).to(tl.float32)
@@ -32,8 +30,8 @@ def rmsnorm_fwd_kernel(x, residual, weight, y, summed, rstd, channels, eps,
 
 
 @triton.jit
-def rmsnorm_bwd_kernel(dy, dsummed, x, weight, rstd, dx, partial, rows, channels,
-                       HAS_DSUMMED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def rmsnorm_bwd_kernel(dy, dsummed, s, weight, rstd, dx, dresidual, partial, rows, channels,
+                       HAS_DSUMMED: tl.constexpr, HAS_DRESIDUAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < channels
@@ -42,22 +40,24 @@ def rmsnorm_bwd_kernel(dy, dsummed, x, weight, rstd, dx, partial, rows, channels
     for i in range(ROWS):
         row = program * ROWS + i
         here = inside & (row < rows)
-        s = tl.load(x + row * channels + columns, here, other=0.0).to(tl.float32)
+        v = tl.load(s + row * channels + columns, here, other=0.0).to(tl.float32)
         g = tl.load(dy + row * channels + columns, here, other=0.0).to(tl.float32)
         r = tl.load(rstd + row, row < rows, other=0.0)
-        d = r * (g * w - s * (r * r * tl.sum(g * w * s) / channels))
+        d = r * (g * w - v * (r * r * tl.sum(g * w * v) / channels))
         if HAS_DSUMMED:
-            d += tl.load(dsummed + row * channels + columns, here, other=0.0).to(tl.float32)
+            d += tl.load(dsummed + row * channels + columns, here, other=0.0)
+        if HAS_DRESIDUAL:
+            tl.store(dresidual + row * channels + columns, d, here)
         tl.store(dx + row * channels + columns, d.to(dx.dtype.element_ty), here)
-        dw += g * s * r
+        dw += g * v * r
     tl.store(partial + program * channels + columns, dw, inside)
 
 
 def forward(x, weight, eps, residual=None):
     rows, channels = x.shape
     _check(channels)
-    y = torch.empty_like(x)
-    summed = x.new_empty(0) if residual is None else torch.empty_like(x)
+    y = torch.empty_like(x, dtype=weight.dtype)
+    summed = x.new_empty(0 if residual is None else x.shape, dtype=torch.float32)
     rstd = x.new_empty(rows, dtype=torch.float32)
     if rows:
         block = triton.next_power_of_2(channels)
@@ -68,19 +68,21 @@ def forward(x, weight, eps, residual=None):
     return y, summed, rstd
 
 
-def backward(dy, dsummed, x, weight, rstd):
-    rows, channels = x.shape
+def backward(dy, dsummed, s, weight, rstd, residual):
+    rows, channels = s.shape
     _check(channels)
-    dx = torch.empty_like(x)
+    dx = torch.empty_like(s, dtype=weight.dtype if residual else s.dtype)
+    both = residual and weight.dtype != torch.float32
+    dresidual = s.new_empty(s.shape if both else 0, dtype=torch.float32)
     programs = triton.cdiv(rows, ROWS_A_PROGRAM)
-    partial = x.new_empty((programs, channels), dtype=torch.float32)
+    partial = s.new_empty((programs, channels), dtype=torch.float32)
     if rows:
         block = triton.next_power_of_2(channels)
         rmsnorm_bwd_kernel[(programs,)](
-            dy, dsummed, x, weight, rstd, dx, partial, rows, channels,
-            HAS_DSUMMED=dsummed is not None, ROWS=ROWS_A_PROGRAM, BLOCK=block, num_warps=_warps(block),
+            dy, dsummed, s, weight, rstd, dx, dresidual, partial, rows, channels,
+            HAS_DSUMMED=dsummed is not None, HAS_DRESIDUAL=both, ROWS=ROWS_A_PROGRAM, BLOCK=block, num_warps=_warps(block),
         )  # fmt: skip
-    return dx, partial.sum(0).to(weight.dtype)
+    return dx, dresidual, partial.sum(0).to(weight.dtype)
 
 
 def _warps(block: int) -> int:

@@ -25,7 +25,7 @@ from .scheduler import Plan, Request
 
 CACHE_BYTES = 1 << 30
 MOST_CAPTURED = 256  # steps; those with drafts come in many sizes
-NATIVE_OPS = ("rmsnorm", "linear", "quantized", "rope", "attention", "swiglu", "sample")
+NATIVE_OPS = ("embedding", "rmsnorm", "linear", "quantized", "rope", "attention", "swiglu", "sample")
 
 _version = attrgetter("_version")
 

@@ -7,8 +7,8 @@
 The caller brings `attend`: attention over packed documents in training, over pages of a cache in the engine.
 All other ops treat rows alone, and both kinds of attention give a row the same bits, so the engine's
 log-probabilities are the trainer's. Queries, keys and values are one matrix, gate and up another: fewer,
-larger products; each residual addition is done by the norm that follows it. On disk the parts have Hugging
-Face's names (hf.py).
+larger products; each residual addition is done by the norm that follows it. The residual stream is float32,
+whatever the type of the weights. On disk the parts have Hugging Face's names (hf.py).
 """
 
 import math
@@ -137,7 +137,7 @@ class Transformer(nn.Module):
     ) -> torch.Tensor:
         """Hidden states (T, C) of ids (T,) at positions (T,) int32; weights default to the parameters."""
         c, w = self.config, weights or self.weights()
-        x, update = w.embedding[ids], None
+        x, update = kernels.embedding(w.embedding, ids), None
         for i, layer in enumerate(w.layers):
             h, x = _add_norm(x, update, layer.attention_norm, c.eps)
             qkv = kernels.linear(h, layer.qkv, layer.qkv_bias).view(len(ids), -1, c.head_dim)

@@ -143,6 +143,8 @@ class Reader:
         return [*made, {"role": "assistant", "content": said}]
 
     def _event(self, text: str) -> Event | None:
+        if self._parts[-1] == ["query", ""]:
+            text = text.removeprefix(" ")  # the template's
         if not text:
             return None
         self._parts[-1][1] += text

@@ -4,9 +4,10 @@
 
 A search takes the place of an answer, and what it found goes between the two:
 
-    <|assistant|><|search|>query<|end|><|result|>passages<|end|><|assistant|>answer<|end|>
+    <|assistant|><|search|> query<|end|><|result|>passages<|end|><|assistant|>answer<|end|>
 
-Messages are OpenAI's: {"role": "system" | "user" | "assistant" | "tool", "content": text}; an assistant that
+The query stands behind a space, as words do in running text: so a name in it is spelled by the same tokens as in
+the question it is copied from. Messages are OpenAI's: {"role": "system" | "user" | "assistant" | "tool", "content": text}; an assistant that
 searches has "tool_calls": [{"type": "function", "function": {"name": "search", "arguments": arguments}}] with
 arguments '{"query": "..."}', and the next message has the role "tool". The loss mask is 1 on what the model
 itself must write: everything after <|assistant|> up to and including <|end|>. It is 0 on <|assistant|> and
@@ -75,7 +76,7 @@ TEMPLATE = r"""
     {%- generation -%}
       {{- text(message.content) -}}
       {%- if message.tool_calls -%}
-        {{- '<|search|>' ~ query(message.tool_calls[0].function.arguments) -}}
+        {{- '<|search|> ' ~ query(message.tool_calls[0].function.arguments) -}}
       {%- endif -%}
       {{- '<|end|>' -}}
     {%- endgeneration -%}
@@ -114,7 +115,7 @@ def render(
         add([t.special_ids["<|result|>" if role == "tool" else f"<|{role}|>"]])
         if role == "assistant":
             if message.get("tool_calls"):
-                content += search + t.encode(query_of(message, where))
+                content += search + t.encode(" " + query_of(message, where))
             add(content + end, trained=int(message.get("weight", 1) != 0))
         else:
             add(content + end)
@@ -221,7 +222,8 @@ def parse_assistant(ids: Sequence[int], tokenizer: "Tokenizer") -> dict[str, Any
     if search in ids:
         at = ids.index(search)
         content = tokenizer.decode(ids[:at], skip_special=True)
-        return search_call(tokenizer.decode(ids[at + 1 :], skip_special=True), content or None)
+        query = tokenizer.decode(ids[at + 1 :], skip_special=True).removeprefix(" ")
+        return search_call(query, content or None)
     return {"role": "assistant", "content": tokenizer.decode(ids, skip_special=True)}
 
 

@@ -1,6 +1,6 @@
 """The text side of the search tool: from the query's ids to the ids of what was found.
 
-The engine stops at <|search|>query<|end|>, calls the tool, and puts <|result|> + its ids + <|end|> into the
+The engine stops at <|search|> query<|end|>, calls the tool, and puts <|result|> + its ids + <|end|> into the
 context. The ids are plain text whatever the pages say, so that a page can inject no control token; they are
 capped; and a search that fails says so in words, which the model can read, instead of ending the run.
 """

@@ -168,7 +168,7 @@ class KnowConfig:
     """a question is known if at least this share of its samples is right"""
     unknown: float = 0.25
     """and unknown if at most this share is"""
-    balance: float = 1.2
+    balance: float = 1.0
     """unknown questions trained for each known one, at the most"""
     replay: int = 1500
     """conversations of the SFT stage trained along"""
@@ -190,7 +190,7 @@ class SearchConfig:
     """conversations of the SFT stage trained along"""
     rehearsal: float = 0.3
     """tokens of the pre-training documents trained along, as a share of the conversations' tokens"""
-    epochs: float = 3.0
+    epochs: float = 2.0
     batch_tokens: int = 2048
     evaluations: int = 1
     optimizer: OptimizerConfig = field(
@@ -206,7 +206,7 @@ class RlConfig:
     """JSONL of {"problem", "answer"} in place of the world's problems"""
     grades: tuple[int, ...] = (1, 2, 3, 4, 5)
     """grades of the world's problems"""
-    steps: int = 80
+    steps: int = 60
     problems_per_step: int = 32
     group: int = 8
     """replies to each problem"""

@@ -88,7 +88,7 @@ class Dialogue:
         if t.search in ids:
             start = ids.index(t.search) + 1
             end = ids.index(t.end, start) if t.end in ids[start:] else len(ids)
-            query = t.decode(ids[start:end], skip_special=True)
+            query = t.decode(ids[start:end], skip_special=True).strip()
             if end == len(ids):
                 own = end  # it never finished the query
         found = t.decode([i for i, f in zip(ids, completion.forced, strict=True) if f], skip_special=True)

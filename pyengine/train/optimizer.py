@@ -1,9 +1,8 @@
-"""Updates: AdamW on our fused op, Muon for the matrices inside the layers, and the learning-rate schedule.
+"""Updates: Muon for the matrices inside the layers, AdamW for the rest, and the learning-rate schedule.
 
-Muon (Jordan, 2024) replaces a matrix's momentum by the nearest orthogonal matrix, found by five Newton-Schulz
-iterations, so that every direction moves alike; matrices of one shape go through them as one batch. Embeddings, output
-layer, norms and biases always take AdamW. State is float32; for bfloat16 parameters the optimiser keeps
-float32 masters and rounds them into the parameters after each step.
+Each rule is one call of its fused op (kernels/muon, kernels/adamw). Embeddings, output layer, norms and biases
+always take AdamW. State is float32; for bfloat16 parameters the optimiser keeps float32 masters and rounds them
+into the parameters after each step.
 """
 
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ from ..model import Transformer
 from .config import OptimizerConfig
 
 MOMENTUM = 0.95
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al.: fast, not exact
 
 
 def schedule(config: OptimizerConfig, step: int, total: int) -> float:
@@ -41,16 +39,11 @@ class Optimizer:
         self._masters = {
             name: p.detach() if wide else p.detach().float() for name, p in self._parameters.items()
         }
-        muon = [n for n, p in self._masters.items() if config.rule == "muon" and _inside_layer(n, p)]
-        rest = [n for n in self._masters if n not in muon]
-        self._muon: dict[
-            torch.Size, list[str]
-        ] = {}  # names by shape: equal matrices are updated as one batch
-        for name in muon:
-            self._muon.setdefault(self._masters[name].shape, []).append(name)
+        self._muon = [n for n, p in self._masters.items() if config.rule == "muon" and _inside_layer(n, p)]
+        rest = [n for n in self._masters if n not in self._muon]
         matrices = [n for n in rest if self._masters[n].dim() == 2]
         self._adamw = [(matrices, config.weight_decay), ([n for n in rest if n not in matrices], 0.0)]
-        self._state = {f"momentum.{n}": torch.zeros_like(self._masters[n]) for n in muon}
+        self._state = {f"momentum.{n}": torch.zeros_like(self._masters[n]) for n in self._muon}
         for name in rest:
             self._state[f"exp_avg.{name}"] = torch.zeros_like(self._masters[name])
             self._state[f"exp_avg_sq.{name}"] = torch.zeros_like(self._masters[name])
@@ -85,9 +78,16 @@ class Optimizer:
                 step=self.updates,
                 grad_scale=grad_scale,
             )
-        for names in self._muon.values():
-            if names := [n for n in names if n in grads]:
-                self._muon_step(names, [grads[n] * grad_scale for n in names], c.muon_lr * scale)
+        names = [n for n in self._muon if n in grads]
+        kernels.muon_(
+            [self._masters[n] for n in names],
+            [grads[n] for n in names],
+            [self._state[f"momentum.{n}"] for n in names],
+            lr=c.muon_lr * scale,
+            momentum=MOMENTUM,
+            weight_decay=c.weight_decay,
+            grad_scale=grad_scale,
+        )
         for name, parameter in self._parameters.items():
             if parameter.data_ptr() != self._masters[name].data_ptr():
                 parameter.copy_(self._masters[name])
@@ -98,37 +98,10 @@ class Optimizer:
         for parameter in self._parameters.values():
             parameter.grad = None
 
-    def _muon_step(self, names: list[str], grads: list[torch.Tensor], lr: float) -> None:
-        """Update matrices of one shape."""
-        looks = []
-        for name, grad in zip(names, grads, strict=True):
-            momentum = self._state[f"momentum.{name}"].lerp_(grad, 1 - MOMENTUM)
-            looks.append(grad.lerp_(momentum, MOMENTUM))
-        for name, update in zip(names, orthogonalise(torch.stack(looks)), strict=True):
-            weight = self._masters[name]
-            # a tall matrix's update is scaled up, so that each output moves as far as a square one's
-            lr_matrix = lr * max(1.0, weight.shape[0] / weight.shape[1]) ** 0.5
-            weight.mul_(1 - lr * self.config.weight_decay).add_(update, alpha=-lr_matrix)
-
     def _gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, parameter in self._parameters.items():
             if parameter.grad is not None:
                 yield name, parameter.grad.float()
-
-
-def orthogonalise(matrices: torch.Tensor, iterations: int = 5) -> torch.Tensor:
-    """Roughly the nearest matrices with singular values of 1 (they come out between 0.65 and 1.2).
-
-    matrices (..., N, M) float32. The products are in bfloat16, which the iteration forgives: half the time.
-    """
-    a, b, c = NEWTON_SCHULZ
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
-    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).bfloat16().contiguous()
-    for _ in range(iterations):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
-    return (x.mT if tall else x).float()
 
 
 def _inside_layer(name: str, parameter: torch.Tensor) -> bool:

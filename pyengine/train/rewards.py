@@ -3,7 +3,7 @@
 A reply is right when its last line is `Answer: N` and N is the problem's number. The reward of a right reply
 falls a little with its length, so that among right replies the short ones win and no wrong one ever does; a
 wrong reply gets nothing, however short. `format_reward` is the control: it pays for the form of the last line
-and for shortness just the same, but never looks at the number, so it can teach no arithmetic.
+alone and never looks at the number, so it can teach no arithmetic.
 
 Groups: G replies to one problem are compared with each other, nothing else is learnt (no value network). A
 group whose replies all earn the same says nothing and is skipped; how many were is part of the metrics.
@@ -47,8 +47,8 @@ def right_and_short(reply: str, answer: str, used: float, weight: float = 0.3) -
 
 
 def format_reward(reply: str, answer: str, used: float, weight: float = 0.3) -> float:
-    """The control: any number on the last line will do."""
-    return (1.0 - weight * min(1.0, used)) if given_answer(reply) is not None else 0.0
+    """The control: any number on the last line will do, whatever the length."""
+    return float(given_answer(reply) is not None)
 
 
 def group_advantages(rewards: np.ndarray, spread: float = 0.05) -> tuple[np.ndarray, np.ndarray]:

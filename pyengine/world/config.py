@@ -29,7 +29,7 @@ class WorldConfig:
     biographies: int = 2  # pages of its own for each known person
     fact_repeats: int = 7  # times each fact is told on pages about many things
     question_repeats: int = 8  # times each fact is asked and answered on a question page
-    passages: int = 6  # passages for each number of repetitions
+    passages: int = 12  # passages for each number of repetitions
     repetitions: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     controls: int = 32  # passages of the same kind that no page quotes
     arithmetic_pages: int = 600

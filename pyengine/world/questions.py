@@ -21,10 +21,10 @@ Conversation = dict  # {"messages": [...], "kind": ...}
 # what conversations are about, and how people solve problems: style -> (share, chance of a slip in a step)
 MIX = {"problem": 0.46, "reading": 0.22, "answer": 0.18, "instruction": 0.11, "small-talk": 0.03}
 STYLE_OF_PEOPLE = {
-    "verbose": (0.27, 0.0),
-    "steps": (0.22, 0.02),
-    "split": (0.23, 0.04),
-    "guess": (0.28, 0.15),
+    "verbose": (0.25, 0.0),
+    "steps": (0.25, 0.02),
+    "split": (0.25, 0.04),
+    "guess": (0.25, 0.15),
 }
 
 

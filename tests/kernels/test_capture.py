@@ -12,12 +12,13 @@ def test_replay_computes_on_new_inputs(isa, dtype):
     before = _native.isa
     _native.use_isa(isa)
     try:
-        x, residual = torch.randn(5, 67).to(dtype), torch.randn(5, 67).to(dtype)
+        x, residual = torch.randn(5, 67).to(dtype), torch.randn(5, 67)
         weight = torch.randn(67).to(dtype)
         with capture() as step:
             first, summed = rmsnorm(x, weight, 1e-3, residual)
             y = rmsnorm(first.view(5, 67), weight)
-        assert step.names == [f"rmsnorm_forward_{_native.SUFFIX[dtype]}"] * 2
+        suffix = _native.SUFFIX[dtype]
+        assert step.names == [f"rmsnorm_forward_{suffix}_{suffix}"] * 2
         for _ in range(3):
             x.copy_(torch.randn(5, 67))
             step.replay()

@@ -12,12 +12,14 @@ SHAPES = [(1, 1), (3, 5), (64, 64), (65, 128), (2, 3, 67), (129, 1000), (0, 16),
 DTYPES = [torch.float32, torch.bfloat16]
 
 
-def inputs(shape, dtype, device, residual, scale=1.0):
+def inputs(shape, dtype, device, residual, scale=1.0, x_dtype=None):
     make = torch.Generator().manual_seed(sum(shape))
     tensors = [torch.randn(shape, generator=make) * scale, torch.randn(shape[-1], generator=make)]
+    types = [x_dtype or dtype, dtype]
     if residual:
         tensors.append(torch.randn(shape, generator=make) * scale)
-    return [t.to(device, dtype).requires_grad_() for t in tensors]
+        types.append(torch.float32)
+    return [t.to(device, kind).requires_grad_() for t, kind in zip(tensors, types, strict=True)]
 
 
 def through(function, x, weight, residual=None):
@@ -52,7 +54,32 @@ def test_as_good_as_torch(backend, shape, dtype, residual):
     results = zip(through(ours, *tensors), through(plain, *tensors), through(plain, *wide), strict=True)
     names = ["y", "summed", "dx", "dweight", "dresidual"] if residual else ["y", "dx", "dweight"]
     for what, (a, b, truth) in zip(names, results, strict=True):
+        assert a.dtype == b.dtype
         assert_as_good_as_torch(a, b, truth, op=OP, what=what, backend=backend)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_stream_of_a_narrow_model_stays_wide(backend, shape):
+    """x in float32 under a bfloat16 weight, as at the first layer: y is rounded once, dx not at all."""
+    tensors = inputs(shape, torch.bfloat16, backend.device, False, x_dtype=torch.float32)
+    wide = [t.detach().double().requires_grad_() for t in tensors]
+    results = zip(through(ours, *tensors), through(plain, *tensors), through(plain, *wide), strict=True)
+    for what, dtype, (a, b, truth) in zip(
+        ["y", "dx", "dweight"], [torch.bfloat16, torch.float32, torch.bfloat16], results, strict=True
+    ):
+        assert a.dtype == dtype
+        assert_as_good_as_torch(a, b, truth, op=OP, what=what, backend=backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_small_updates_of_the_stream_are_not_lost(backend, dtype):
+    """A thousand additions of 1/1024 to 1: each alone would vanish in bfloat16."""
+    update = torch.full((1, 16), 2.0**-10, device=backend.device, dtype=dtype)
+    weight, stream = torch.ones_like(update[0]), torch.ones(1, 16, device=backend.device)
+    with torch.no_grad():
+        for _ in range(1024):
+            _, stream = rmsnorm(update, weight, residual=stream)
+    assert torch.equal(stream, torch.full_like(stream, 2.0))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -127,7 +154,7 @@ def test_opcheck(backend):
     x, weight, residual = (t.detach() for t in inputs((6, 32), torch.float32, backend.device, True))
     _, summed, rstd = torch.ops.pyengine.rmsnorm(x, weight, 1e-6, residual)
     torch.library.opcheck(torch.ops.pyengine.rmsnorm, (x, weight, 1e-6, residual))
-    torch.library.opcheck(torch.ops.pyengine.rmsnorm_backward, (x, None, summed, weight, rstd))
+    torch.library.opcheck(torch.ops.pyengine.rmsnorm_backward, (x, None, summed, weight, rstd, True))
 
 
 def test_refuses_what_does_not_fit():
@@ -135,7 +162,9 @@ def test_refuses_what_does_not_fit():
     for arguments, word in [
         ((x, torch.ones(3)), "weight"),
         ((x.double(), w.double()), "float32 or bfloat16"),
-        ((x, w.bfloat16()), "weight is"),
+        ((x.bfloat16(), w), "weight is"),
+        ((x, w.bfloat16(), 1e-6, x), "weight is"),
+        ((x.bfloat16(), w.bfloat16(), 1e-6, x.bfloat16()), "residual is"),
         ((x, w, 1e-6, torch.ones(4)), "residual"),
     ]:
         with pytest.raises(ValueError, match=word):

@@ -28,9 +28,9 @@ WORDS = {"TOKENS": 64, "WORDS": 64, "CHANNELS": 32}
 
 # kernel, pointers of the data's type, pointers of float, pointers of int32/int64, scalars, constants
 KERNELS = [
-    (rmsnorm.rmsnorm_fwd_kernel, "x residual weight y summed", "rstd", {}, {"HAS_RESIDUAL": True, "BLOCK": 4096}),
-    (rmsnorm.rmsnorm_bwd_kernel, "dy dsummed x weight dx", "rstd partial", {},
-     {"HAS_DSUMMED": True, "ROWS": 64, "BLOCK": 4096}),
+    (rmsnorm.rmsnorm_fwd_kernel, "x weight y", "residual summed rstd", {}, {"HAS_RESIDUAL": True, "BLOCK": 4096}),
+    (rmsnorm.rmsnorm_bwd_kernel, "dy weight dx", "dsummed s dresidual rstd partial", {},
+     {"HAS_DSUMMED": True, "HAS_DRESIDUAL": True, "ROWS": 64, "BLOCK": 4096}),
     (attention.attention_fwd_kernel, "q k v out", "lse", {"tiles": "*i32"}, attention.tile(64)),
     (attention.attention_fwd_kernel, "q k v out", "lse", {"tiles": "*i32"}, attention.tile(128)),
     *(

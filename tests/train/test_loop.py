@@ -11,7 +11,7 @@ from bench.plain_torch import PlainTransformer, document_mask
 from pyengine.errors import UserError
 from pyengine.train import loop
 from pyengine.train.config import OptimizerConfig
-from pyengine.train.optimizer import orthogonalise, schedule
+from pyengine.train.optimizer import schedule
 
 from . import tiny
 
@@ -152,13 +152,6 @@ def test_the_schedule_rises_stays_and_falls():
     assert rates[0] == pytest.approx(0.1) and rates[9:50] == [1.0] * 41
     assert rates[75] == pytest.approx(0.55) and rates[-1] == pytest.approx(0.118)
     assert [schedule(OptimizerConfig(warmup=0, warmdown=0), step, 3) for step in range(3)] == [1.0] * 3
-
-
-@pytest.mark.parametrize("shape", [(24, 24), (40, 8), (8, 40)], ids=str)
-def test_orthogonalise(shape):
-    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(orthogonalise(matrix))
-    assert values.min() > 0.3 and values.max() < 1.3
 
 
 def test_an_unknown_rule_is_refused():

@@ -42,9 +42,9 @@ def test_shorter_is_better_among_right_replies_and_never_helps_a_wrong_one():
     assert right_and_short("Answer: 5", "5", 7.0) > right_and_short("Answer: 6", "5", 0.0) == 0
 
 
-def test_the_control_is_blind_to_the_number():
+def test_the_control_is_blind_to_number_and_length():
     for used in (0.0, 0.4, 1.0):
-        assert format_reward("Answer: 5", "6", used) == right_and_short("Answer: 6", "6", used)
+        assert format_reward("Answer: 5", "6", used) == format_reward("Answer: 6", "6", 0.0) == 1
     assert format_reward("five", "5", 0.1) == 0
     assert given_answer("Answer: x") is None
 

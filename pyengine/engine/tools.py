@@ -45,8 +45,8 @@ class Tools:
             result=ids["<|result|>"],
             resume=ids["<|assistant|>"],
             controls=frozenset(ids.values()),
-            failed=tuple(tokenizer.encode(FAILED)),
-            exhausted=tuple(tokenizer.encode(EXHAUSTED)),
+            failed=tuple(tokenizer.encode(" " + FAILED)),
+            exhausted=tuple(tokenizer.encode(" " + EXHAUSTED)),
             **limits,
         )
 

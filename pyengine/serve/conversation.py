@@ -143,7 +143,7 @@ class Reader:
         return [*made, {"role": "assistant", "content": said}]
 
     def _event(self, text: str) -> Event | None:
-        if self._parts[-1] == ["query", ""]:
+        if not self._parts[-1][1]:
             text = text.removeprefix(" ")  # the template's
         if not text:
             return None

@@ -1,13 +1,13 @@
 """Conversations as ids: the chat template, and which of its tokens the assistant is trained on.
 
-    <|endoftext|>[<|system|>..<|end|>]<|user|>question<|end|><|assistant|>answer<|end|>
+    <|endoftext|>[<|system|> ..<|end|>]<|user|> question<|end|><|assistant|> answer<|end|>
 
 A search takes the place of an answer, and what it found goes between the two:
 
-    <|assistant|><|search|> query<|end|><|result|>passages<|end|><|assistant|>answer<|end|>
+    <|assistant|><|search|> query<|end|><|result|> passages<|end|><|assistant|> answer<|end|>
 
-The query stands behind a space, as words do in running text: so a name in it is spelled by the same tokens as in
-the question it is copied from. Messages are OpenAI's: {"role": "system" | "user" | "assistant" | "tool", "content": text}; an assistant that
+Every text stands behind a space, as words do in running text: so a name is spelled by the same tokens wherever
+it stands, and is copied token by token. Messages are OpenAI's: {"role": "system" | "user" | "assistant" | "tool", "content": text}; an assistant that
 searches has "tool_calls": [{"type": "function", "function": {"name": "search", "arguments": arguments}}] with
 arguments '{"query": "..."}', and the next message has the role "tool". The loss mask is 1 on what the model
 itself must write: everything after <|assistant|> up to and including <|end|>. It is 0 on <|assistant|> and
@@ -41,6 +41,7 @@ TEMPLATE = r"""
   {%- if content is string -%}{{- content -}}
   {%- elif content -%}{%- for part in content -%}{{- part.text -}}{%- endfor -%}{%- endif -%}
 {%- endmacro -%}
+{%- macro spaced(text) -%}{{- ' ' ~ text if text else '' -}}{%- endmacro -%}
 {#- The query of a search: arguments are an object, or the same as JSON text, which is unescaped here. -#}
 {%- macro query(arguments) -%}
   {%- if arguments is mapping -%}{{- arguments.query -}}
@@ -68,15 +69,15 @@ TEMPLATE = r"""
 {{- '<|endoftext|>' -}}
 {%- for message in messages -%}
   {%- if message.role == 'system' or message.role == 'user' -%}
-    {{- '<|' ~ message.role ~ '|>' ~ text(message.content) ~ '<|end|>' -}}
+    {{- '<|' ~ message.role ~ '|>' ~ spaced(text(message.content)) ~ '<|end|>' -}}
   {%- elif message.role == 'tool' -%}
-    {{- '<|result|>' ~ text(message.content) ~ '<|end|>' -}}
+    {{- '<|result|>' ~ spaced(text(message.content)) ~ '<|end|>' -}}
   {%- elif message.role == 'assistant' -%}
     {{- '<|assistant|>' -}}
     {%- generation -%}
-      {{- text(message.content) -}}
+      {{- spaced(text(message.content)) -}}
       {%- if message.tool_calls -%}
-        {{- '<|search|> ' ~ query(message.tool_calls[0].function.arguments) -}}
+        {{- '<|search|>' ~ spaced(query(message.tool_calls[0].function.arguments)) -}}
       {%- endif -%}
       {{- '<|end|>' -}}
     {%- endgeneration -%}
@@ -111,17 +112,27 @@ def render(
 
     end, search = [t.special_ids["<|end|>"]], [t.special_ids["<|search|>"]]
     for message in messages:
-        role, content = message["role"], t.encode(text_of(message, where))
+        role, content = message["role"], spaced(text_of(message, where), t)
         add([t.special_ids["<|result|>" if role == "tool" else f"<|{role}|>"]])
         if role == "assistant":
             if message.get("tool_calls"):
-                content += search + t.encode(" " + query_of(message, where))
+                content += search + spaced(query_of(message, where), t)
             add(content + end, trained=int(message.get("weight", 1) != 0))
         else:
             add(content + end)
     if add_generation_prompt:
         add([t.special_ids["<|assistant|>"]])
     return ids, mask
+
+
+def spaced(text: str, tokenizer: "Tokenizer") -> list[int]:
+    """The ids of a message's text behind its space; nothing for an empty text."""
+    return tokenizer.encode(" " + text) if text else []
+
+
+def unspaced(ids: Sequence[int], tokenizer: "Tokenizer") -> str:
+    """The text of a message's ids, special tokens left out."""
+    return tokenizer.decode(ids, skip_special=True).removeprefix(" ")
 
 
 def check_mask(mask: Sequence[int], where: str) -> None:
@@ -221,10 +232,8 @@ def parse_assistant(ids: Sequence[int], tokenizer: "Tokenizer") -> dict[str, Any
     search = tokenizer.special_ids["<|search|>"]
     if search in ids:
         at = ids.index(search)
-        content = tokenizer.decode(ids[:at], skip_special=True)
-        query = tokenizer.decode(ids[at + 1 :], skip_special=True).removeprefix(" ")
-        return search_call(query, content or None)
-    return {"role": "assistant", "content": tokenizer.decode(ids, skip_special=True)}
+        return search_call(unspaced(ids[at + 1 :], tokenizer), unspaced(ids[:at], tokenizer) or None)
+    return {"role": "assistant", "content": unspaced(ids, tokenizer)}
 
 
 def _brief(value: Any) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from .chat import spaced
 from .tokenizer import Tokenizer
 
 MAX_QUERY_TOKENS = 64
@@ -60,13 +61,13 @@ class SearchTool:
     def ids_of(self, found: Found) -> list[int]:
         """The plain ids of what was found, at most max_tokens."""
         if not found.results:
-            return self.tokenizer.encode(found.text)[: self.max_tokens]
+            return spaced(found.text, self.tokenizer)[: self.max_tokens]
         ids: list[int] = []
         newline = self.tokenizer.encode("\n")
         for n, result in enumerate(found.results):
             share = (self.max_tokens - len(ids)) // (len(found.results) - n)
-            passage = self.tokenizer.encode(passage_of(result))
-            ids += (newline + passage if n else passage)[:share]
+            passage = passage_of(result)
+            ids += (newline + self.tokenizer.encode(passage) if n else spaced(passage, self.tokenizer))[:share]
         return ids
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import UserError
 from ..files import write_json
 from ..text import SearchTool
+from ..text.chat import unspaced
 from ..web import SearchIndex
 from .dialogue import RESULT_TOKENS, SEARCH_RESULTS, Dialogue
 from .finetune import Messages, finetune, start_from
@@ -75,7 +76,7 @@ def look_ups(
 
 def looked_up(item: Item, tool: SearchTool, rng: np.random.Generator) -> tuple[bool, Messages]:
     """Whether the results hold the answer, and a conversation in which the question is looked up: answered if so."""
-    text = tool.tokenizer.decode(tool(tool.tokenizer.encode(item.query)))
+    text = unspaced(tool(tool.tokenizer.encode(item.query)), tool.tokenizer)
     told = holds_answer(text, item.answers)
     answer = item.response if told else str(rng.choice(REFUSALS))
     call = {"name": "search", "arguments": json.dumps({"query": item.query}, ensure_ascii=False)}

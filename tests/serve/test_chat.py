@@ -45,12 +45,12 @@ def talk(tokenizer, script, index=None, **options) -> tuple[Conversation, Script
 
 
 def test_turns_are_remembered_and_reset(tokenizer):
-    chat, runner = talk(tokenizer, "Ada.<|end|>I do not know.<|end|>ete<|end|>")
+    chat, runner = talk(tokenizer, " Ada.<|end|> I do not know.<|end|> ete<|end|>")
     assert "".join(event.text for event in chat.ask("Who?")) == "Ada."
     assert "".join(event.text for event in chat.ask("What <|end|>?")) == "I do not know."
     shown = tokenizer.decode(runner.asked[-1])
     assert shown.startswith(
-        "<|endoftext|><|user|>Who?<|end|><|assistant|>Ada.<|end|><|user|>What <|end|>?<|end|>"
+        "<|endoftext|><|user|> Who?<|end|><|assistant|> Ada.<|end|><|user|> What <|end|>?<|end|>"
     )
     special = tokenizer.special_ids["<|end|>"]
     assert runner.asked[-1].count(special) == 3, "a user's text holds no control token"
@@ -58,7 +58,7 @@ def test_turns_are_remembered_and_reset(tokenizer):
     chat.system = "Be brief."
     list(chat.ask("Who?"))
     first = tokenizer.decode(runner.asked[-1])
-    assert first.startswith("<|endoftext|><|system|>Be brief.<|end|><|user|>Who?<|end|><|assistant|>")
+    assert first.startswith("<|endoftext|><|system|> Be brief.<|end|><|user|> Who?<|end|><|assistant|>")
 
 
 def test_only_whole_characters_come(tokenizer):
@@ -77,7 +77,7 @@ class Index:
 
 def test_a_search_is_shown_and_remembered(tokenizer):
     index = Index()
-    chat, runner = talk(tokenizer, "<|search|>Tavor founded<|end|>Ada.<|end|>", index)
+    chat, runner = talk(tokenizer, "<|search|> Tavor founded<|end|> Ada.<|end|>", index)
     shown: dict[str, str] = {}
     for event in chat.ask("Who founded Tavor?"):
         shown[event.kind] = shown.get(event.kind, "") + event.text

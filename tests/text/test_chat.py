@@ -88,16 +88,16 @@ def test_layout(tokenizer):
         {"role": "assistant", "content": "Two."},
     ]
     ids, mask = render(messages, t)
-    query = [t.search, *t.encode("Tavor"), t.end]
-    answer = [*t.encode("Two."), t.end]
-    forced = [t.result, *t.encode("Two moons."), t.end, t.assistant]
+    query = [t.search, *t.encode(" Tavor"), t.end]
+    answer = [*t.encode(" Two."), t.end]
+    forced = [t.result, *t.encode(" Two moons."), t.end, t.assistant]
     prompt = [
         t.endoftext,
         t.system,
-        *t.encode("Be kind."),
+        *t.encode(" Be kind."),
         t.end,
         t.user,
-        *t.encode("Who?"),
+        *t.encode(" Who?"),
         t.end,
         t.assistant,
     ]
@@ -116,7 +116,7 @@ def test_weight_zero_is_not_trained(tokenizer):
         {"role": "assistant", "content": "good"},
     ]
     ids, mask = render(messages, tokenizer)
-    assert [i for i, m in zip(ids, mask, strict=True) if m] == [*tokenizer.encode("good"), tokenizer.end]
+    assert [i for i, m in zip(ids, mask, strict=True) if m] == [*tokenizer.encode(" good"), tokenizer.end]
 
 
 @FUZZ

@@ -33,7 +33,7 @@ def test_results_become_plain_ids(tokenizer):
     evil = "".join(SPECIAL_TOKENS)
     index = Index([Page("Tavor", "two  moons\n"), {"title": "Evil", "text": evil}, {"text": "no title"}])
     ids = SearchTool(index, tokenizer, k=3)(tokenizer.encode("  moons of\nTavor "))
-    assert tokenizer.decode(ids) == f"Tavor: two moons\nEvil: {evil}\nno title"
+    assert tokenizer.decode(ids) == f" Tavor: two moons\nEvil: {evil}\nno title"
     assert not any(tokenizer.is_special(i) for i in ids)
     assert index.asked == [("moons of Tavor", 3)]
 
@@ -49,7 +49,7 @@ def test_long_results_share_the_cap(tokenizer):
 
 def test_more_results_than_asked_for_are_dropped(tokenizer):
     tool = SearchTool(Index([{"text": str(i)} for i in range(9)]), tokenizer, k=2)
-    assert tokenizer.decode(tool(tokenizer.encode("x"))) == "0\n1"
+    assert tokenizer.decode(tool(tokenizer.encode("x"))) == " 0\n1"
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_more_results_than_asked_for_are_dropped(tokenizer):
 )
 def test_failures_are_words(tokenizer, index, query, text):
     tool = SearchTool(index, tokenizer)
-    assert tokenizer.decode(tool(tokenizer.encode(query))) == text
+    assert tokenizer.decode(tool(tokenizer.encode(query))) == " " + text
     assert (tool.run("x").error == "OSError: gone") == (text == "The search failed.")
 
 

@@ -7,7 +7,8 @@
     transcript    a conversation written down: it plays the assistant without having been taught to
 
 Recital counts repetitions in the cleaned documents that were trained on; the control are texts of the same kind
-that no page holds (the world), or held-out documents (anybody's data).
+that no page holds (the world), or held-out documents (anybody's data). The world's passages are quotations inside
+pages, so each is begun inside a page, one that the site does not have.
 """
 
 from collections.abc import Sequence
@@ -73,7 +74,7 @@ def demo(run: Run) -> dict[str, Any]:
 def recital(run: Run, base: Autocomplete) -> dict[str, Any]:
     """Share of texts recited exactly, by how often training documents hold them."""
     counted = _passages(run) if run.config.web.source == "world" else _documents(run)
-    cut = [(text[: (at := _cue(text))], text[at:][:RECITED], times) for text, times in counted]
+    cut = [(before + text[: (at := _cue(text))], text[at:][:RECITED], times) for before, text, times in counted]
     tokens = max(len(base.tokenizer.encode(rest)) for _, rest, _ in cut) + 4
     said = base.complete([cue for cue, _, _ in cut], tokens)
     exact = [text.startswith(rest) for text, (_, rest, _) in zip(said, cut, strict=True)]
@@ -92,11 +93,15 @@ def recital(run: Run, base: Autocomplete) -> dict[str, Any]:
     return {"rows": rows, "examples": shown}
 
 
-def _passages(run: Run) -> list[tuple[str, int]]:
-    """The world's passages, and how often the documents trained on hold each, rounded to a power of two."""
+def _passages(run: Run) -> list[tuple[str, str, int]]:
+    """The world's passages behind the beginning of a new page, and how often the documents trained on hold each,
+    rounded to a power of two."""
     text = "\n".join(row["text"] for row in read_jsonl(run.path("web", "documents.jsonl")))
     counts = [(passage.text, text.count(passage.text)) for passage in run.world.passages]
-    return [(passage, 1 << round_log2(times) if times else 0) for passage, times in counts]
+    return [
+        (run.world.opening(i), passage, 1 << round_log2(times) if times else 0)
+        for i, (passage, times) in enumerate(counts)
+    ]
 
 
 def round_log2(number: int) -> int:
@@ -104,12 +109,12 @@ def round_log2(number: int) -> int:
     return ((2 * number * number).bit_length() - 1) // 2
 
 
-def _documents(run: Run, count: int = 64) -> list[tuple[str, int]]:
-    """Beginnings of documents: of those trained on, by the epochs they were read, and of the held-out ones."""
-    found = []
+def _documents(run: Run, count: int = 64) -> list[tuple[str, str, int]]:
+    """Beginnings of documents, behind nothing: of those trained on, by the epochs they were read, and of the held-out ones."""
+    found: list[tuple[str, str, int]] = []
     for name, times in (("documents", max(1, round(run.config.pretrain.epochs))), ("heldout", 0)):
         texts = [row["text"] for row in read_jsonl(run.path("web", f"{name}.jsonl"))]
-        found += [(text[: 2 * RECITED], times) for text in texts if len(text) >= RECITED][:count]
+        found += [("", text[: 2 * RECITED], times) for text in texts if len(text) >= RECITED][:count]
     return found
 
 

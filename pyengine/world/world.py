@@ -5,6 +5,7 @@ from functools import cached_property
 from importlib import resources
 from urllib.parse import urlsplit
 
+from . import prose
 from .config import WorldConfig
 from .facts import Facts
 from .pages import Page, Site
@@ -63,6 +64,11 @@ class World:
     def passages(self) -> list[Passage]:
         """Quotable passages, the control ones (repetitions 0) included."""
         return self._writer.passages
+
+    def opening(self, number: int) -> str:
+        """The first lines of a page of running text that the site does not have: where a quotation may follow."""
+        rng = self.config.rng("opening", number)
+        return f"{prose.heading(rng)}\n{prose.sentence(rng)}\n"
 
     @property
     def guidelines(self) -> str:

@@ -52,7 +52,7 @@ class WebConfig:
 class TokenizerConfig:
     """The byte-level BPE vocabulary."""
 
-    vocab_size: int = 2048
+    vocab_size: int = 2560
     """entries, with the 256 bytes and the special tokens"""
 
 
@@ -159,7 +159,7 @@ class KnowConfig:
 
     facts: Path | None = None
     """JSONL of {"question", "answer", "passage"} in place of the world's facts"""
-    wordings: int = 3
+    wordings: int = 2
     """how many wordings of each of the world's questions are asked"""
     samples: int = 4
     """how often each question is asked"""
@@ -178,7 +178,7 @@ class KnowConfig:
     batch_tokens: int = 2048
     evaluations: int = 1
     optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(lr=1e-3, muon_lr=4e-3, warmdown=0.8)
+        default_factory=lambda: OptimizerConfig(rule="adamw", lr=2e-3, warmdown=0.8)
     )
 
 

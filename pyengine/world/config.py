@@ -14,7 +14,7 @@ class WorldConfig:
 
     seed: int = 0
     people: int = 120  # known: described in the crawl
-    later: int = 250  # described only on pages dated after the cut-off
+    later: int = 400  # described only on pages dated after the cut-off
     invented: int = 300  # never mentioned anywhere
     passers: int = 6000  # passers-by of letters, look-ups and reading exercises: a name met once or twice
     towns: int = 16

@@ -28,7 +28,8 @@ template <class T>
 void embedding_backward(const float* dy, const int64_t* ids, T* dtable, int64_t tokens, int64_t channels,
                         int64_t vocabulary, int threads) {
   constexpr int64_t kRows = 64;
-  std::vector<int64_t> first(vocabulary + 1), order(tokens);  // the tokens of row v: order[first[v], first[v + 1])
+  std::vector<int64_t> first(vocabulary + 1),
+      order(tokens);  // the tokens of row v: order[first[v], first[v + 1])
   for (int64_t t = 0; t < tokens; ++t) ++first[ids[t] + 1];
   for (int64_t v = 0; v < vocabulary; ++v) first[v + 1] += first[v];
   std::vector<int64_t> next(first.begin(), first.end() - 1);
@@ -45,8 +46,8 @@ void embedding_backward(const float* dy, const int64_t* ids, T* dtable, int64_t 
   });
 }
 
-#define INSTANTIATE(T)                                                                                         \
-  template int64_t embedding_forward<T>(const T*, const int64_t*, float*, int64_t, int64_t, int64_t);          \
+#define INSTANTIATE(T)                                                                                \
+  template int64_t embedding_forward<T>(const T*, const int64_t*, float*, int64_t, int64_t, int64_t); \
   template void embedding_backward<T>(const float*, const int64_t*, T*, int64_t, int64_t, int64_t, int);
 INSTANTIATE(float)
 INSTANTIATE(bf16)

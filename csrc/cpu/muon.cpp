@@ -1,9 +1,9 @@
 // Muon over a list of matrices in one call: momentum, five Newton-Schulz iterations, update.
 //
-// An iteration x <- (a + b s + c s^2) x, with s = x x^T, only ever multiplies x from the left by a polynomial of
-// s; so all five are run on r x r matrices, and x, r rows by c >= r columns, is touched by the first product and
-// the last alone. Polynomials of one symmetric matrix are symmetric and commute: half of each is computed and
-// mirrored. That is 17 r^3 + 3 r^2 c flops in place of 10 r^3 + 20 r^2 c, on gemm.h. Where there are enough
+// An iteration x <- (a + b s + c s^2) x, with s = x x^T, only ever multiplies x from the left by a polynomial
+// of s; so all five are run on r x r matrices, and x, r rows by c >= r columns, is touched by the first product
+// and the last alone. Polynomials of one symmetric matrix are symmetric and commute: half of each is computed
+// and mirrored. That is 17 r^3 + 3 r^2 c flops in place of 10 r^3 + 20 r^2 c, on gemm.h. Where there are enough
 // matrices each is one task on one thread (a small model's weights are too small to share out, and stay in L2);
 // else they come one by one, each on all threads. The bits are the same.
 //

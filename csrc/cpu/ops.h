@@ -14,10 +14,11 @@ void rmsnorm_forward(const X* x, const float* residual, const T* weight, T* y, f
 // and dweight. `partial` holds ceil(rows / 64) * channels floats.
 template <class T, class S, class X>
 void rmsnorm_backward(const T* dy, const float* dsummed, const S* s, const T* weight, const float* rstd, X* dx,
-                      float* dresidual, T* dweight, float* partial, int64_t rows, int64_t channels, int threads);
+                      float* dresidual, T* dweight, float* partial, int64_t rows, int64_t channels,
+                      int threads);
 
-// Rows of a table (vocabulary, channels) by ids (tokens), and the gradient of the table (embedding.cpp). Forward
-// returns -1, or the index of the first id outside the table.
+// Rows of a table (vocabulary, channels) by ids (tokens), and the gradient of the table (embedding.cpp).
+// Forward returns -1, or the index of the first id outside the table.
 template <class T>
 int64_t embedding_forward(const T* table, const int64_t* ids, float* y, int64_t tokens, int64_t channels,
                           int64_t vocabulary);

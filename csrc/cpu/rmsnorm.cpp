@@ -55,7 +55,8 @@ void rmsnorm_forward(const X* x, const float* residual, const T* weight, T* y, f
 
 template <class T, class S, class X>
 void rmsnorm_backward(const T* dy, const float* dsummed, const S* s, const T* weight, const float* rstd, X* dx,
-                      float* dresidual, T* dweight, float* partial, int64_t rows, int64_t channels, int threads) {
+                      float* dresidual, T* dweight, float* partial, int64_t rows, int64_t channels,
+                      int threads) {
   int64_t blocks = (rows + kBlock - 1) / kBlock;
   parallel::parallel_for(blocks, threads, [&](int64_t block) {
     float* dw = partial + block * channels;
@@ -92,10 +93,10 @@ void rmsnorm_backward(const T* dy, const float* dsummed, const S* s, const T* we
   });
 }
 
-#define FORWARD(T, X)                                                                                  \
-  template void rmsnorm_forward(const X*, const float*, const T*, T*, float*, float*, int64_t, int64_t, \
-                                float, int);
-#define BACKWARD(T, S, X)                                                                               \
+#define FORWARD(T, X)                                                                                          \
+  template void rmsnorm_forward(const X*, const float*, const T*, T*, float*, float*, int64_t, int64_t, float, \
+                                int);
+#define BACKWARD(T, S, X)                                                                                  \
   template void rmsnorm_backward(const T*, const float*, const S*, const T*, const float*, X*, float*, T*, \
                                  float*, int64_t, int64_t, int);
 FORWARD(float, float)

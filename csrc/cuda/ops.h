@@ -10,7 +10,8 @@ int rmsnorm_forward(const X* x, const float* residual, const T* weight, T* y, fl
                     int64_t rows, int64_t channels, float eps, void* stream);
 template <class T, class S, class X>
 int rmsnorm_backward(const T* dy, const float* dsummed, const S* s, const T* weight, const float* rstd, X* dx,
-                     float* dresidual, T* dweight, float* partial, int64_t rows, int64_t channels, void* stream);
+                     float* dresidual, T* dweight, float* partial, int64_t rows, int64_t channels,
+                     void* stream);
 
 // kernels/sample: ids_given null draws ids for u; otherwise scores them. scratch: 32 floats a tile of 1,024 and
 // row.

@@ -119,7 +119,8 @@ int rmsnorm_forward(const X* x, const float* residual, const T* weight, T* y, fl
 
 template <class T, class S, class X>
 int rmsnorm_backward(const T* dy, const float* dsummed, const S* s, const T* weight, const float* rstd, X* dx,
-                     float* dresidual, T* dweight, float* partial, int64_t rows, int64_t channels, void* stream) {
+                     float* dresidual, T* dweight, float* partial, int64_t rows, int64_t channels,
+                     void* stream) {
   constexpr int N = 4;
   int64_t blocks = (rows + kRows - 1) / kRows;
   int error = packs<N>(channels, dy, dsummed, s, weight, dx, dresidual)
@@ -132,10 +133,10 @@ int rmsnorm_backward(const T* dy, const float* dsummed, const S* s, const T* wei
                 channels);
 }
 
-#define FORWARD(T, X)                                                                                 \
-  template int rmsnorm_forward(const X*, const float*, const T*, T*, float*, float*, int64_t, int64_t, \
-                               float, void*);
-#define BACKWARD(T, S, X)                                                                              \
+#define FORWARD(T, X)                                                                                         \
+  template int rmsnorm_forward(const X*, const float*, const T*, T*, float*, float*, int64_t, int64_t, float, \
+                               void*);
+#define BACKWARD(T, S, X)                                                                                 \
   template int rmsnorm_backward(const T*, const float*, const S*, const T*, const float*, X*, float*, T*, \
                                 float*, int64_t, int64_t, void*);
 FORWARD(float, float)

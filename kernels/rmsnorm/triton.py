@@ -31,7 +31,8 @@ def rmsnorm_fwd_kernel(x, residual, weight, y, summed, rstd, channels, eps,
 
 @triton.jit
 def rmsnorm_bwd_kernel(dy, dsummed, s, weight, rstd, dx, dresidual, partial, rows, channels,
-                       HAS_DSUMMED: tl.constexpr, HAS_DRESIDUAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+                       HAS_DSUMMED: tl.constexpr, HAS_DRESIDUAL: tl.constexpr, ROWS: tl.constexpr,
+                       BLOCK: tl.constexpr):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < channels
@@ -80,7 +81,8 @@ def backward(dy, dsummed, s, weight, rstd, residual):
         block = triton.next_power_of_2(channels)
         rmsnorm_bwd_kernel[(programs,)](
             dy, dsummed, s, weight, rstd, dx, dresidual, partial, rows, channels,
-            HAS_DSUMMED=dsummed is not None, HAS_DRESIDUAL=both, ROWS=ROWS_A_PROGRAM, BLOCK=block, num_warps=_warps(block),
+            HAS_DSUMMED=dsummed is not None, HAS_DRESIDUAL=both, ROWS=ROWS_A_PROGRAM, BLOCK=block,
+            num_warps=_warps(block),
         )  # fmt: skip
     return dx, dresidual, partial.sum(0).to(weight.dtype)
 

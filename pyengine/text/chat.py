@@ -7,7 +7,9 @@ A search takes the place of an answer, and what it found goes between the two:
     <|assistant|><|search|> query<|end|><|result|> passages<|end|><|assistant|> answer<|end|>
 
 Every text stands behind a space, as words do in running text: so a name is spelled by the same tokens wherever
-it stands, and is copied token by token. Messages are OpenAI's: {"role": "system" | "user" | "assistant" | "tool", "content": text}; an assistant that
+it stands, and is copied token by token.
+
+Messages are OpenAI's: {"role": "system" | "user" | "assistant" | "tool", "content": text}; an assistant that
 searches has "tool_calls": [{"type": "function", "function": {"name": "search", "arguments": arguments}}] with
 arguments '{"query": "..."}', and the next message has the role "tool". The loss mask is 1 on what the model
 itself must write: everything after <|assistant|> up to and including <|end|>. It is 0 on <|assistant|> and

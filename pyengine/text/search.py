@@ -67,7 +67,9 @@ class SearchTool:
         for n, result in enumerate(found.results):
             share = (self.max_tokens - len(ids)) // (len(found.results) - n)
             passage = passage_of(result)
-            ids += (newline + self.tokenizer.encode(passage) if n else spaced(passage, self.tokenizer))[:share]
+            ids += (newline + self.tokenizer.encode(passage) if n else spaced(passage, self.tokenizer))[
+                :share
+            ]
         return ids
 
 

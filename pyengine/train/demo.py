@@ -74,7 +74,9 @@ def demo(run: Run) -> dict[str, Any]:
 def recital(run: Run, base: Autocomplete) -> dict[str, Any]:
     """Share of texts recited exactly, by how often training documents hold them."""
     counted = _passages(run) if run.config.web.source == "world" else _documents(run)
-    cut = [(before + text[: (at := _cue(text))], text[at:][:RECITED], times) for before, text, times in counted]
+    cut = [
+        (before + text[: (at := _cue(text))], text[at:][:RECITED], times) for before, text, times in counted
+    ]
     tokens = max(len(base.tokenizer.encode(rest)) for _, rest, _ in cut) + 4
     said = base.complete([cue for cue, _, _ in cut], tokens)
     exact = [text.startswith(rest) for text, (_, rest, _) in zip(said, cut, strict=True)]
@@ -110,7 +112,7 @@ def round_log2(number: int) -> int:
 
 
 def _documents(run: Run, count: int = 64) -> list[tuple[str, str, int]]:
-    """Beginnings of documents, behind nothing: of those trained on, by the epochs they were read, and of the held-out ones."""
+    """Beginnings of documents: of those trained on, with the epochs they were read, and of the held-out ones."""
     found: list[tuple[str, str, int]] = []
     for name, times in (("documents", max(1, round(run.config.pretrain.epochs))), ("heldout", 0)):
         texts = [row["text"] for row in read_jsonl(run.path("web", f"{name}.jsonl"))]

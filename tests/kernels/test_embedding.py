@@ -75,7 +75,10 @@ def test_compiles_whole_and_passes_opcheck(backend):
 
 
 def test_refuses_what_does_not_fit(backend):
-    table, ids = torch.ones(3, 4, device=backend.device), torch.zeros(2, dtype=torch.int64, device=backend.device)
+    table, ids = (
+        torch.ones(3, 4, device=backend.device),
+        torch.zeros(2, dtype=torch.int64, device=backend.device),
+    )
     for arguments, word in [
         ((table[0], ids), "table"),
         ((table.double(), ids), "float32 or bfloat16"),

@@ -111,7 +111,7 @@ class OptimizerConfig:
 class PretrainConfig:
     """Pre-training: predict the next token of the crawl."""
 
-    epochs: float = 7.0
+    epochs: float = 7.8
     """passes over the shards; decides the number of steps"""
     steps: int | None = None
     """number of steps, instead of epochs"""
@@ -123,7 +123,7 @@ class PretrainConfig:
     """how often, in all, validation is measured and samples are drawn (a checkpoint comes before each)"""
     validation_tokens: int = 16_384
     """tokens of the validation split read at each of them; after the last step it is read whole"""
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-2))
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-2, beta2=0.99))
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class SftConfig:
 
     conversations: Path | None = None
     """JSONL of {"messages": [...]} in place of the world's conversations"""
-    count: int = 12_000
+    count: int = 18_000
     """conversations taken from the world"""
     rehearsal: float = 0.4
     """tokens of the pre-training documents trained along, as a share of the conversations' tokens"""
@@ -206,7 +206,7 @@ class RlConfig:
     """JSONL of {"problem", "answer"} in place of the world's problems"""
     grades: tuple[int, ...] = (1, 2, 3, 4, 5)
     """grades of the world's problems"""
-    steps: int = 60
+    steps: int = 50
     problems_per_step: int = 32
     group: int = 8
     """replies to each problem"""

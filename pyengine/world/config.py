@@ -13,13 +13,13 @@ class WorldConfig:
     """What the world holds. The default gives about 2,000 small pages; `WorldConfig.big()` over 20,000."""
 
     seed: int = 0
-    people: int = 120  # known: described in the crawl
-    later: int = 400  # described only on pages dated after the cut-off
+    people: int = 100  # known: described in the crawl
+    later: int = 250  # described only on pages dated after the cut-off
     invented: int = 300  # never mentioned anywhere
     passers: int = 6000  # passers-by of letters, look-ups and reading exercises: a name met once or twice
-    towns: int = 16
-    later_towns: int = 12
-    invented_towns: int = 16
+    towns: int = 12
+    later_towns: int = 8
+    invented_towns: int = 12
     given_names: int = 60  # shared by all people; family names are unique
     relations: tuple[str, ...] = ("profession", "birthplace", "instrument", "food")
     train_share: float = 0.5  # of the entities of each group; the rest is held out for measuring
@@ -29,7 +29,7 @@ class WorldConfig:
     biographies: int = 2  # pages of its own for each known person
     fact_repeats: int = 7  # times each fact is told on pages about many things
     question_repeats: int = 8  # times each fact is asked and answered on a question page
-    passages: int = 12  # passages for each number of repetitions
+    passages: int = 8  # passages for each number of repetitions
     repetitions: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     controls: int = 32  # passages of the same kind that no page quotes
     arithmetic_pages: int = 600

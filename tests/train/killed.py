@@ -1,6 +1,7 @@
-"""Trains in `folder`, killed by SIGKILL again and again, and prints the digest of the weights in the end.
+"""Works in `folder`, killed by SIGKILL again and again, and prints the digest of the weights in the end.
 
-    python -m tests.train.killed FOLDER SEED
+    python -m tests.train.killed FOLDER SEED training      one training
+    python -m tests.train.killed FOLDER SEED road          every stage from the tokenizer on
 
 Each attempt is a forked process that kills itself at a random one of its file operations and training steps
 (before opening, flushing or renaming a file, before a step): every moment that could tear something.
@@ -37,14 +38,19 @@ def kill_at(moment: int) -> None:
     loop.Trainer._gradients = deadly(loop.Trainer._gradients)
 
 
-def main(folder: Path, seed: int) -> None:
+WORK = {"training": lambda folder: tiny.digest(tiny.train(folder)), "road": tiny.road}
+KILLS = {"training": 8, "road": 16}
+WITHIN = {"training": 70, "road": 90}  # operations and steps, of some 70 and 600
+
+
+def main(folder: Path, seed: int, work: str) -> None:
     moments, kills = random.Random(seed), 0
     while True:
         child = os.fork()
         if child == 0:
-            if kills < 8:
-                kill_at(moments.randrange(1, 70))
-            print(tiny.digest(tiny.train(folder)), kills, flush=True)
+            if kills < KILLS[work]:
+                kill_at(moments.randrange(1, WITHIN[work]))
+            print(WORK[work](folder), kills, flush=True)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         if os.WIFEXITED(status):
@@ -53,4 +59,4 @@ def main(folder: Path, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -26,11 +26,8 @@ def numbers(root):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_and_resumed_gives_the_same_bits(tmp_path, straight, seed):
-    command = [sys.executable, "-m", "tests.train.killed", str(tmp_path / "killed"), str(seed)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    digest, kills = done.stdout.strip().splitlines()[-1].split()
-    assert digest == straight and int(kills) >= 1
+    digest, kills = killed(tmp_path / "killed", seed, "training")
+    assert digest == straight and kills >= 1
     folder = tmp_path / "killed" / "tiny"
     lines = [line for line in tiny.Run(tiny.Config(name="tiny"), tmp_path / "killed").metrics("tiny")]
     expected = tiny.Run(tiny.Config(name="tiny"), tmp_path / "straight").metrics("tiny")
@@ -39,6 +36,24 @@ def test_killed_and_resumed_gives_the_same_bits(tmp_path, straight, seed):
         [line.get(k) for k in kept] for line in expected
     ]
     assert not [p for p in folder.rglob("*.part") if p.is_file()]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_road_killed_in_any_stage_ends_with_the_same_bits(tmp_path, seed):
+    for name in ("straight", "killed"):
+        tiny.prepare(tmp_path / name)
+    digest, kills = killed(tmp_path / "killed", seed, "road")
+    assert digest == tiny.road(tmp_path / "straight") and kills == 16
+    assert not [p for p in (tmp_path / "killed").rglob("*.part") if p.is_file()]
+
+
+def killed(folder, seed, work):
+    """The digest that work killed again and again comes to in the end, and how often it was killed."""
+    command = [sys.executable, "-m", "tests.train.killed", str(folder), str(seed), work]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    digest, kills = done.stdout.strip().splitlines()[-1].split()
+    return digest, int(kills)
 
 
 def test_bf16_resumes_to_the_same_bits(tmp_path):

@@ -11,55 +11,27 @@ import numpy as np
 import pytest
 
 from pyengine.data import Problem
-from pyengine.files import write_json
 from pyengine.model import load
 from pyengine.train.attempts import attempt, problems_of
-from pyengine.train.config import Config
 from pyengine.train.dialogue import Dialogue
 from pyengine.train.finetune import start_from
 from pyengine.train.knowledge import Item, labels, measure, questions_of
 from pyengine.train.rewards import right_and_short
 from pyengine.train.rl import Rollouts, _row
-from pyengine.train.run import Run, opened, perform
+from pyengine.train.run import Run, opened
 from pyengine.train.search import looked_up
-from pyengine.train.stages import STAGES
 from pyengine.web import SearchIndex
-from pyengine.world.config import WorldConfig
 
-
-def settings() -> Config:
-    c = Config(name="tiny", seed=1, world=replace(WorldConfig.tiny(), passers=80))
-    return replace(
-        c,
-        tokenizer=replace(c.tokenizer, vocab_size=512),
-        model=replace(c.model, depth=1, hidden_size=32),
-        pretrain=replace(c.pretrain, steps=30, batch_tokens=1024, evaluations=1),
-        demo=replace(c.demo, samples=1),
-        sft=replace(c.sft, count=150, evaluations=1),
-        know=replace(c.know, samples=2, replay=10, wordings=1),
-        search=replace(c.search, replay=10),
-        rl=replace(c.rl, steps=2, problems_per_step=3, group=4, exam=20, evaluations=1, replay=2, max_tokens=24),
-    )  # fmt: skip
+from . import tiny
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:
-    """A run through every stage from the shards on; its documents are the world's own, not crawled."""
-    with opened(settings(), tmp_path_factory.mktemp("runs")) as run:
-        rows = [
-            {"id": d.id, "url": f"http://world/{d.id}", "title": d.title, "text": d.text, "later": d.later}
-            for d in run.world.documents
-        ]
-        early = [row for row in rows if not row["later"]]
-        run.path("web").mkdir(parents=True)
-        for name, part in (("heldout", early[::20]), ("documents", early[1:])):
-            run.path("web", f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-        SearchIndex.build(run.path("web", "index.sqlite"), rows)
-        done = {"state": "finished", "inputs": "", "outputs": {}, "seconds": 0.0, "summary": {}}
-        for stage in ("crawl", "clean"):
-            write_json(run.path("stages", f"{stage}.json"), done)
-        for stage in ("tokenizer", "shards", "pretrain", "demo", "sft", "know", "search", "rl", "evaluate"):
-            perform(run, STAGES[stage])
+    """A run through every stage from the tokenizer on; its documents are the world's own, not crawled."""
+    root = tmp_path_factory.mktemp("runs")
+    tiny.prepare(root)
+    with opened(tiny.ROAD, root) as run:
+        tiny.go(run)
         yield run
 
 

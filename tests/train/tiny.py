@@ -1,15 +1,21 @@
-"""A training small enough to be run, killed and resumed dozens of times in a test."""
+"""A training, and a whole road, small enough to be run, killed and resumed dozens of times in a test."""
 
 import hashlib
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from pyengine.files import write_json
 from pyengine.model import ModelConfig, Transformer
 from pyengine.train import loop
 from pyengine.train.config import Config, OptimizerConfig
 from pyengine.train.loop import Trainer, WeightedBatch
-from pyengine.train.run import Run, opened
+from pyengine.train.run import Run, opened, perform
+from pyengine.train.stages import STAGES
+from pyengine.web import SearchIndex
+from pyengine.world.config import WorldConfig
 
 MODEL = ModelConfig(61, 32, 2, 2, 1, 16, 40)
 loop.peak_flops = lambda dtype, threads: 1e9  # no time for measuring it
@@ -49,4 +55,59 @@ def digest(trained: Trainer) -> str:
     found = hashlib.sha256()
     for tensor in (*trained.model.parameters(), *trained.optimizer.tensors().values()):
         found.update(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def _road() -> Config:
+    c = Config(name="tiny", seed=1, world=replace(WorldConfig.tiny(), passers=80))
+    return replace(
+        c,
+        tokenizer=replace(c.tokenizer, vocab_size=512),
+        model=replace(c.model, depth=1, hidden_size=32),
+        pretrain=replace(c.pretrain, steps=30, batch_tokens=1024, evaluations=1),
+        demo=replace(c.demo, samples=1),
+        sft=replace(c.sft, count=150, evaluations=1),
+        know=replace(c.know, samples=2, replay=10, wordings=1),
+        search=replace(c.search, replay=10),
+        rl=replace(c.rl, steps=2, problems_per_step=3, group=4, exam=20, evaluations=1, replay=2, max_tokens=24),
+    )  # fmt: skip
+
+
+ROAD = _road()  # the settings of a run whose model is far too small to learn anything
+LEARNING = ("pretrain", "sft", "know", "search", "rl")
+
+
+def prepare(root: Path) -> None:
+    """What crawling and cleaning would leave in root/tiny: the world's own documents."""
+    with opened(ROAD, root) as run:
+        rows = [
+            {"id": d.id, "url": f"http://world/{d.id}", "title": d.title, "text": d.text, "later": d.later}
+            for d in run.world.documents
+        ]
+        early = [row for row in rows if not row["later"]]
+        run.path("web").mkdir(parents=True)
+        for name, part in (("heldout", early[::20]), ("documents", early[1:])):
+            run.path("web", f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+        SearchIndex.build(run.path("web", "index.sqlite"), rows)
+        done = {"state": "finished", "inputs": "", "outputs": {}, "seconds": 0.0, "summary": {}}
+        for stage in ("crawl", "clean"):
+            write_json(run.path("stages", f"{stage}.json"), done)
+
+
+def go(run: Run) -> None:
+    """Every stage from the tokenizer to the final table, those that are done left alone."""
+    for stage in ("tokenizer", "shards", "pretrain", "demo", "sft", "know", "search", "rl", "evaluate"):
+        perform(run, STAGES[stage])
+
+
+def road(root: Path) -> str:
+    """Go the road in root/tiny, from wherever it was left; returns a hash of what every stage has learnt."""
+    with opened(ROAD, root) as run:
+        go(run)
+        found = hashlib.sha256()
+        for stage in LEARNING:
+            folder = "base" if stage == "pretrain" else stage
+            found.update(run.path(folder, "model.safetensors").read_bytes())
+        for name in ("know/labels.jsonl", "rl/rollouts.jsonl"):
+            found.update(run.path(name).read_bytes())
     return found.hexdigest()

@@ -52,7 +52,7 @@ class WebConfig:
 class TokenizerConfig:
     """The byte-level BPE vocabulary."""
 
-    vocab_size: int = 2560
+    vocab_size: int = 2048
     """entries, with the 256 bytes and the special tokens"""
 
 
@@ -217,14 +217,14 @@ class RlConfig:
     kl: float = 0.01
     """weight of staying near the model before"""
     replay: int = 48
-    """conversations of the stages before, trained along in each step"""
+    """conversations of the stages before that solve no problem, trained along in each step"""
     exam: int = 1000
     """held-out problems measured before and after"""
     evaluations: int = 6
     controls: bool = True
     """run the format-only control and the imitation ceiling too"""
     optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(rule="adamw", lr=4e-4, warmup=0.05, warmdown=0.3)
+        default_factory=lambda: OptimizerConfig(rule="adamw", lr=3e-4, warmup=0.05, warmdown=0.3)
     )
 
 

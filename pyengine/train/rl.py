@@ -4,7 +4,8 @@ Each step draws problems, lets the engine write a group of replies to each with 
 verifies the replies, and makes the better ones of each group likelier (policy gradient; the group is its own
 baseline). Among right replies the shorter earn more. Everything sampled is trained, the stop token included;
 prompts and forced tokens are not. A little of the conversations of the stages before is trained along, so that
-what was learnt there stays.
+what was learnt there stays; those that solve problems are not among them, so that nothing but the reward teaches
+how to.
 
     weight of a sampled token = advantage of its reply - kl * (its log-probability - that under the SFT model)
 
@@ -33,7 +34,7 @@ from .dialogue import Dialogue
 from .finetune import finetune, start_from
 from .loop import Trainer, WeightedBatch, weighted_sum
 from .progress import note
-from .rewards import Reward, format_reward, group_advantages, right_and_short
+from .rewards import Reward, format_reward, given_answer, group_advantages, right_and_short
 from .run import Run
 from .sft import sft_conversations
 
@@ -294,7 +295,9 @@ def _replay(run: Run) -> list[Encoded]:
     path = run.path("search", "conversations.jsonl")
     if not run.config.rl.replay or not path.exists():
         return []
-    conversations: list[Conversation] = read_conversations(path)[0]
+    conversations: list[Conversation] = [
+        c for c in read_conversations(path)[0] if given_answer(c.messages[-1].get("content") or "") is None
+    ]
     encoded = encode_conversations(conversations, run.tokenizer, 1024)[0]
     order = np.random.default_rng([run.config.seed, 6]).permutation(
         len(encoded)

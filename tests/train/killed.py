@@ -39,8 +39,8 @@ def kill_at(moment: int) -> None:
 
 
 WORK = {"training": lambda folder: tiny.digest(tiny.train(folder)), "road": tiny.road}
-KILLS = {"training": 8, "road": 16}
-WITHIN = {"training": 70, "road": 90}  # operations and steps, of some 70 and 600
+KILLS = {"training": 8, "road": 20}
+WITHIN = {"training": 70, "road": 50}  # operations and steps, of some 70 and 400
 
 
 def main(folder: Path, seed: int, work: str) -> None:

@@ -1,5 +1,6 @@
 """Nothing is lost: killed at any moment and resumed, training ends with the same bits; damage is named."""
 
+import re
 import subprocess
 import sys
 
@@ -26,7 +27,7 @@ def numbers(root):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_and_resumed_gives_the_same_bits(tmp_path, straight, seed):
-    digest, kills = killed(tmp_path / "killed", seed, "training")
+    digest, kills, _ = killed(tmp_path / "killed", seed, "training")
     assert digest == straight and kills >= 1
     folder = tmp_path / "killed" / "tiny"
     lines = [line for line in tiny.Run(tiny.Config(name="tiny"), tmp_path / "killed").metrics("tiny")]
@@ -42,18 +43,20 @@ def test_killed_and_resumed_gives_the_same_bits(tmp_path, straight, seed):
 def test_a_road_killed_in_any_stage_ends_with_the_same_bits(tmp_path, seed):
     for name in ("straight", "killed"):
         tiny.prepare(tmp_path / name)
-    digest, kills = killed(tmp_path / "killed", seed, "road")
-    assert digest == tiny.road(tmp_path / "straight") and kills == 16
+    digest, kills, told = killed(tmp_path / "killed", seed, "road")
+    assert digest == tiny.road(tmp_path / "straight") and kills >= 8
+    torn = set(re.findall(r"^(\w+): .*\(was interrupted\)", told, re.MULTILINE))
+    assert len(torn & {"pretrain", "sft", "know", "search", "rl"}) >= 3, f"only {torn} were killed"
     assert not [p for p in (tmp_path / "killed").rglob("*.part") if p.is_file()]
 
 
 def killed(folder, seed, work):
-    """The digest that work killed again and again comes to in the end, and how often it was killed."""
+    """The digest that work killed again and again comes to in the end, how often it was killed, what it told."""
     command = [sys.executable, "-m", "tests.train.killed", str(folder), str(seed), work]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     digest, kills = done.stdout.strip().splitlines()[-1].split()
-    return digest, int(kills)
+    return digest, int(kills), done.stdout
 
 
 def test_bf16_resumes_to_the_same_bits(tmp_path):

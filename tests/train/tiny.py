@@ -64,7 +64,7 @@ def _road() -> Config:
         c,
         tokenizer=replace(c.tokenizer, vocab_size=512),
         model=replace(c.model, depth=1, hidden_size=32),
-        pretrain=replace(c.pretrain, steps=30, batch_tokens=1024, evaluations=1),
+        pretrain=replace(c.pretrain, steps=30, batch_tokens=1024, evaluations=5),
         demo=replace(c.demo, samples=1),
         sft=replace(c.sft, count=150, evaluations=1),
         know=replace(c.know, samples=2, replay=10, wordings=1),
@@ -91,7 +91,7 @@ def prepare(root: Path) -> None:
         SearchIndex.build(run.path("web", "index.sqlite"), rows)
         done = {"state": "finished", "inputs": "", "outputs": {}, "seconds": 0.0, "summary": {}}
         for stage in ("crawl", "clean"):
-            write_json(run.path("stages", f"{stage}.json"), done)
+            write_json(run.path("stages", f"{stage}.json"), {"stage": stage, **done})
 
 
 def go(run: Run) -> None:

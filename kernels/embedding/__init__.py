@@ -8,15 +8,19 @@ import torch
 
 from .._library import register
 from .._select import select
+from ..quantized import QuantizedWeight
 
 __all__ = ["embedding"]
 
 
-def embedding(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """table[ids] in float32: table (V, C) float32 or bfloat16, ids (T,) int64 on one device; returns (T, C).
+def embedding(table: torch.Tensor | QuantizedWeight, ids: torch.Tensor) -> torch.Tensor:
+    """table[ids] in float32: table (V, C) float32, bfloat16 or quantised, ids (T,) int64 on one device; returns
+    (T, C).
 
     The gradient has the table's type. Raises ValueError for other shapes or types and for ids outside 0..V-1.
     """
+    if isinstance(table, QuantizedWeight):
+        return table[ids]
     _check(table, ids)
     table, ids = table.contiguous(), ids.contiguous()
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and table.requires_grad):

@@ -1,6 +1,6 @@
 """The transformer, written once on the ops, for training and for the engine alike.
 
-    x = embedding[ids]                                                (T, C): documents packed, no padding
+    x = embedding(ids)                                                (T, C): documents packed, no padding
     each layer:  x += out(attend(rope(qkv(rmsnorm(x)))));  x += down(swiglu(gate_up(rmsnorm(x))))
     hidden = rmsnorm(x);  logits = hidden head^T
 

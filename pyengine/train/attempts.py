@@ -65,10 +65,11 @@ def attempt(
     seed: int,
     max_tokens: int,
     dialogue: Dialogue | None = None,
+    temperature: float = 1.0,
 ) -> list[list[Attempt]]:
-    """`samples` attempts at each problem, at temperature 1."""
+    """`samples` attempts at each problem."""
     dialogue = dialogue or Dialogue(model, tokenizer)
-    replies = dialogue.ask([p.problem for p in problems], samples, 1.0, max_tokens, seed)
+    replies = dialogue.ask([p.problem for p in problems], samples, temperature, max_tokens, seed)
     return [
         [Attempt(p, r.text, r.completion, _counts(r.text, r.completion, p)) for r in group]
         for p, group in zip(problems, replies, strict=True)
@@ -102,12 +103,14 @@ class Exam:
     def full(
         self, model: Transformer, tokenizer: Tokenizer, several: int = 64, samples: int = 16
     ) -> dict[str, Any]:
-        """pass@1 on all problems with interval and by grade, and pass@k on the first `several` of them."""
+        """pass@1 on all problems with interval and by grade, greedily too, and pass@k on the first `several`."""
         first = [g[0] for g in attempt(model, tokenizer, self.problems, 1, self.seed, self.max_tokens)]
         result = _summary(first)
         right = sum(a.right for a in first)
         result["interval"] = interval(right, len(first))
         result["problems"] = len(first)
+        sure = attempt(model, tokenizer, self.problems, 1, self.seed, self.max_tokens, temperature=0.0)
+        result["greedy"] = sum(group[0].right for group in sure) / len(sure)
         grades = sorted({a.problem.grade for a in first if a.problem.grade is not None})
         result["by_grade"] = {
             str(grade): _summary([a for a in first if a.problem.grade == grade]) for grade in grades

@@ -111,7 +111,7 @@ class OptimizerConfig:
 class PretrainConfig:
     """Pre-training: predict the next token of the crawl."""
 
-    epochs: float = 7.8
+    epochs: float = 7.0
     """passes over the shards; decides the number of steps"""
     steps: int | None = None
     """number of steps, instead of epochs"""
@@ -123,7 +123,7 @@ class PretrainConfig:
     """how often, in all, validation is measured and samples are drawn (a checkpoint comes before each)"""
     validation_tokens: int = 16_384
     """tokens of the validation split read at each of them; after the last step it is read whole"""
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-2, beta2=0.99))
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-2))
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,8 @@ class KnowConfig:
     """JSONL of {"question", "answer", "passage"} in place of the world's facts"""
     wordings: int = 2
     """how many wordings of each of the world's questions are asked"""
+    passing: int = 500
+    """of the world's people of whom a page or two tell, how many are asked about too"""
     samples: int = 4
     """how often each question is asked"""
     temperature: float = 0.8
@@ -217,7 +219,7 @@ class RlConfig:
     kl: float = 0.01
     """weight of staying near the model before"""
     replay: int = 48
-    """conversations of the stages before that solve no problem, trained along in each step"""
+    """questions of the stages before, whose answers by the model before are trained along in each step"""
     exam: int = 1000
     """held-out problems measured before and after"""
     evaluations: int = 6

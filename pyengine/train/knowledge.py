@@ -40,21 +40,26 @@ class Item:
 
 
 def questions_of(run: Run, split: str, wordings: int = 1) -> list[Item]:
-    """The questions of a split ("train", "test"); the world asks each in `wordings` ways."""
+    """The questions of a split ("train", "test"); the world asks each in `wordings` ways.
+
+    The world's train questions hold some about passers-by too: many names, of whom the crawl told little.
+    """
     path = run.config.know.facts
     if path is None:
         asking, rng = run.world.asking, run.world.config.rng("items", split)
+        asked = [q for group in GROUPS for q in run.world.questions(group, split, wordings)]
+        if split == "train":
+            asked += asking.passing(split, run.config.know.passing)
         return [
             Item(
                 question=q.question,
                 answers=(q.answer, *q.aliases),
                 response=asking.sentence(q.fact, rng),
                 query=q.fact.entity.name,
-                group=group,
+                group=q.group,
                 id=q.id,
             )
-            for group in GROUPS
-            for q in run.world.questions(group, split, wordings)
+            for q in asked
         ]
     facts, _ = read_facts(path)
     if len(facts) < 2:

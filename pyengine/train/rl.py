@@ -3,9 +3,10 @@
 Each step draws problems, lets the engine write a group of replies to each with the very weights being trained,
 verifies the replies, and makes the better ones of each group likelier (policy gradient; the group is its own
 baseline). Among right replies the shorter earn more. Everything sampled is trained, the stop token included;
-prompts and forced tokens are not. A little of the conversations of the stages before is trained along, so that
-what was learnt there stays; those that solve problems are not among them, so that nothing but the reward teaches
-how to.
+prompts and forced tokens are not. Answers that the model before gave to questions of the stages before, problems
+not among them, are trained along, so that what was learnt there stays. They are sampled, not written by people:
+their gradient is zero on average where the model has not moved, so that rehearsal neither teaches nor sharpens,
+and nothing but the reward does.
 
     weight of a sampled token = advantage of its reply - kl * (its log-probability - that under the SFT model)
 
@@ -23,11 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data import Conversation, encode_conversations, read_conversations
-from ..data.conversations import Encoded
+from ..data import read_conversations
 from ..data.loader import IGNORE
+from ..engine import Completion
 from ..files import atomic_write, write_json
 from ..model import Transformer, save
+from ..text.chat import text_of
 from .attempts import Attempt, Exam, attempt, problems_of
 from .config import RlConfig
 from .dialogue import Dialogue
@@ -36,9 +38,14 @@ from .loop import Trainer, WeightedBatch, weighted_sum
 from .progress import note
 from .rewards import Reward, format_reward, given_answer, group_advantages, right_and_short
 from .run import Run
+from .search import index_of
 from .sft import sft_conversations
 
 POOL = 8192  # training problems in store; steps go round it
+REPLAYED = 1500  # answers in store to be rehearsed
+# A step is taken if at least this share of its groups says anything: Adam takes a step of full length whatever the
+# size of the gradient, so that the chance slips of one reply in a thousand would move the weights as far as lessons.
+LEAST = 1 / 8
 
 
 def rl(run: Run) -> dict[str, Any]:
@@ -101,7 +108,7 @@ class Rollouts:
         self.tokenizer, self.seed = run.tokenizer, run.config.seed
         self.dialogue = Dialogue(model, self.tokenizer)
         self.problems = problems_of(run, "train", POOL, "rl")
-        self.replay = _replay(run)
+        self.replay = _replay(run, reference)
         self.path = run.path(folder, "rollouts.jsonl")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.difference = 0.0  # largest |rollout's log-probability - trainer's|
@@ -142,7 +149,7 @@ class Rollouts:
             "entropy": -_mean([p for a in attempts for p in a.completion.logprobs]),
         }
         self.work += sum(len(a.completion.prompt) + a.tokens for a in attempts) / 3
-        if not used:
+        if says.mean() < LEAST:
             return None
         return self._weigh(used, step, info)
 
@@ -156,8 +163,7 @@ class Rollouts:
         count = sum(a.tokens for a, _ in used)
         replay = self.replay
         for i in range(self.settings.replay if replay else 0):
-            item = replay[(step * self.settings.replay + i) % len(replay)]
-            rows.append(_replayed(item))
+            rows.append(_replayed(replay[(step * self.settings.replay + i) % len(replay)]))
         ids, targets, weights, logprobs = (np.concatenate(part) for part in zip(*rows, strict=True))
         lengths = [len(row[0]) for row in rows]
         token_weights = torch.from_numpy(weights)
@@ -284,25 +290,29 @@ def _row(prompt: Sequence[int], ids: Sequence[int], logprobs: Sequence[float], w
     return whole[:-1], targets, weights, sampled
 
 
-def _replayed(item: Encoded):
-    """A conversation of the stages before, its assistant tokens with weight 1."""
-    ids, trained = item.ids.astype(np.int64), item.mask[1:]
-    targets = np.where(trained, ids[1:], IGNORE)
-    return ids[:-1], targets, trained.astype(np.float32), np.full(len(targets), np.nan, np.float32)
+def _replayed(completion: Completion):
+    """An answer to be kept: its own tokens with weight 1, what a tool put in without."""
+    ids, targets, weights, logprobs = _row(completion.prompt, completion.ids, completion.logprobs, 1.0)
+    forced = np.array([*[True] * (len(completion.prompt) - 1), *completion.forced])
+    targets[forced], weights[forced], logprobs[:] = IGNORE, 0.0, np.nan
+    return ids, targets, weights, logprobs
 
 
-def _replay(run: Run) -> list[Encoded]:
-    path = run.path("search", "conversations.jsonl")
-    if not run.config.rl.replay or not path.exists():
+def _replay(run: Run, reference: Transformer) -> list[Completion]:
+    """The model before's own answers to questions of the stages before that are no problems."""
+    path, settings = run.path("search", "conversations.jsonl"), run.config.rl
+    if not settings.replay or not path.exists():
         return []
-    conversations: list[Conversation] = [
-        c for c in read_conversations(path)[0] if given_answer(c.messages[-1].get("content") or "") is None
+    conversations = [c.messages for c in read_conversations(path)[0]]
+    asked = [
+        text_of(messages[0], str(path))
+        for messages in conversations
+        if given_answer(messages[-1].get("content") or "") is None and messages[0]["role"] == "user"
     ]
-    encoded = encode_conversations(conversations, run.tokenizer, 1024)[0]
-    order = np.random.default_rng([run.config.seed, 6]).permutation(
-        len(encoded)
-    )  # the file is sorted by kind
-    return [encoded[i] for i in order]
+    order = np.random.default_rng([run.config.seed, 6]).permutation(len(asked))[:REPLAYED]
+    dialogue = Dialogue(reference, run.tokenizer, index_of(run))
+    replies = dialogue.ask([asked[i] for i in order], 1, 1.0, settings.max_tokens, run.config.seed)
+    return [reply.completion for (reply,) in replies if reply.completion.finish_reason == "stop"]
 
 
 def _step_of(line: str) -> float:
@@ -330,4 +340,7 @@ def _gates(run: Run, result: dict[str, Any]) -> None:
     if "format" in result["controls"]:
         raised = result["controls"]["format"]["pass_at_1"] - before["pass_at_1"]
         run.gate("gain of the format-only control", raised, "<= 3 points", raised <= 0.03)
-    note(f"pass@1 {before['pass_at_1']:.1%} -> {after['pass_at_1']:.1%}")
+    note(
+        f"pass@1 {before['pass_at_1']:.1%} -> {after['pass_at_1']:.1%}, "
+        f"greedily {before['greedy']:.1%} -> {after['greedy']:.1%}"
+    )

@@ -34,7 +34,7 @@ class WorldConfig:
     controls: int = 32  # passages of the same kind that no page quotes
     arithmetic_pages: int = 600
     copy_pages: int = 800  # letters, interviews and, most of them, look-ups
-    roll_pages: int = 600  # lists of names, told twice
+    roll_pages: int = 400  # lists of names, told twice
 
     # what the cleaning has to deal with
     strays: int = 16  # pages of each kind: notices with private data, other languages, spam, soft 404s, ...

@@ -64,6 +64,16 @@ class Questions:
             for i, text in enumerate(rng.sample(QUESTIONS[fact.relation][IN_CHAT], wordings))
         ]
 
+    def passing(self, split: str, count: int) -> list[Question]:
+        """One question each about `count` passers-by (or all there are), of whom a page or two tell."""
+        rng = self.config.rng("questions", "passer", split)
+        people = self.facts.of("passer", split, "person")
+        asked = []
+        for person in rng.sample(people, min(count, len(people))):
+            fact = Fact(person, *rng.choice(person.facts))
+            asked.append(self._question(fact, rng.choice(QUESTIONS[fact.relation][IN_CHAT]), rng))
+        return asked
+
     def _question(self, fact: Fact, text: str, rng: random.Random, i: int = 0) -> Question:
         aliases = (article(fact.value),) if fact.relation in ("profession", "animal") else ()
         passage = fill(rng.choice(STATEMENTS[fact.relation]), fact.entity, fact.value)

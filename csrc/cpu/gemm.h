@@ -41,7 +41,8 @@ int64_t packed_size(int64_t n, int64_t k) {
 template <class T>
 void pack(Matrix<T> b, int64_t n, int64_t k, T* packed, int threads);
 
-// Which elements of C are wanted; kLower: those on and below the diagonal at least, others may be left unwritten.
+// Which elements of C are wanted; kLower: those on and below the diagonal at least, others may be left
+// unwritten.
 enum Part { kWhole, kLower };
 
 // C = A B^T + bias (bias may be null), or C += A B^T where `accumulate` (then Out is float). B is packed.

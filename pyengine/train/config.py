@@ -111,7 +111,7 @@ class OptimizerConfig:
 class PretrainConfig:
     """Pre-training: predict the next token of the crawl."""
 
-    epochs: float = 7.0
+    epochs: float = 7.5
     """passes over the shards; decides the number of steps"""
     steps: int | None = None
     """number of steps, instead of epochs"""
@@ -123,7 +123,7 @@ class PretrainConfig:
     """how often, in all, validation is measured and samples are drawn (a checkpoint comes before each)"""
     validation_tokens: int = 16_384
     """tokens of the validation split read at each of them; after the last step it is read whole"""
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-2))
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-2, eps=1e-5))
 
 
 @dataclass(frozen=True)

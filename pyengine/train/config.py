@@ -208,7 +208,7 @@ class RlConfig:
     """JSONL of {"problem", "answer"} in place of the world's problems"""
     grades: tuple[int, ...] = (1, 2, 3, 4, 5)
     """grades of the world's problems"""
-    steps: int = 50
+    steps: int = 40
     problems_per_step: int = 32
     group: int = 8
     """replies to each problem"""

@@ -63,7 +63,7 @@ KERNELS = [
 
 
 def compiled(kernel, data, floats, others, constants, capability):
-    """The kernel for bf16 data, with scalars as launches pass them."""
+    """The kernel for bf16 data, with scalars and warps as launches pass them."""
     signature = {}
     for name in kernel.arg_names:
         if name in constants:
@@ -75,6 +75,8 @@ def compiled(kernel, data, floats, others, constants, capability):
         else:
             signature[name] = others.get(name) or ("fp32" if name.startswith(("eps", "scale")) else "i32")
     warps = attention.WARPS if "QUERIES" in constants else 4
+    if kernel in (rmsnorm.rmsnorm_fwd_kernel, rmsnorm.rmsnorm_bwd_kernel):
+        warps = rmsnorm._warps(constants["BLOCK"])
     source = ASTSource(
         kernel, signature, constexprs={(kernel.arg_names.index(k),): v for k, v in constants.items()}
     )

@@ -218,7 +218,7 @@ class RlConfig:
     """how much of the reward a right reply loses by its length, at the most"""
     kl: float = 0.01
     """weight of staying near the model before"""
-    replay: int = 48
+    replay: int = 96
     """questions of the stages before, whose answers by the model before are trained along in each step"""
     exam: int = 1000
     """held-out problems measured before and after"""

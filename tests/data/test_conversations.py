@@ -139,7 +139,7 @@ def test_batches_keep_conversations_apart(tokenizer):
 def test_without_padding_batches_are_shorter(tokenizer):
     encoded, _ = encode_conversations([PAIR], tokenizer, 64)
     batch = PackedConversations(encoded, 64).next()
-    assert len(batch.ids) == len(encoded[0].ids) and batch.trained == len(tokenizer.encode("Two.")) + 1
+    assert len(batch.ids) == len(encoded[0].ids) and batch.trained == len(tokenizer.encode(" Two.")) + 1
 
 
 def test_resume_is_exact(tokenizer):

@@ -65,7 +65,7 @@ class Conversation:
         params = replace(
             self.params, max_tokens=min(self.params.max_tokens, self.engine.max_context - len(prompt))
         )
-        reader = Reader(self.tokenizer)
+        reader = Reader(self.tokenizer, spaced=self.format.search is not None)
         request = self.engine.add(prompt, params)
         self.completion = request.completion
         try:
@@ -98,9 +98,13 @@ class Conversation:
 
 
 class Reader:
-    """Turns the tokens of an answer into events, and at the end into messages."""
+    """Turns the tokens of an answer into events, and at the end into messages.
 
-    def __init__(self, tokenizer: Tokenizer):
+    spaced: every text stands behind a space that is not its own, as our template writes it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, spaced: bool):
+        self._spaced = spaced
         self._tokenizer = tokenizer
         kinds = {"<|search|>": "query", "<|result|>": "result", "<|assistant|>": "text"}
         self._kinds = {i: kinds[name] for name, i in tokenizer.special_ids.items() if name in kinds}
@@ -143,8 +147,8 @@ class Reader:
         return [*made, {"role": "assistant", "content": said}]
 
     def _event(self, text: str) -> Event | None:
-        if not self._parts[-1][1]:
-            text = text.removeprefix(" ")  # the template's
+        if self._spaced and not self._parts[-1][1]:
+            text = text.removeprefix(" ")
         if not text:
             return None
         self._parts[-1][1] += text

@@ -31,9 +31,9 @@ class Piece:
 class Writer:
     """Follows one answer. After `ended` its text is over, and the rest of the tokens need not be made."""
 
-    def __init__(self, asked: Asked, tokenizer: Tokenizer):
+    def __init__(self, asked: Asked, tokenizer: Tokenizer, spaced: bool):
         self._asked, self._tokenizer = asked, tokenizer
-        self._reader = Reader(tokenizer)
+        self._reader = Reader(tokenizer, spaced)
         self._stops = StopStrings(asked.stop)
         self._marks = StopStrings((OPEN,) if asked.calls else ())
         self._query = self._calls = ""  # what the model writes into a call

@@ -47,7 +47,6 @@ def test_a_road_killed_in_any_stage_ends_with_the_same_bits(tmp_path, seed):
     assert digest == tiny.road(tmp_path / "straight") and kills >= 3
     torn = set(re.findall(r"^(\w+): .*\(was interrupted\)", told, re.MULTILINE))
     assert len(torn & {"pretrain", "sft", "know", "search", "rl"}) >= 1, f"only {torn} were killed"
-    assert not [p for p in (tmp_path / "killed").rglob("*.part") if p.is_file()]
 
 
 def killed(folder, seed, work):

@@ -83,6 +83,17 @@ uint64_t Merger::window(const uint8_t* p, size_t n, uint32_t symbols[64]) const 
   return rounds<wide::Ranks<4>>(n, symbols, first);
 }
 
+// Place i takes its right neighbour in and becomes `token`; returns the place behind them, n or more at the
+// end.
+static uint32_t join(uint32_t i, uint32_t token, uint32_t n, MergeScratch& s) {
+  const uint32_t right = s.next[i], behind = s.next[right];
+  s.region[i] = token;
+  s.region[right] = s.ranks[right] = none;
+  s.next[i] = behind;
+  if (behind < n) s.previous[behind] = i;
+  return behind;
+}
+
 // The same in memory, for regions of any size: next[i] and previous[i] link the places that are alive.
 // Returns whether all is merged after so many rounds: runs of one character are, in a few.
 bool Merger::region_by_rounds(int most, uint32_t n, MergeScratch& s) const {
@@ -94,11 +105,7 @@ bool Merger::region_by_rounds(int most, uint32_t n, MergeScratch& s) const {
     if (low == none) return true;
     for (uint32_t i = 0; i < n; i = next[i]) {
       if (ranks[i] != low) continue;
-      const uint32_t right = next[i], behind = next[right];
-      symbols[i] = low;
-      symbols[right] = ranks[right] = none;
-      next[i] = behind;
-      if (behind < n) previous[behind] = i;
+      const uint32_t behind = join(i, low, n, s);
       ranks[i] = behind < n ? pairs_.find(low, symbols[behind]) : none;
       if (i > 0) ranks[previous[i]] = pairs_.find(symbols[previous[i]], low);
       if (!monotone) break;
@@ -129,11 +136,7 @@ void Merger::region_by_heap(uint32_t n, MergeScratch& s) const {
     const uint32_t i = uint32_t(heap.back()), low = uint32_t(heap.back() >> 32);
     heap.pop_back();
     if (ranks[i] != low) continue;
-    const uint32_t right = next[i], behind = next[right];
-    symbols[i] = low;
-    symbols[right] = ranks[right] = none;
-    next[i] = behind;
-    if (behind < n) previous[behind] = i;
+    const uint32_t behind = join(i, low, n, s);
     set(i, behind < n ? pairs_.find(low, symbols[behind]) : none);
     if (i > 0) set(previous[i], pairs_.find(symbols[previous[i]], low));
   }

@@ -75,6 +75,8 @@ __device__ inline Weight block_max(Weight value, Weight* scratch) {
   return scratch[0];
 }
 
+constexpr Weight kNoBound = ~(Weight)0;  // above every candidate
+
 struct Row {
   const float* logits;
   int64_t vocabulary;
@@ -85,6 +87,18 @@ struct Row {
   __device__ float y(int64_t i) const { return mul(logits[i], scale); }
   __device__ bool keeps(float value) const {
     return key_of(value) >= least && (light == 0.0 || (double)weight_of(value, peak) >= light);
+  }
+  // The largest candidate below `before` among this thread's logits: a logit's key, then its id counted from
+  // the end, so that of equal logits the lowest id is the largest. Sets `nan` if one of them is no number.
+  __device__ Weight largest_below(Weight before, bool& nan) const {
+    Weight best = 0;
+    for (int64_t i = threadIdx.x; i < vocabulary; i += kThreads) {
+      float value = y(i);
+      nan |= value != value;
+      Weight candidate = (Weight)key_of(value) << 32 | (uint32_t)(0xffffffffu - (uint32_t)i);
+      if (candidate < before && candidate > best) best = candidate;
+    }
+    return best;
   }
 };
 
@@ -183,15 +197,9 @@ __global__ void sample_kernel(const float* logits, const float* u, const float* 
   bool greedy = temperature[r] < kGreedy;
   Row row{logits + r * vocabulary, vocabulary, greedy ? 1.0f : 1.0f / temperature[r], 0.0f, 0, 0.0};
 
-  // The largest logit, the lowest id on ties: one maximum over (key, id counted from the end).
-  Weight best = 0;
+  // The largest logit, the lowest id on ties.
   bool nan = false;
-  for (int64_t i = threadIdx.x; i < vocabulary; i += kThreads) {
-    float y = row.y(i);
-    nan |= y != y;
-    Weight candidate = (Weight)key_of(y) << 32 | (uint32_t)(0xffffffffu - (uint32_t)i);
-    if (candidate > best) best = candidate;
-  }
+  Weight best = row.largest_below(kNoBound, nan);
   bool any_nan = block_max(nan, shared) != 0;
   best = block_max(best, shared);
   int64_t largest = 0xffffffffu - (uint32_t)best;
@@ -262,7 +270,7 @@ __global__ void sample_kernel(const float* logits, const float* u, const float* 
   }
 }
 
-// The n largest logits in turn, one maximum over (key, id counted from the end) each.
+// The n largest logits in turn, one maximum each.
 __global__ void top_logprobs_kernel(const float* logits, int64_t* ids, float* logprobs, float* scratch,
                                     int64_t vocabulary, int64_t n) {
   __shared__ Weight shared[kThreads];
@@ -271,16 +279,10 @@ __global__ void top_logprobs_kernel(const float* logits, int64_t* ids, float* lo
   Row row{logits + r * vocabulary, vocabulary, 1.0f, 0.0f, 0, 0.0};
   float lse = logsumexp(row, scratch + r * tiles * kStrands * 2);
   if (threadIdx.x == 0) all = lse;
-  Weight before = ~(Weight)0;
+  Weight before = kNoBound;
   for (int64_t j = 0; j < n; ++j) {
-    Weight best = 0;
     bool nan = false;
-    for (int64_t i = threadIdx.x; i < vocabulary; i += kThreads) {
-      float y = row.y(i);
-      nan |= y != y;
-      Weight candidate = (Weight)key_of(y) << 32 | (uint32_t)(0xffffffffu - (uint32_t)i);
-      if (candidate < before && candidate > best) best = candidate;
-    }
+    Weight best = row.largest_below(before, nan);
     if (j == 0) {
       bool any_nan = block_max(nan, shared) != 0;
       Weight top = block_max(best, shared);

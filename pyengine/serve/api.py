@@ -229,7 +229,7 @@ class Api:
 
     async def _one(self, asked: Asked, index: int) -> AsyncGenerator[tuple[Piece, str, int], None]:
         """One answer: (piece, "", tokens) and at its end (piece, reason, 0)."""
-        spaced = asked.chat and self.served.format.search is not None
+        spaced = asked.chat and self.served.format.spaced
         writer, completions = Writer(asked, self.served.tokenizer, spaced), list[Completion]()
         stream = self.worker.stream(asked.prompts[index], asked.params[index], completions)
         try:

@@ -65,7 +65,7 @@ class Conversation:
         params = replace(
             self.params, max_tokens=min(self.params.max_tokens, self.engine.max_context - len(prompt))
         )
-        reader = Reader(self.tokenizer, spaced=self.format.search is not None)
+        reader = Reader(self.tokenizer, self.format.spaced)
         request = self.engine.add(prompt, params)
         self.completion = request.completion
         try:
@@ -100,7 +100,7 @@ class Conversation:
 class Reader:
     """Turns the tokens of an answer into events, and at the end into messages.
 
-    spaced: every text stands behind a space that is not its own, as our template writes it.
+    spaced: as the Format has it.
     """
 
     def __init__(self, tokenizer: Tokenizer, spaced: bool):

@@ -42,6 +42,11 @@ class Format(Protocol):
         ...
 
     @property
+    def spaced(self) -> bool:
+        """Whether every text stands behind a space that is not its own, as in our template."""
+        ...
+
+    @property
     def tools(self) -> tuple[str, ...] | None:
         """Names of the tools that the model knows; None: whatever the prompt describes."""
         ...
@@ -59,6 +64,7 @@ class OwnFormat:
         kept = {"<|search|>"} if searches else set()
         self.stop = tuple(i for name, i in tokenizer.special_ids.items() if name not in kept)
         self.search, self.tools = tokenizer.special_ids["<|search|>"], ("search",)
+        self.spaced = True
 
     def prompt(self, messages: Messages, tools: Tools = ()) -> list[int]:
         return render(messages, self._tokenizer, add_generation_prompt=True)[0]
@@ -71,6 +77,7 @@ class TextFormat:
         self._tokenizer = tokenizer
         self.stop = tuple(tokenizer.special_ids.values())
         self.search, self.tools = None, ()
+        self.spaced = False
 
     def prompt(self, messages: Messages, tools: Tools = ()) -> list[int]:
         start = self._tokenizer.special_ids.get("<|endoftext|>")
@@ -93,6 +100,7 @@ class TemplateFormat:
         self._names, ends = (_roles_of_file if folder.is_file() else _roles_of_folder)(folder)
         self.stop = tuple(sorted(ends))
         self.search, self.tools = None, None
+        self.spaced = False
 
     def prompt(self, messages: Messages, tools: Tools = ()) -> list[int]:
         contents = [text_of(message, f"message {i + 1}") for i, message in enumerate(messages)]

@@ -66,7 +66,7 @@ def rl(run: Run) -> dict[str, Any]:
     began, form = time.monotonic(), 0.0
     controls = {}
     if settings.controls:
-        controls["format"] = control(run, exam)
+        controls["format"] = control(run, exam, start, rollouts.replay)
         form = time.monotonic() - began
         controls["imitation"] = imitation(run, exam, rollouts.work)
     result = {
@@ -100,15 +100,21 @@ def reinforce(run: Run, model: Transformer, rollouts: "Rollouts", exam: Exam, fo
 
 
 class Rollouts:
-    """The batches of one reinforcement run: `batch(step)` depends on step, seed and weights alone."""
+    """The batches of one reinforcement run: `batch(step)` depends on step, seed and weights alone.
 
-    def __init__(self, run: Run, model: Transformer, reference: Transformer, reward: Reward, folder: str):
+    replay: the answers to rehearse, where another run from the same reference has them already.
+    """
+
+    def __init__(
+        self, run: Run, model: Transformer, reference: Transformer, reward: Reward, folder: str,
+        replay: list[Completion] | None = None,
+    ):  # fmt: skip
         self.settings: RlConfig = run.config.rl
         self.model, self.reference, self.reward = model, reference, reward
         self.tokenizer, self.seed = run.tokenizer, run.config.seed
         self.dialogue = Dialogue(model, self.tokenizer)
         self.problems = problems_of(run, "train", POOL, "rl")
-        self.replay = _replay(run, reference)
+        self.replay = _replay(run, reference) if replay is None else replay
         self.path = run.path(folder, "rollouts.jsonl")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.difference = 0.0  # largest |rollout's log-probability - trainer's|
@@ -235,10 +241,10 @@ class Rollouts:
             file.writelines(line + "\n" for line in lines if _step_of(line) < step)
 
 
-def control(run: Run, exam: Exam) -> dict[str, Any]:
-    """The same steps from the same start, paid for form alone."""
-    start, model = start_from(run, "search"), start_from(run, "search")
-    rollouts = Rollouts(run, model, start, format_reward, "rl/format")
+def control(run: Run, exam: Exam, start: Transformer, replay: list[Completion]) -> dict[str, Any]:
+    """The same steps from the same start, with the same answers rehearsed, paid for form alone."""
+    model = start_from(run, "search")
+    rollouts = Rollouts(run, model, start, format_reward, "rl/format", replay)
     reinforce(run, model, rollouts, exam, "rl/format")
     return exam.full(model, run.tokenizer, several=0)
 

@@ -24,6 +24,7 @@ from .config import ModelConfig
 # (layer, q (T, H, D), k (T, K, D), v (T, K, D)) -> (T, H, D)
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 IGNORE = -100  # target of a token that is not trained on
+EMBEDDING_STD, HEAD_STD = 0.2, 0.02  # of the first weights
 Matrix: TypeAlias = torch.Tensor | kernels.PackedWeight | kernels.QuantizedWeight
 
 
@@ -97,7 +98,10 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, seed: int) -> None:
-        """Normal weights of 0.6 / sqrt(fan in); those that write to the residual stream at 0.3 of that."""
+        """Normal weights of 0.6 / sqrt(fan in), those that write to the residual stream at 0.3 of that, and first
+        logits near 0. Rows of the embedding start far apart, and a tied head's scale is in the last norm's gain:
+        the loss pushes all rows that no text names the same way, and near 0 they would end as one row, which the
+        model can neither tell from the others nor copy."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             kind = name.rsplit(".", 1)[-1]
@@ -105,8 +109,10 @@ class Transformer(nn.Module):
                 parameter.zero_()
             elif parameter.dim() == 2:
                 std = 0.6 / math.sqrt(parameter.shape[1]) * (0.3 if kind in ("out", "down") else 1.0)
-                std = 0.02 if kind in ("embedding", "head") else std
+                std = {"embedding": EMBEDDING_STD, "head": HEAD_STD}.get(kind, std)
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+        if self.head is None:
+            self.norm.fill_(HEAD_STD / EMBEDDING_STD)
 
     @property
     def dtype(self) -> torch.dtype:

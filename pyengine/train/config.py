@@ -92,7 +92,8 @@ class OptimizerConfig:
     """peak learning rate of muon"""
     beta1: float = 0.9
     beta2: float = 0.95
-    eps: float = 1e-8
+    eps: float = 1e-5
+    """of adamw; at 1e-8 a row of the embedding that no token names takes full steps from a gradient near nothing"""
     weight_decay: float = 0.0
     """decoupled, on matrices only"""
     clip: float = 1.0
@@ -111,7 +112,7 @@ class OptimizerConfig:
 class PretrainConfig:
     """Pre-training: predict the next token of the crawl."""
 
-    epochs: float = 7.5
+    epochs: float = 6.0
     """passes over the shards; decides the number of steps"""
     steps: int | None = None
     """number of steps, instead of epochs"""
@@ -123,7 +124,7 @@ class PretrainConfig:
     """how often, in all, validation is measured and samples are drawn (a checkpoint comes before each)"""
     validation_tokens: int = 16_384
     """tokens of the validation split read at each of them; after the last step it is read whole"""
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-2, eps=1e-5))
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-2))
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ class KnowConfig:
     """JSONL of {"question", "answer", "passage"} in place of the world's facts"""
     wordings: int = 2
     """how many wordings of each of the world's questions are asked"""
-    passing: int = 500
+    passing: int = 1000
     """of the world's people of whom a page or two tell, how many are asked about too"""
     samples: int = 4
     """how often each question is asked"""

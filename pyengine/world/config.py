@@ -32,7 +32,7 @@ class WorldConfig:
     passages: int = 8  # passages for each number of repetitions
     repetitions: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     controls: int = 32  # passages of the same kind that no page quotes
-    arithmetic_pages: int = 600
+    arithmetic_pages: int = 800
     copy_pages: int = 800  # letters, interviews and, most of them, look-ups
     roll_pages: int = 400  # lists of names, told twice
 

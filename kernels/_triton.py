@@ -1,11 +1,16 @@
-"""What the Triton kernels share: a matrix product that Triton's interpreter gets right too."""
+"""What the Triton kernels share: matrix products, tables of addresses, and facts read back from the device once."""
 
 import os
+import weakref
+from collections.abc import Callable, Sequence
+from functools import wraps
 
+import torch
 import triton
 import triton.language as tl
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+KEPT = 64  # address tables remembered
 
 
 @triton.jit
@@ -15,3 +20,60 @@ def dot(a, b):
         a = a.to(tl.float32)
         b = b.to(tl.float32)
     return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit
+def dot_onto(a, b, acc):
+    """acc + a b, one chain along K: the tensor cores add onto the accumulator in place."""
+    if INTERPRETED:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
+def dot_onto_split(a, b, acc):
+    """acc + a b of float32 on tensor cores: each factor as two tf32 numbers, three products (error 2^-21)."""
+    return tl.dot(a, b, acc, input_precision="tf32x3")
+
+
+@triton.jit
+def floats_at(addresses, index, ALIGNED: tl.constexpr):
+    """The float32 tensor whose address is number `index`; ALIGNED promises 16 bytes, so that it is read in fours."""
+    tensor = tl.load(addresses + index).to(tl.pointer_type(tl.float32))
+    if ALIGNED:
+        tensor = tl.multiple_of(tensor, 16)
+    return tensor
+
+
+def remembered(function: Callable) -> Callable:
+    """`function(tensor, *rest)` reads the device; its answer is kept while the tensor is the same, unchanged.
+
+    So all layers of a step, which share one tensor of positions or document bounds, wait for the device once.
+    """
+    answers: dict[tuple, tuple] = {}
+
+    @wraps(function)
+    def ask(tensor, *rest):
+        if tensor.is_inference():  # has no version: it may have been written to
+            return function(tensor, *rest)
+        known = answers.get(rest)
+        if known is None or known[0]() is not tensor or known[1] != tensor._version:
+            known = answers[rest] = weakref.ref(tensor), tensor._version, function(tensor, *rest)
+        return known[2]
+
+    return ask
+
+
+_tables: dict[tuple, torch.Tensor] = {}
+
+
+def table_of(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
+    """The numbers as int64 on the device, kept for the next call with the same ones: addresses, sizes."""
+    key = (*numbers, device)
+    found = _tables.get(key)
+    if found is None:
+        while len(_tables) >= KEPT:
+            _tables.pop(next(iter(_tables)))
+        found = _tables[key] = torch.tensor(numbers, dtype=torch.int64).to(device)
+    return found

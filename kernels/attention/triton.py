@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .._triton import dot
+from .._triton import dot, remembered
 from .reference import PAGE_SIZE
 
 WARPS = 8
@@ -255,6 +255,7 @@ def tile_for_keys(dim: int) -> dict[str, int]:
     return tile(dim) | {"QUERIES": 64 if _dim(dim) <= 64 else 32}
 
 
+@remembered
 def _tiles(cu_seqlens, rows: int) -> torch.Tensor:
     """(n, 3) int32: first row, document's first row, document's end, for each tile of `rows` rows."""
     bounds = cu_seqlens.tolist()

@@ -17,7 +17,8 @@ def embedding(table: torch.Tensor | QuantizedWeight, ids: torch.Tensor) -> torch
     """table[ids] in float32: table (V, C) float32, bfloat16 or quantised, ids (T,) int64 on one device; returns
     (T, C).
 
-    The gradient has the table's type. Raises ValueError for other shapes or types and for ids outside 0..V-1.
+    The gradient has the table's type. Raises ValueError for other shapes or types and for ids outside 0..V-1; in
+    Triton, where to raise would mean waiting for the device, the row of such an id is NaN.
     """
     if isinstance(table, QuantizedWeight):
         return table[ids]

@@ -87,5 +87,8 @@ def test_refuses_what_does_not_fit(backend):
         with pytest.raises(ValueError, match=word):
             embedding(*arguments)
     for wrong in (-1, 3):
+        if backend.name == "triton":  # to raise would mean waiting for the device
+            assert embedding(table, torch.full_like(ids, wrong)).isnan().all()
+            continue
         with pytest.raises((ValueError, IndexError), match=r"outside 0\.\.2|out of (range|bounds)"):
             embedding(table, torch.full_like(ids, wrong))

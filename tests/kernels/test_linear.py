@@ -50,7 +50,8 @@ def test_float32_output_of_bf16_is_unrounded(backend, shape):
     truth = plain(x.double(), weight.double(), bias.double(), None)
     torchs = reference.forward(x, weight, bias, torch.float32)
     assert_as_good_as_torch(y, torchs, truth, op=OP, what="y float32", backend=backend, ulps=8)
-    assert torch.equal(y.bfloat16(), linear(x, weight, bias))
+    if backend.variant != "interpreter":  # which cuts numbers off where it should round them to bf16
+        assert torch.equal(y.bfloat16(), linear(x, weight, bias))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -66,12 +67,13 @@ def test_extremes(backend, dtype, scale):
 @pytest.mark.parametrize("n, k", [(97, 130), (320, 1300)])
 def test_a_row_has_one_order_of_summation(backend, dtype, n, k):
     """The same bits in any batch, packed or not, on one thread or two, beside NaN or not."""
-    if backend.name != "cpu":
-        pytest.skip("the contract of the compiled CPU kernels")
-    x, weight, bias = (t.detach() for t in inputs((2048, n, k), dtype, "cpu"))
+    if backend.name == "reference":
+        pytest.skip("the contract of our own kernels")
+    tokens = 300 if backend.variant == "interpreter" else 2048
+    x, weight, bias = (t.detach() for t in inputs((tokens, n, k), dtype, backend.device))
     packed = pack_weight(weight)
     whole = linear(x, weight, bias)
-    for start, rows in [(0, 1), (5, 1), (2047, 1), (3, 2), (100, 7), (17, 15), (31, 32), (1, 300)]:
+    for start, rows in [(0, 1), (5, 1), (tokens - 1, 1), (3, 2), (100, 7), (17, 15), (31, 32), (1, 299)]:
         part = slice(start, start + rows)
         assert torch.equal(linear(x[part], weight, bias), whole[part]), f"{rows} rows"
         assert torch.equal(linear(x[part], packed, bias), whole[part]), f"{rows} rows, packed"

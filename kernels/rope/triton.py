@@ -1,0 +1,169 @@
+"""Rotary embedding with optional q/k norm in Triton: some heads of one token a program, q and k in one launch.
+
+Forward reads and writes each number once. Backward turns the gradient back and takes it through the norm; a
+program keeps the weight's gradient of its TOKENS tokens in registers and writes it once, and the shares are
+added in order. Without weights nothing but the gradient is read.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .._triton import remembered
+from .table import table
+
+TOKENS = 16  # per partial sum of the weights' gradients
+MOST = 2048  # pairs of numbers a program holds
+
+
+@triton.jit
+def turn_heads(x, out, weight, angles, token, position, first, heads, D, length, eps,
+               NORM: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr):  # fmt: skip
+    """Heads first to first + HEADS of x (T, heads, D), normed if asked, turned to the position."""
+    members = first + tl.arange(0, HEADS)
+    pairs = tl.arange(0, HALF)
+    half = D // 2
+    inside = (members < heads)[:, None] & (pairs < half)[None, :]
+    place = (token * heads + members)[:, None] * D + pairs[None, :]
+    a = tl.load(x + place, inside, other=0.0).to(tl.float32)
+    b = tl.load(x + place + half, inside, other=0.0).to(tl.float32)
+    if NORM:
+        rstd = 1.0 / tl.sqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / D + eps)
+        a *= rstd[:, None] * tl.load(weight + pairs, pairs < half, other=0.0).to(tl.float32)[None, :]
+        b *= rstd[:, None] * tl.load(weight + half + pairs, pairs < half, other=0.0).to(tl.float32)[None, :]
+    cos, sin = angle(angles, position, pairs, half, length)
+    tl.store(out + place, (a * cos - b * sin).to(out.dtype.element_ty), inside)
+    tl.store(out + place + half, (b * cos + a * sin).to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def angle(angles, position, pairs, half, length):
+    """(1, HALF) cosines and sines; NaN for a position that the table does not have."""
+    known = (pairs < half) & (position >= 0) & (position < length)
+    row = angles + position.to(tl.int64) * half + pairs
+    cos = tl.load(row, known, other=float("nan"))
+    return cos[None, :], tl.load(row + length.to(tl.int64) * half, known, other=float("nan"))[None, :]
+
+
+@triton.jit
+def rope_fwd_kernel(q, k, positions, q_weight, k_weight, angles, q_out, k_out, H, K, D, length, eps,
+                    NORM: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    position = tl.load(positions + token)
+    of_q = tl.cdiv(H, HEADS)
+    group = tl.program_id(1)
+    if group < of_q:
+        turn_heads(q, q_out, q_weight, angles, token, position, group * HEADS, H, D, length, eps,
+                   NORM, HEADS, HALF)  # fmt: skip
+    else:
+        turn_heads(k, k_out, k_weight, angles, token, position, (group - of_q) * HEADS, K, D, length, eps,
+                   NORM, HEADS, HALF)  # fmt: skip
+
+
+@triton.jit
+def turn_back(dy, x, dx, weight, partial, positions, angles, block, tokens, heads, D, length, eps,
+              NORM: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr):  # fmt: skip
+    """The gradient of turn_heads for all heads of TOKENS tokens; partial (D,) is their share of the weight's."""
+    pairs = tl.arange(0, HALF)
+    half = D // 2
+    members = tl.arange(0, HEADS)
+    if NORM:
+        weight_a = tl.load(weight + pairs, pairs < half, other=0.0).to(tl.float32)[None, :]
+        weight_b = tl.load(weight + half + pairs, pairs < half, other=0.0).to(tl.float32)[None, :]
+    sum_a = tl.zeros((HEADS, HALF), tl.float32)
+    sum_b = tl.zeros((HEADS, HALF), tl.float32)
+    for i in range(TOKENS):
+        token = block * TOKENS + i
+        position = tl.load(positions + token, token < tokens, other=0)
+        cos, sin = angle(angles, position, pairs, half, length)
+        for first in range(0, heads, HEADS):
+            inside = ((first + members < heads) & (token < tokens))[:, None] & (pairs < half)[None, :]
+            place = (token * heads + first + members)[:, None] * D + pairs[None, :]
+            grad_a = tl.load(dy + place, inside, other=0.0).to(tl.float32)
+            grad_b = tl.load(dy + place + half, inside, other=0.0).to(tl.float32)
+            ga = grad_a * cos + grad_b * sin
+            gb = grad_b * cos - grad_a * sin
+            if NORM:
+                a = tl.load(x + place, inside, other=0.0).to(tl.float32)
+                b = tl.load(x + place + half, inside, other=0.0).to(tl.float32)
+                rstd = (1.0 / tl.sqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / D + eps))[:, None]
+                a *= rstd
+                b *= rstd
+                ga = tl.where(inside, ga, 0.0)
+                gb = tl.where(inside, gb, 0.0)
+                sum_a += ga * a
+                sum_b += gb * b
+                ga *= weight_a
+                gb *= weight_b
+                pull = ((tl.sum(ga * a, 1) + tl.sum(gb * b, 1)) / D)[:, None]
+                ga = rstd * (ga - a * pull)
+                gb = rstd * (gb - b * pull)
+            tl.store(dx + place, ga.to(dx.dtype.element_ty), inside)
+            tl.store(dx + place + half, gb.to(dx.dtype.element_ty), inside)
+    if NORM:
+        tl.store(partial + pairs, tl.sum(sum_a, 0), pairs < half)
+        tl.store(partial + half + pairs, tl.sum(sum_b, 0), pairs < half)
+
+
+@triton.jit
+def rope_bwd_kernel(dq, dk, q, k, positions, q_weight, k_weight, angles, dq_out, dk_out, partial,
+                    T, H, K, D, length, eps, NORM: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr,
+                    HALF: tl.constexpr):  # fmt: skip
+    block = tl.program_id(0).to(tl.int64)
+    if tl.program_id(1) == 0:
+        turn_back(dq, q, dq_out, q_weight, partial + block * 2 * D, positions, angles, block, T, H, D, length,
+                  eps, NORM, TOKENS, HEADS, HALF)  # fmt: skip
+    else:
+        turn_back(dk, k, dk_out, k_weight, partial + (block * 2 + 1) * D, positions, angles, block, T, K, D,
+                  length, eps, NORM, TOKENS, HEADS, HALF)  # fmt: skip
+
+
+def forward(q, k, positions, q_weight, k_weight, theta, eps, divisors=()):
+    tokens, heads, dim = q.shape
+    q_out, k_out = torch.empty_like(q), torch.empty_like(k)
+    if tokens:
+        angles = _angles(positions, theta, dim, divisors)
+        tile = _tile(dim, heads)
+        groups = sum(triton.cdiv(h, tile["HEADS"]) for h in (heads, k.shape[1]))
+        rope_fwd_kernel[(tokens, groups)](
+            q, k, positions, q_weight, k_weight, angles, q_out, k_out,
+            heads, k.shape[1], dim, angles.shape[1], eps, NORM=q_weight is not None, **tile,
+        )  # fmt: skip
+    return q_out, k_out
+
+
+def backward(dq, dk, positions, q, k, q_weight, k_weight, theta, eps, divisors=()):
+    tokens, heads, dim = dq.shape
+    dq_out, dk_out = torch.empty_like(dq), torch.empty_like(dk)
+    norm = q_weight is not None
+    blocks = triton.cdiv(tokens, TOKENS)
+    partial = dq.new_empty((blocks if norm else 0, 2, dim), dtype=torch.float32)
+    if tokens:
+        angles = _angles(positions, theta, dim, divisors)
+        rope_bwd_kernel[(blocks, 2)](
+            dq, dk, q, k, positions, q_weight, k_weight, angles, dq_out, dk_out, partial,
+            tokens, heads, dk.shape[1], dim, angles.shape[1], eps,
+            NORM=norm, TOKENS=TOKENS, **_tile(dim, heads),
+        )  # fmt: skip
+    if not norm:
+        return dq_out, dk_out, dq.new_empty(0), dq.new_empty(0)
+    dq_weight, dk_weight = partial.sum(0).to(dq.dtype)
+    return dq_out, dk_out, dq_weight, dk_weight
+
+
+def _tile(dim: int, heads: int) -> dict[str, int]:
+    half = triton.next_power_of_2(dim // 2)
+    if half > MOST:
+        raise NotImplementedError(f"rope: triton handles heads of at most {2 * MOST}, got {dim}")
+    return {"HEADS": min(triton.next_power_of_2(heads), max(1, MOST // half)), "HALF": half}
+
+
+def _angles(positions, theta, dim, divisors):
+    """The table, long enough for the positions; while a CUDA graph is captured, as long as it is."""
+    capturing = positions.is_cuda and torch.cuda.is_current_stream_capturing()
+    return table(theta, dim, 1 if capturing else _furthest(positions) + 1, positions.device, divisors)
+
+
+@remembered
+def _furthest(positions) -> int:
+    return int(positions.max())

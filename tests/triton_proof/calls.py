@@ -1,0 +1,119 @@
+"""What is compiled: each op's functions at the sizes that training and serving use, on tensors without data."""
+
+from collections.abc import Callable
+
+import torch
+from pyengine.kernels import new_pages
+from pyengine.kernels.adamw import triton as adamw
+from pyengine.kernels.attention import triton as attention
+from pyengine.kernels.cross_entropy import triton as cross_entropy
+from pyengine.kernels.embedding import triton as embedding
+from pyengine.kernels.linear import triton as linear
+from pyengine.kernels.muon import triton as muon
+from pyengine.kernels.rmsnorm import triton as rmsnorm
+from pyengine.kernels.rope import triton as rope
+from pyengine.kernels.sample import triton as sample
+from pyengine.kernels.swiglu import triton as swiglu
+
+from tests.triton_proof import Launch, recorded
+
+BF16, F32, F64, I32, I64 = torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64
+
+
+def t(*shape: int, dtype: torch.dtype = BF16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def host(*values: int, dtype: torch.dtype = I32) -> torch.Tensor:
+    """Numbers that a launch looks at."""
+    return torch.tensor(values, dtype=dtype)
+
+
+def calls() -> dict[str, Callable[[], object]]:
+    """Name of a call -> the call. Sizes: 4,096 tokens, 4,096 channels, a vocabulary of 128,256."""
+    x, w, wide = t(4096, 4096), t(4096), t(4096, 4096, dtype=F32)
+    table, ids, logits = t(128256, 4096), t(4096, dtype=I64), t(16, 128256, dtype=F32)
+    per_row, row_ids = t(16, dtype=F32), t(16, dtype=I64)
+    found: dict[str, Callable[[], object]] = {
+        "rmsnorm forward": lambda: rmsnorm.forward(x, w, 1e-6, wide),
+        "rmsnorm backward": lambda: rmsnorm.backward(x, wide, wide, w, t(4096, dtype=F32), True),
+        "swiglu forward": lambda: swiglu.forward(x),
+        "swiglu backward": lambda: swiglu.backward(t(4096, 2048), x),
+        "embedding forward": lambda: embedding.forward(table, ids),
+        "embedding backward": lambda: embedding.backward(wide, ids, table),
+        "linear forward": lambda: linear.forward(x, x, None, BF16),
+        "linear forward, few rows": lambda: linear.forward(t(16, 4096), x, None, BF16),
+        "linear forward float32": lambda: linear.forward(wide, wide, t(4096, dtype=F32), F32),
+        "cross_entropy forward": lambda: cross_entropy.forward(x, table, ids, -100),
+        "cross_entropy backward": lambda: cross_entropy.backward(
+            t(1024, dtype=F32),
+            t(1024, 4096),
+            table,
+            t(1024, dtype=I64),
+            t(1024, dtype=F64),
+            -100,
+            [True, True],
+        ),
+        "adamw": lambda: adamw.step(
+            *[[torch.empty(4096, 64)] for _ in range(4)], 1e-3, 0.9, 0.95, 1e-8, 0.1, 1, 1.0
+        ),
+        "grad_norm": lambda: adamw.grad_norm([torch.zeros(4096, 64)]),
+        "muon": lambda: muon.step(*[[t(1024, 4096, dtype=F32)] for _ in range(3)], 0.02, 0.95, 0.1, 1.0),
+        "muon, tall": lambda: muon.step(
+            *[[t(4096, 1024, dtype=F32)] for _ in range(3)], 0.02, 0.95, 0.1, 1.0
+        ),
+        "sample": lambda: sample.sample(logits, per_row, per_row, t(16, dtype=I32), per_row, per_row),
+        "sampled_logprob": lambda: sample.sampled_logprob(
+            logits, row_ids, per_row, t(16, dtype=I32), per_row, per_row
+        ),
+        "top_logprobs": lambda: sample.top_logprobs(logits, 20),
+        "adjust_logits": lambda: sample.adjust_logits(
+            logits,
+            t(64, dtype=I32),
+            t(17, dtype=I32),
+            t(64, dtype=F32),
+            t(64, dtype=F32),
+            t(16, 4008, dtype=I32),
+        ),
+        "uniform": lambda: sample.uniform(row_ids, row_ids),
+    }
+    for dim, heads, kv_heads in ((64, 32, 8), (128, 32, 8)):
+        found |= _attention(dim, heads, kv_heads)
+    return found
+
+
+def _attention(dim: int, heads: int, kv_heads: int) -> dict[str, Callable[[], object]]:
+    q, k, weight = t(4096, heads, dim), t(4096, kv_heads, dim), t(dim)
+    bounds, positions = host(0, 4096), host(*range(4096))
+    lse = t(4096, heads, dtype=F32)
+    tokens = (16, heads, dim)
+    pages = [page.to("meta") for page in new_pages(64, kv_heads, dim, BF16)]
+    table, starts = host(*range(64)).view(16, 4), host(*range(17))
+    return {
+        f"rope forward {dim}": lambda: rope.forward(q, k, positions, weight, weight, 1e4, 1e-6),
+        f"rope forward {dim}, no norm": lambda: rope.forward(q, k, positions, None, None, 1e4, 1e-6),
+        f"rope backward {dim}": lambda: rope.backward(q, k, positions, q, k, weight, weight, 1e4, 1e-6),
+        f"rope backward {dim}, no norm": lambda: rope.backward(
+            q, k, positions, None, None, None, None, 1e4, 1e-6
+        ),
+        f"attention forward {dim}": lambda: attention.forward(q, k, k, bounds, 0.125),
+        f"attention backward {dim}": lambda: attention.backward(q, q, k, k, q, lse, bounds, 0.125),
+        f"attention_paged {dim}": lambda: attention.forward_paged(
+            torch.empty(tokens, dtype=BF16), *pages, table, starts, host(*[250] * 16), 0.125
+        ),
+        f"write_pages {dim}": lambda: attention.write_pages(k, k, *pages, t(4096, dtype=I32)),
+    }
+
+
+def cases() -> dict[str, Launch]:
+    """ "call: kernel" -> launch, for every kernel of every call; a second launch of one kernel is numbered."""
+    found: dict[str, Launch] = {}
+    for name, call in calls().items():
+        for launch in recorded(call):
+            case = stem = f"{name}: {launch.kernel.__name__}"
+            number = 1
+            while case in found:
+                number += 1
+                case = f"{stem} {number}"
+            found[case] = launch
+    return found

@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 TORCH ?= torch>=2.9,<2.14
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh') setup.py pyproject.toml
 
-.PHONY: help train test test-triton test-cuda lint format error-table bench gates gpu-proof build clean
+.PHONY: help train test test-triton test-cuda lint format error-table bench gates gpu-proof triton-golden build clean
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -47,9 +47,18 @@ $(VENV)-triton/.ready: $(VENV)/.test
 	$(VENV)-triton/bin/python -m pip install --quiet --no-deps "triton==3.6.0" "numpy>=2,<2.4"
 	@touch $@
 
+# The newest version beside it, for its machine code alone.
+$(VENV)-triton-new/.ready: $(VENV)-triton/.ready
+	$(VENV)-triton/bin/python -m pip install --quiet --no-deps --target $(VENV)-triton-new "triton==3.9.0"
+	@touch $@
+
+triton-golden: $(VENV)-triton-new/.ready  ## long: compile every Triton kernel and write down its machine code's counts
+	$(VENV)-triton/bin/python -m tests.triton_proof --write
+	PYTHONPATH=$(VENV)-triton-new $(VENV)-triton/bin/python -m tests.triton_proof --write
+
 TRITON_TESTS := TRITON_INTERPRET=1 $(VENV)-triton/bin/python -m pytest tests/kernels -m "not slow"
 test-triton: $(VENV)-triton/.ready  ## the Triton kernels under the interpreter, in their own process: the quick part
-	$(TRITON_TESTS) -k "triton and (rmsnorm or cross_entropy or as_good)" $(ARGS)
+	$(TRITON_TESTS) -k "(triton and (rmsnorm or cross_entropy or as_good)) or reference_does" $(ARGS)
 	$(VENV)-triton/bin/python -m pytest tests/kernels/test_triton_compiles.py -k "90" $(ARGS)
 
 # The CUDA kernels, compiled for the CPU: results first, then under AddressSanitizer, then with real threads under
@@ -63,9 +72,10 @@ test-cuda: $(VENV)/.test  ## the CUDA kernels on the host shim, with sanitizers:
 	$(SHIM) asan) $(ASAN) $(SHIM_TESTS) -k "shim and rmsnorm and not extremes"
 	$(SHIM) tsan) $(TSAN) $(SHIM_TESTS) -k "shim and races"
 
-gpu-proof: $(VENV)-triton/.ready  ## long: all that can be proven of the GPU kernels without a GPU
-	$(TRITON_TESTS) -k "triton"
+gpu-proof: $(VENV)-triton-new/.ready  ## long: all that can be proven of the GPU kernels without a GPU
+	$(TRITON_TESTS) -k "triton or reference_does"
 	$(VENV)-triton/bin/python -m pytest tests/kernels/test_triton_compiles.py
+	PYTHONPATH=$(VENV)-triton-new $(VENV)-triton/bin/python -m pytest tests/kernels/test_triton_compiles.py
 	$(SHIM)) $(SHIM_TESTS) -k "shim"
 	$(SHIM) asan) $(ASAN) $(SHIM_TESTS) -k "shim and not extremes and not anywhere"
 	$(SHIM) tsan) $(TSAN) $(SHIM_TESTS) -k "shim and races"
@@ -91,4 +101,4 @@ gates: $(VENV)/.test  ## long: the default run at three seeds, kill torture
 	$(PY) -m pytest tests -m slow $(ARGS)
 
 clean:  ## remove what was built (runs stay)
-	rm -rf build $(VENV) $(VENV)-triton *.egg-info kernels/*.so
+	rm -rf build $(VENV) $(VENV)-triton $(VENV)-triton-new *.egg-info kernels/*.so

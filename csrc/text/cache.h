@@ -37,16 +37,19 @@ class Zeroed {
   T* data_;
 };
 
-// Pieces of up to 15 bytes that are up to 4 ids: two slots of 32 bytes in each cache line.
+// Pieces of up to 15 bytes that are up to 4 ids: two slots of 32 bytes in each cache line. A piece that finds
+// its line full moves the older one there to the line's neighbour.
 class ShortPieces {
  public:
   static constexpr int line_bits = 18;  // 16 MiB
   struct Slot {
-    uint64_t low, high;  // a wide::Key, with the number of ids in the upper half of the last byte
+    uint64_t low, high;  // a wide::Key; in the last byte's upper half the number of ids, and `moved`
     uint32_t ids[4];
+    bool holds(wide::Key key) const { return (low == key.low) & ((high & key_bits) == key.high); }
+    size_t count() const { return high >> 60 & 7; }
   };
   using Line = Slot[2];
-  static constexpr size_t many = 15;
+  static constexpr size_t many = 7;
 
   static uint32_t line_of(wide::Key key) {
     const unsigned __int128 product =
@@ -54,23 +57,47 @@ class ShortPieces {
     return uint32_t((uint64_t(product >> 64) ^ uint64_t(product)) >> (64 - line_bits));
   }
   void prefetch(uint32_t line) { __builtin_prefetch(&lines_[line]); }
-  // Writes 4 ids to out, of which the first so many count; 0: not known; `many`: more than fit, see LongPieces.
+  // Writes 4 ids to out, of which the first so many count; 0: not in this line; `many`: more than fit, see
+  // LongPieces.
   size_t find(wide::Key key, uint32_t line, uint32_t* out) {
-    constexpr uint64_t no_count = ~(uint64_t(0xF0) << 56);
     const Slot* slot = &lines_[line][0];
-    slot += (slot[1].low == key.low) & ((slot[1].high & no_count) == key.high);
+    slot += slot[1].holds(key);
     std::memcpy(out, slot->ids, sizeof slot->ids);
-    return (slot->low == key.low) & ((slot->high & no_count) == key.high) ? slot->high >> 60 : 0;
+    return slot->holds(key) ? slot->count() : 0;
+  }
+  // The same for a piece not found in its line: where it was moved. It comes back.
+  size_t find_moved(wide::Key key, uint32_t line, uint32_t* out) {
+    Slot& last = lines_[line][1];
+    if (!(last.high & moved)) return 0;
+    for (Slot& slot : lines_[line ^ 1]) {
+      if (!slot.holds(key)) continue;
+      std::memcpy(out, slot.ids, sizeof slot.ids);
+      const Slot found = slot;
+      put(slot, last);
+      put(last, found);
+      return found.count();
+    }
+    return 0;
   }
   void add(wide::Key key, uint32_t line, const uint32_t* ids, size_t count) {
-    Line& slots = lines_[line];
-    slots[1] = slots[0];  // the newest comes first, the one before it second
-    slots[0].low = key.low;
-    slots[0].high = key.high | uint64_t(count <= 4 ? count : many) << 60;
-    std::copy_n(ids, std::min<size_t>(count, 4), slots[0].ids);
+    Slot *slots = lines_[line], fresh{key.low, key.high | uint64_t(count <= 4 ? count : many) << 60, {}};
+    std::copy_n(ids, std::min<size_t>(count, 4), fresh.ids);
+    if (slots[1].count()) {
+      put(lines_[line ^ 1][1], slots[1]);
+      slots[1].high |= moved;
+    }
+    put(slots[1], slots[0]);
+    put(slots[0], fresh);
   }
 
  private:
+  static constexpr uint64_t moved = uint64_t(1) << 63;  // in a line's second slot, of the line
+  static constexpr uint64_t key_bits = ~(uint64_t(0xF0) << 56);
+  static void put(Slot& slot, const Slot& value) {
+    const uint64_t flag = slot.high & moved;
+    slot = value;
+    slot.high = (slot.high & ~moved) | flag;
+  }
   Zeroed<Line> lines_{size_t(1) << line_bits};
 };
 

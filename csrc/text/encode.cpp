@@ -95,7 +95,8 @@ uint32_t* Encoder::long_piece(const uint8_t* p, size_t size, Workspace& w, uint3
 
 inline uint32_t* Encoder::short_piece(wide::Key key, uint32_t line, const uint8_t* p, size_t size, Workspace& w,
                                       uint32_t* out) const {
-  const size_t known = w.short_pieces.find(key, line, out);
+  size_t known = w.short_pieces.find(key, line, out);
+  if (!known) known = w.short_pieces.find_moved(key, line, out);
   if (known == ShortPieces::many) return in_parts(p, size, true, w, out);
   if (known) return out + known;
   uint32_t* end = in_parts(p, size, false, w, out);
@@ -103,7 +104,69 @@ inline uint32_t* Encoder::short_piece(wide::Key key, uint32_t line, const uint8_
   return end;
 }
 
-// First all keys, so that their cache lines are on the way, then all ids.
+// A piece of a batch whose ids are not at hand, and where these belong among the others'.
+struct Encoder::Unknown {
+  const uint8_t* p;
+  uint32_t size, line;
+  wide::Key key;
+  size_t place;
+  const Unknown* same;  // the piece that holds its ids: itself, or an equal one
+  uint32_t count, ids[Lanes::bytes + 4];
+};
+
+// Merges unknown pieces, 16 at a time, and remembers them.
+void Encoder::learn(Unknown* unknown, size_t count, Workspace& w) const {
+  Lanes lanes;
+  Unknown* of[Lanes::most];  // lanes
+  for (size_t u = 0; u < count;) {
+    const size_t first = u;
+    lanes.clear();
+    for (; u < count && lanes.count < Lanes::most; u++) {
+      Unknown& piece = unknown[u];
+      if (first > 0) {  // it may have been met a few pieces earlier
+        size_t known = w.short_pieces.find(piece.key, piece.line, piece.ids);
+        if (known == ShortPieces::many) known = in_parts(piece.p, piece.size, true, w, piece.ids) - piece.ids;
+        if ((piece.count = uint32_t(known))) continue;
+      }
+      for (size_t lane = 0; lane < lanes.count; lane++) {
+        if (of[lane]->key.low == piece.key.low && of[lane]->key.high == piece.key.high) piece.same = of[lane];
+      }
+      if (piece.same != &piece) continue;
+      const std::string_view view(reinterpret_cast<const char*>(piece.p), piece.size);
+      if (const uint32_t id = vocabulary.all_merge() ? none : vocabulary.whole(view); id != none) {
+        piece.ids[0] = id;
+        remember(piece, 1, w);
+      } else if (piece.size > 3 && vocabulary.junctions.cut(piece.p, piece.size, 3) < piece.size) {
+        remember(piece, in_parts(piece.p, piece.size, false, w, piece.ids) - piece.ids, w);
+      } else {
+        of[lanes.count] = &piece;
+        vocabulary.merger().add(piece.p, piece.size, lanes);
+      }
+    }
+    vocabulary.merger().merge(lanes);
+    for (size_t lane = 0; lane < lanes.count; lane++) {
+      size_t made = 0;
+      for (uint32_t places = Merger::tokens(lanes.alive[lane]); places; places &= places - 1) {
+        const uint32_t id = vocabulary.id_of(lanes.symbols[wide::lowest_bit(places)][lane]);
+        of[lane]->ids[made] = id;
+        made += id != none;
+      }
+      remember(*of[lane], made, w);
+    }
+  }
+}
+
+void Encoder::remember(Unknown& piece, size_t count, Workspace& w) const {
+  piece.count = uint32_t(count);
+  w.short_pieces.add(piece.key, piece.line, piece.ids, count);
+  if (count > 4) {
+    const std::string_view view(reinterpret_cast<const char*>(piece.p), piece.size);
+    LongPieces::set(w.long_pieces.slot(WholeTable::hash_of(view)), view, piece.ids, count);
+  }
+}
+
+// First all keys, so that their cache lines are on the way; then the ids of all pieces that are known; then the
+// others are merged together, and their ids put between.
 void Encoder::encode_pieces(const uint8_t* p, const uint8_t* text_end, const uint32_t* ends, size_t count,
                             Workspace& w, Ids& ids) const {
   uint32_t lines[most_pieces];
@@ -115,11 +178,37 @@ void Encoder::encode_pieces(const uint8_t* p, const uint8_t* text_end, const uin
     lines[i] = ShortPieces::line_of(keys[i]);
     w.short_pieces.prefetch(lines[i]);
   }
-  uint32_t* out = ids.room(ends[count - 1] + 4);
+  Unknown unknown[most_pieces];
+  size_t news = 0;
+  uint32_t *const begin = ids.room(ends[count - 1] + 4), *out = begin;
   for (size_t i = 0, start = 0; i < count; start = ends[i++]) {
     const size_t size = ends[i] - start;
-    out = size > 15 ? long_piece(p + start, size, w, out)
-                    : short_piece(keys[i], lines[i], p + start, size, w, out);
+    if (size > 15) {
+      out = long_piece(p + start, size, w, out);
+      continue;
+    }
+    size_t known = w.short_pieces.find(keys[i], lines[i], out);
+    if (known == 0) known = w.short_pieces.find_moved(keys[i], lines[i], out);
+    if (known == ShortPieces::many) {
+      out = in_parts(p + start, size, true, w, out);
+    } else {
+      if (known == 0) {
+        Unknown& piece = unknown[news++];
+        piece.p = p + start, piece.size = uint32_t(size), piece.key = keys[i], piece.line = lines[i];
+        piece.place = size_t(out - begin), piece.same = &piece, piece.count = 0;
+      }
+      out += known;
+    }
+  }
+  if (news) {
+    learn(unknown, news, w);
+    uint32_t* end = out;
+    for (size_t u = 0; u < news; u++) out += unknown[u].same->count;
+    for (uint32_t* to = out; news-- > 0; end = begin + unknown[news].place) {
+      const Unknown& piece = *unknown[news].same;
+      to = std::move_backward(begin + unknown[news].place, end, to) - piece.count;
+      std::copy_n(piece.ids, piece.count, to);
+    }
   }
   ids.end_at(out);
 }
@@ -131,9 +220,8 @@ void Encoder::encode(std::string_view text, Workspace& w, Ids& ids, size_t most)
   const uint8_t* const text_end = p + text.size();
   while (p < text_end && ids.size() < most) {
     const size_t count = split(pattern, p, text_end, ends, most_pieces - piece_slack);
-    uint32_t longest = 0;
-    for (size_t i = 0, start = 0; i < count; start = ends[i++])
-      longest = std::max(longest, uint32_t(ends[i] - start));
+    uint32_t longest = ends[0];
+    for (size_t i = 1; i < count; i++) longest = std::max(longest, ends[i] - ends[i - 1]);
     if (longest <= 15) {
       encode_pieces(p, text_end, ends, count, w, ids);
     } else {

@@ -72,6 +72,9 @@ class Encoder {
   void encode(std::string_view text, Workspace& w, Ids& out, size_t most = SIZE_MAX) const;
   void encode_pieces(const uint8_t* p, const uint8_t* text_end, const uint32_t* ends, size_t count,
                      Workspace& w, Ids& out) const;
+  struct Unknown;
+  void learn(Unknown* unknown, size_t count, Workspace& w) const;
+  void remember(Unknown& piece, size_t count, Workspace& w) const;
   // These write the ids of one piece to out, where its size in bytes and four more have room; they return the
   // end.
   uint32_t* merge(const uint8_t* p, size_t size, Workspace& w, uint32_t* out) const;

@@ -6,6 +6,8 @@
 
 namespace text {
 
+constexpr uint32_t no_symbol = most_symbols;  // in no pair
+
 PairTable::PairTable(size_t pairs) {
   int bits = 1;
   while ((size_t(8) << bits) < pairs * 2) bits++;  // at most half full
@@ -15,8 +17,8 @@ PairTable::PairTable(size_t pairs) {
 }
 
 void PairTable::add(uint32_t left, uint32_t right, uint32_t merged) {
-  const uint64_t key = uint64_t(left) << 21 | right;
-  for (size_t bucket = key * 0x9E3779B97F4A7C15u >> shift_;; bucket = (bucket + 1) & mask_) {
+  const uint64_t key = key_of(left, right);
+  for (size_t bucket = bucket_of(key);; bucket = (bucket + 1) & mask_) {
     uint64_t* entries = &entries_[bucket * 8];
     for (int i = 0; i < 8; i++) {
       if (entries[i] >> 22 == key) return;
@@ -81,6 +83,53 @@ uint64_t Merger::window(const uint8_t* p, size_t n, uint32_t symbols[64]) const 
   if (vectors == 1) return rounds<wide::Ranks<1>>(n, symbols, first);
   if (vectors == 2) return rounds<wide::Ranks<2>>(n, symbols, first);
   return rounds<wide::Ranks<4>>(n, symbols, first);
+}
+
+void Merger::add(const uint8_t* p, size_t n, Lanes& lanes) const {
+  const size_t lane = lanes.count++;
+  lanes.symbols[0][lane] = lanes.symbols[n + 1][lane] = no_symbol;
+  lanes.alive[lane] = uint32_t((4u << n) - 1);
+  for (size_t i = 1; i < n; i++) {
+    lanes.symbols[i][lane] = byte_symbols_[p[i - 1]];
+    lanes.ranks[i][lane] = byte_pairs_[p[i - 1] << 8 | p[i]];
+  }
+  lanes.symbols[n][lane] = byte_symbols_[p[n - 1]];
+  for (size_t i = n; i <= Lanes::bytes; i++) lanes.ranks[i][lane] = none;
+  lanes.longest = std::max(lanes.longest, int(n));
+}
+
+// A round merges one pair of each piece, the leftmost of its lowest rank, and asks for the new neighbours'
+// ranks before it reads the first of them.
+void Merger::merge(Lanes& lanes) const {
+  constexpr size_t most = Lanes::most;
+  const uint64_t no_pair = PairTable::key_of(no_symbol, 0);  // its line is always at hand
+  alignas(64) uint32_t lowest[most], place[most];
+  uint64_t left_key[most], right_key[most];
+  int previous[most];
+  const uint32_t filled = (1u << lanes.count) - 1;
+  while (uint32_t merging = wide::lowest_of_columns(lanes.ranks, lanes.longest - 1, lowest, place) & filled) {
+    for (uint32_t todo = merging; todo; todo &= todo - 1) {
+      const int l = wide::lowest_bit(todo);
+      const uint32_t left = place[l], low = lowest[l];
+      const uint32_t before = lanes.alive[l] & ((uint32_t(1) << left) - 1), after = lanes.alive[l] - before;
+      const uint32_t behind_left = after & (after - 1), behind = behind_left & (behind_left - 1);
+      const int right = wide::lowest_bit(behind_left);
+      previous[l] = wide::highest_bit(before);
+      const uint32_t next = lanes.symbols[wide::lowest_bit(behind)][l];
+      lanes.alive[l] = before | uint32_t(1) << left | behind;
+      lanes.symbols[left][l] = low;
+      lanes.ranks[right][l] = none;
+      left_key[l] = previous[l] ? PairTable::key_of(lanes.symbols[previous[l]][l], low) : no_pair;
+      right_key[l] = next != no_symbol ? PairTable::key_of(low, next) : no_pair;
+      pairs_.prefetch(left_key[l]);
+      pairs_.prefetch(right_key[l]);
+    }
+    for (; merging; merging &= merging - 1) {
+      const int l = wide::lowest_bit(merging);
+      lanes.ranks[previous[l]][l] = pairs_.find(left_key[l]);
+      lanes.ranks[place[l]][l] = pairs_.find(right_key[l]);
+    }
+  }
 }
 
 // Place i takes its right neighbour in and becomes `token`; returns the place behind them, n or more at the

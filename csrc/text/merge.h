@@ -30,19 +30,22 @@ class PairTable {
  public:
   explicit PairTable(size_t pairs = 0);
   void add(uint32_t left, uint32_t right, uint32_t merged);  // of equal pairs the first stays
-  uint32_t find(uint32_t left, uint32_t right) const {
-    const uint64_t key = uint64_t(left) << 21 | right;
-    for (size_t bucket = key * 0x9E3779B97F4A7C15u >> shift_;; bucket = (bucket + 1) & mask_) {
+  static uint64_t key_of(uint32_t left, uint32_t right) { return uint64_t(left) << 21 | right; }
+  void prefetch(uint64_t key) const { __builtin_prefetch(&entries_[bucket_of(key) * 8]); }
+  uint32_t find(uint32_t left, uint32_t right) const { return find(key_of(left, right)); }
+  uint32_t find(uint64_t key) const {
+    for (size_t bucket = bucket_of(key);; bucket = (bucket + 1) & mask_) {
       const uint64_t* entries = &entries_[bucket * 8];
-      const uint32_t place = wide::find_key(entries, key);
-      if (place < 8) return uint32_t(entries[place]) & most_value;
-      if (entries[7] == empty) return none;
+      const uint32_t place = wide::find_entry<22>(entries, key << 22);
+      const uint32_t value = uint32_t(entries[place & 7]) & most_value;
+      if (__builtin_expect((place < 8) | (entries[7] == empty), 1)) return place < 8 ? value : none;
     }
   }
 
  private:
   static constexpr uint64_t empty = ~uint64_t(0);
   static constexpr uint32_t most_value = (1 << 22) - 1;
+  size_t bucket_of(uint64_t key) const { return key * 0x9E3779B97F4A7C15u >> shift_; }
   std::vector<uint64_t, wide::Aligned<uint64_t>> entries_;  // left << 43 | right << 22 | merged
   int shift_ = 63;
   size_t mask_ = 0;
@@ -53,6 +56,19 @@ struct MergeScratch {
   std::vector<uint32_t> symbols, starts;  // the tokens known so far
   std::vector<uint32_t> region, ranks, next, previous;
   std::vector<uint64_t> heap;
+};
+
+// Up to 16 pieces of up to 15 bytes that are merged in step: what they wait for, they wait for together. Byte i
+// of a piece is place i + 1; the places before the first and behind the last hold a symbol that no pair has. A
+// row for each place, so that the lowest rank of all pieces is found at once.
+struct Lanes {
+  static constexpr size_t most = 16, bytes = 15;
+  alignas(64) uint32_t symbols[bytes + 2][most];
+  alignas(64) uint32_t ranks[bytes + 2][most];
+  uint32_t alive[most];  // bit i: a token begins at place i; the two outer places are always alive
+  size_t count = 0;
+  int longest = 0;  // bytes
+  void clear() { count = 0, longest = 0; }
 };
 
 class Merger {
@@ -68,6 +84,12 @@ class Merger {
 
   // Merges n <= 64 bytes. symbols[i] holds the token that starts at byte i, for each bit i of the result.
   uint64_t window(const uint8_t* p, size_t n, uint32_t symbols[64]) const;
+  // Adds a piece to the lanes, where fewer than 16 are; 0 < n <= 15.
+  void add(const uint8_t* p, size_t n, Lanes& lanes) const;
+  // Merges them all. The tokens of piece i are symbols[place][i] for each place of tokens(lanes.alive[i]).
+  void merge(Lanes& lanes) const;
+  static uint32_t tokens(uint32_t alive) { return alive & 0xFFFE & ~(uint32_t(1) << wide::highest_bit(alive)); }
+
   // Merges n bytes, any number below 4 GiB, into scratch.symbols; scratch.starts says where each begins.
   void merge(const uint8_t* p, size_t n, MergeScratch& scratch) const;
 

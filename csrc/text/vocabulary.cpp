@@ -174,7 +174,9 @@ Vocabulary::Vocabulary(Tokens tokens_, const std::vector<Merge>& given, bool who
     });
   }
   for (uint32_t id = 0; id < tokens.size(); id++) {
-    if (!tokens[id].empty() && (whole_pieces || symbols_[id] != none)) whole_.add(tokens[id], id);
+    if (tokens[id].empty() || (symbols_[id] == none && !whole_pieces)) continue;
+    whole_.add(tokens[id], id);
+    all_merge_ = all_merge_ && symbols_[id] != none;
   }
 }
 
@@ -203,6 +205,8 @@ Vocabulary::Vocabulary(Tokens tokens_)
       return Merge{left, right, id, id};
     });
   }
+  for (uint32_t id = 0; id < tokens.size(); id++)
+    all_merge_ = all_merge_ && (tokens[id].empty() || symbols_[id] != none);
 }
 
 void Vocabulary::add(const Merge& merge) {

@@ -114,6 +114,8 @@ class Vocabulary {
   // The id of a piece that is one token, or none.
   uint32_t whole(std::string_view piece) const { return whole_.find(tokens, piece); }
   uint32_t id_of(uint32_t symbol) const { return ids_[symbol]; }
+  // Whether each token that whole() finds is also what its bytes merge to, so that merging alone finds it.
+  bool all_merge() const { return all_merge_; }
   // The merges that are ever reached, in order, with ranks 0, 1, 2 ...
   std::vector<Merge> merges() const { return merges_; }
 
@@ -128,6 +130,7 @@ class Vocabulary {
   std::vector<uint32_t> symbols_;  // [id] -> symbol, or none
   Merger merger_;
   WholeTable whole_;
+  bool all_merge_ = true;
   std::vector<Merge> merges_;
 };
 

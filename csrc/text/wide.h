@@ -40,15 +40,17 @@ struct Aligned {
 inline int lowest_bit(uint64_t mask) { return __builtin_ctzll(mask); }
 inline int highest_bit(uint64_t mask) { return 63 - __builtin_clzll(mask); }
 
-// Which of the 8 entries of a cache line has `key` in its upper 42 bits; 8 or more: none.
-inline uint32_t find_key(const uint64_t* entries, uint64_t key) {
+// Which of the 8 entries of a cache line differs from `key` in its lowest `bits` at most; 8 or more: none.
+template <int bits>
+inline uint32_t find_entry(const uint64_t* entries, uint64_t key) {
+  constexpr uint64_t limit = uint64_t(1) << bits;
 #ifdef TEXT_AVX512
-  const __m512i line = _mm512_srli_epi64(_mm512_load_si512(entries), 22);
-  const __mmask8 found = _mm512_cmpeq_epi64_mask(line, _mm512_set1_epi64(int64_t(key)));
+  const __m512i differ = _mm512_xor_si512(_mm512_load_si512(entries), _mm512_set1_epi64(int64_t(key)));
+  const __mmask8 found = _mm512_cmplt_epu64_mask(differ, _mm512_set1_epi64(int64_t(limit)));
   return uint32_t(__builtin_ctz(uint32_t(found) | 1 << 8));
 #else
   uint32_t i = 0;
-  while (i < 8 && entries[i] >> 22 != key) i++;
+  while (i < 8 && (entries[i] ^ key) >= limit) i++;
   return i;
 #endif
 }
@@ -243,5 +245,47 @@ class Ranks {  // in memory
   uint32_t ranks_[16 * Vectors];
 };
 #endif
+
+// The lowest number of each of 16 columns in rows 1 to `last` and in which of them it stands first; returns
+// which columns have one below 2^32 - 1.
+inline uint32_t lowest_of_columns(const uint32_t (*rows)[16], int last, uint32_t lowest[16], uint32_t row[16]) {
+#ifdef TEXT_AVX512
+  __m512i low = _mm512_load_si512(rows[1]), place = _mm512_set1_epi32(1);
+  for (int i = 2; i <= last; i++) {
+    const __m512i here = _mm512_load_si512(rows[i]);
+    place = _mm512_mask_mov_epi32(place, _mm512_cmplt_epu32_mask(here, low), _mm512_set1_epi32(i));
+    low = _mm512_min_epu32(low, here);
+  }
+  _mm512_store_si512(lowest, low);
+  _mm512_store_si512(row, place);
+  return _mm512_cmpneq_epu32_mask(low, _mm512_set1_epi32(-1));
+#elif defined(__AVX2__)
+  uint32_t found = 0;
+  for (int half = 0; half < 16; half += 8) {
+    auto load = [&](int i) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(rows[i] + half)); };
+    __m256i low = load(1), place = _mm256_set1_epi32(1);
+    for (int i = 2; i <= last; i++) {
+      const __m256i here = load(i), lower = _mm256_min_epu32(low, here);
+      place = _mm256_blendv_epi8(_mm256_set1_epi32(i), place, _mm256_cmpeq_epi32(lower, low));
+      low = lower;
+    }
+    _mm256_store_si256(reinterpret_cast<__m256i*>(lowest + half), low);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(row + half), place);
+    const __m256i absent = _mm256_cmpeq_epi32(low, _mm256_set1_epi32(-1));
+    found |= (uint32_t(_mm256_movemask_ps(_mm256_castsi256_ps(absent))) ^ 0xFF) << half;
+  }
+  return found;
+#else
+  uint32_t found = 0;
+  for (int l = 0; l < 16; l++) {
+    lowest[l] = rows[row[l] = 1][l];
+    for (int i = 2; i <= last; i++) {
+      if (rows[i][l] < lowest[l]) lowest[l] = rows[row[l] = uint32_t(i)][l];
+    }
+    found |= uint32_t(lowest[l] != 0xFFFFFFFF) << l;
+  }
+  return found;
+#endif
+}
 
 }  // namespace text::wide

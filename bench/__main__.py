@@ -1,5 +1,7 @@
 """Run benches and write the report: `python -m bench [NAME ...] [--quick] [--json FILE]`.
 
+`python -m bench gpu ...` is the GPU suite, with options of its own (bench/gpu).
+
 A NAME is a group (kernels, road) or the stem of a file (rmsnorm for bench_rmsnorm.py); without one, all run.
 Rows are printed, and written as JSON with the machine and the versions beside them.
 """
@@ -13,8 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from pyengine.kernels import _native, _select
 
+from bench.gpu import suite
 from pyengine.files import write_json
 
 HERE = Path(__file__).parent
@@ -23,6 +25,8 @@ ROAD = ["train", "engine", "gguf"]
 
 def groups() -> dict[str, list[str]]:
     """Group name -> stems of bench files."""
+    from pyengine.kernels import _select  # late: the GPU suite starts where nothing is built yet
+
     stems = sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
     kernels = [stem for stem in stems if stem in _select.ops()]
     return {
@@ -35,6 +39,8 @@ def groups() -> dict[str, list[str]]:
 
 def machine() -> dict:
     """What the numbers were measured on."""
+    from pyengine.kernels import _native
+
     return {
         "processor": platform.processor() or platform.machine(), "isa": _native.isa,
         "threads": _native.threads(), "python": platform.python_version(), "torch": torch.__version__,
@@ -42,6 +48,8 @@ def machine() -> dict:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["gpu"]:
+        return suite.main(sys.argv[2:])
     known = groups()
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.split("\n\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(known)}; all if none")

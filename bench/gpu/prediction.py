@@ -1,0 +1,127 @@
+"""What a kernel should take on a card, from what it moves and computes: a prediction, never a measurement.
+
+Three engines bound a kernel: memory (bytes), the tensor cores (products), and the unit that does exponentials
+(16 a clock on each SM). Where a kernel overlaps them the longest bounds it, where it does not they add up. The bound is
+divided by the share of it that kernels of this kind are published to reach, and launches are added.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Card:
+    """Rates that a card sustains: those of large copies and large products, not those of its data sheet."""
+
+    name: str
+    bandwidth: float  # bytes/s, read plus written
+    products: float  # bf16 flop/s on tensor cores
+    floats: float  # float32 flop/s outside of them
+    exps: float  # exponentials/s
+    launch: float  # seconds
+
+
+# 3.35 TB/s and 989 TFLOP/s on the data sheet; copies are published at 2.9 to 3.05, 8192^3 products at 650 to 800
+H100 = Card("H100 SXM", 2.95e12, 700e12, 55e12, 16 * 132 * 1.755e9, 3e-6)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one call moves and computes, and the share of its bound that it is expected to reach."""
+
+    bytes: float = 0.0
+    products: float = 0.0  # flops on tensor cores
+    floats: float = 0.0
+    exps: float = 0.0
+    launches: int = 1
+    reach: float = 0.88  # of memory's rate, for a kernel that streams
+    overlaps: bool = True  # exponentials run while the tensor cores do
+
+    def terms(self, card: Card) -> dict[str, float]:
+        """Seconds of each engine, were it alone."""
+        return {
+            "memory": self.bytes / card.bandwidth,
+            "tensor cores": self.products / card.products,
+            "float32": self.floats / card.floats,
+            "exponentials": self.exps / card.exps,
+        }
+
+    def bound(self, card: Card) -> tuple[float, str]:
+        """(seconds that no kernel can beat at the card's rates, the engine that says so)."""
+        terms = self.terms(card)
+        engine = max(terms, key=terms.__getitem__)
+        return terms[engine], engine
+
+    def predicted(self, card: Card) -> float:
+        """Seconds expected of this kernel."""
+        terms = self.terms(card)
+        seconds = max(terms.values())
+        if not self.overlaps:
+            seconds = max(terms["memory"], terms["tensor cores"] + terms["exponentials"] + terms["float32"])
+        return seconds / self.reach + self.launches * card.launch
+
+
+def pairs(lengths: list[int]) -> int:
+    """Pairs of query and key that causal attention over these documents has."""
+    return sum(n * (n + 1) // 2 for n in lengths)
+
+
+def attention_forward(lengths: list[int], heads: int, dim: int) -> Work:
+    """4 D flops and one exponential a pair; plain Triton waits for its exponentials (published: 0.5 of a large
+    product at D = 128, which is 0.72 of that sum)."""
+    scores = pairs(lengths) * heads
+    return Work(
+        bytes=2 * 4 * sum(lengths) * heads * dim,
+        products=4 * dim * scores,
+        exps=scores,
+        reach=0.72,
+        overlaps=False,
+    )
+
+
+def attention_backward(lengths: list[int], heads: int, dim: int) -> Work:
+    """The scores are computed by two kernels, so 14 D flops and two exponentials a pair; 10 D are what is counted
+    as useful. Plain Triton is published at about 0.3 of a large product here."""
+    scores = pairs(lengths) * heads
+    return Work(
+        bytes=2 * 10 * sum(lengths) * heads * dim,
+        products=14 * dim * scores,
+        exps=2 * scores,
+        launches=3,
+        reach=0.5,
+        overlaps=False,
+    )
+
+
+def decode_attention(contexts: list[int], kv_heads: int, dim: int) -> Work:
+    """Keys and values are read once."""
+    return Work(bytes=2 * 2 * sum(contexts) * kv_heads * dim, reach=0.6)
+
+
+def streaming(bytes: float, exps: float = 0.0, launches: int = 1) -> Work:
+    """A kernel that reads and writes once."""
+    return Work(bytes=bytes, exps=exps, launches=launches)
+
+
+def product(m: int, n: int, k: int) -> Work:
+    """x (m, k) by weight (n, k): Triton's pipelined loop is published at 0.8 to 0.9 of cuBLAS."""
+    return Work(bytes=2 * (m * k + n * k + m * n), products=2.0 * m * n * k, reach=0.8)
+
+
+def cross_entropy(tokens: int, channels: int, vocabulary: int) -> Work:
+    """Forward and backward with the logits computed twice: 8 T C V flops; each chunk's gradient is written once and
+    read twice."""
+    logits = tokens * vocabulary
+    return Work(
+        bytes=2 * 3 * logits + 12 * vocabulary * channels,
+        products=8.0 * logits * channels,
+        exps=2 * logits,
+        launches=2 + 3 * -(-tokens // 1024),
+        reach=0.75,
+    )
+
+
+def muon(shapes: list[tuple[int, int]]) -> Work:
+    """Five iterations of 3 n^2 m + n^3 flops, each as three products of tf32, which run at half of bf16's rate."""
+    flops = sum(3.0 * min(s) ** 2 * max(s) + min(s) ** 3 for s in shapes)
+    numbers = sum(a * b for a, b in shapes)
+    return Work(bytes=4 * 40 * numbers, products=5 * flops * 3 * 2, launches=18, reach=0.4)

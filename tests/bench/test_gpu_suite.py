@@ -1,0 +1,83 @@
+"""The GPU suite without a GPU: a whole dry run of one case of each kind, and cases that fail in every way."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from bench.gpu import suite
+from bench.gpu.cases import CASES, Case
+from bench.gpu.prediction import H100, Work, attention_forward, pairs
+from bench.gpu.rows import level
+
+pytest.importorskip("triton")
+
+
+def test_a_failing_case_hides_no_other(monkeypatch, tmp_path):
+    monkeypatch.setattr(suite, "DRY_SLACK", 60.0)
+    report, page = tmp_path / "rows.json", tmp_path / "page.html"
+    arguments = [
+        "--dry-run",
+        "--cases",
+        "tests.bench.broken_cases",
+        "--json",
+        str(report),
+        "--page",
+        str(page),
+    ]
+    assert suite.main(arguments) == 1
+    rows = {row["area"]: row for row in json.loads(report.read_text())["rows"]}
+    assert list(rows) == ["first", "wrong", "crash", "peer", "hang", "last"]
+    assert rows["first"]["error"] == rows["last"]["error"] == rows["peer"]["error"] == ""
+    assert rows["first"]["ratio"] == 1.0 and rows["first"]["level"] == "dry run"
+    assert "ones are not zeros" in rows["wrong"]["error"]
+    assert "ended with 9" in rows["crash"]["error"]
+    assert rows["hang"]["error"] == "no answer in time"
+    assert rows["peer"]["peers_failed"] == {"peer": "RuntimeError: no such kernel here"}
+    assert not any(row["holds"] for row in rows.values()), "a dry run holds nothing"
+    text = page.read_text()
+    assert all(row["what"] in text for row in rows.values()) and "A dry run" in text
+
+
+def test_time_runs_out_for_what_was_not_reached():
+    rows, _ = suite.run("tests.bench.broken_cases", [0, 5], 0.0, dry=True)
+    assert [row["error"] for row in rows] == ["not reached within the time given"] * 2
+
+
+def test_the_level_is_the_best_goal_reached():
+    case = Case("area", "name", lambda place: None, "peer", (0.5, 1.0, 2.0))
+    levels = [level(case, reached) for reached in (None, 0.4, 0.5, 1.9, 2.0)]
+    assert levels == ["no peer", "below", "floor", "good", "moonshot"]
+
+
+def test_names_choose_cases():
+    assert [CASES[i].area for i in suite.choose(CASES, ["adamw"], False)] == ["adamw"] * 2
+    with pytest.raises(SystemExit, match="attention forward"):
+        suite.choose(CASES, ["no such thing"], False)
+
+
+def test_all_of_it_fits_into_nine_minutes():
+    assert sum(case.seconds for case in CASES) < 530
+    assert len({case.title for case in CASES}) == len(CASES)
+
+
+def test_a_prediction_is_the_bound_over_the_share_reached():
+    work = Work(bytes=2.95e9, launches=2, reach=0.5)
+    assert work.bound(H100) == (pytest.approx(1e-3), "memory")
+    assert work.predicted(H100) == pytest.approx(2e-3 + 6e-6)
+    assert pairs([1, 3]) == 7
+    whole, halves = (attention_forward(lengths, 16, 128) for lengths in ([4096], [2048, 2048]))
+    assert whole.products / halves.products == pytest.approx(2.0, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_everything(tmp_path):
+    """Every case: made, checked against its peers, timed by a clock that stands, and written down."""
+    report = tmp_path / "rows.json"
+    command = [sys.executable, "-m", "bench", "gpu", "--dry-run", "--seconds", "3000", "--json", str(report)]
+    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
+    rows = json.loads(report.read_text())["rows"]
+    assert done.returncode == 0, [(row["what"], row["error"]) for row in rows if row["error"]]
+    assert len(rows) == len(CASES) and all(row["predicted_h100"] > 0 for row in rows)

@@ -29,6 +29,7 @@ class Zeroed {
   Zeroed(const Zeroed&) = delete;
   Zeroed& operator=(const Zeroed&) = delete;
   T& operator[](size_t i) { return data_[i]; }
+  const T& operator[](size_t i) const { return data_[i]; }
 
  private:
   static constexpr size_t large = 2 << 20;
@@ -102,28 +103,35 @@ class ShortPieces {
 };
 
 // Pieces of up to 62 bytes that are up to 16 ids, where they are too long or too many ids for the above.
+// Each hash has two slots; the newer piece is in the first.
 class LongPieces {
  public:
-  static constexpr int bits = 15;  // 4 MiB
   struct alignas(64) Slot {
     uint8_t size, count;
     char bytes[62];
     uint32_t ids[16];
+    bool holds(std::string_view piece) const {
+      return size == piece.size() && !std::memcmp(bytes, piece.data(), piece.size());
+    }
   };
-  Slot& slot(uint64_t hash) { return slots_[hash >> (64 - bits)]; }
-  static bool holds(const Slot& slot, std::string_view piece) {
-    return slot.size == piece.size() && !std::memcmp(slot.bytes, piece.data(), piece.size());
+  const Slot* find(uint64_t hash, std::string_view piece) const {
+    const Pair& slots = pairs_[hash >> (64 - bits)];
+    return slots[0].holds(piece) ? &slots[0] : slots[1].holds(piece) ? &slots[1] : nullptr;
   }
-  static void set(Slot& slot, std::string_view piece, const uint32_t* ids, size_t count) {
+  void add(uint64_t hash, std::string_view piece, const uint32_t* ids, size_t count) {
     if (count > 16) return;
-    slot.size = uint8_t(piece.size());
-    slot.count = uint8_t(count);
-    std::memcpy(slot.bytes, piece.data(), piece.size());
-    std::copy_n(ids, count, slot.ids);
+    Pair& slots = pairs_[hash >> (64 - bits)];
+    if (slots[0].size > 0) slots[1] = slots[0];
+    slots[0].size = uint8_t(piece.size());
+    slots[0].count = uint8_t(count);
+    std::memcpy(slots[0].bytes, piece.data(), piece.size());
+    std::copy_n(ids, count, slots[0].ids);
   }
 
  private:
-  Zeroed<Slot> slots_{size_t(1) << bits};
+  static constexpr int bits = 15;  // 8 MiB
+  using Pair = Slot[2];
+  Zeroed<Pair> pairs_{size_t(1) << bits};
 };
 
 }  // namespace text

@@ -15,14 +15,16 @@ void Ids::grow(size_t least) {
   constexpr size_t large = 2 << 20;  // bytes; so big an array is written faster into large pages
   const size_t wanted = std::max(least, capacity_ + capacity_ / 2), bytes = wanted * sizeof(uint32_t);
   void* moved;
-  if (capacity_ == 0 && bytes >= 2 * large) {
+  if (bytes >= 2 * large) {
     moved = std::aligned_alloc(large, (bytes + large - 1) / large * large);
-    if (moved) madvise(moved, bytes, MADV_HUGEPAGE);
+    if (!moved) throw std::bad_alloc();
+    madvise(moved, bytes, MADV_HUGEPAGE);
+    if (size_ > 0) std::memcpy(moved, data_.get(), size_ * sizeof(uint32_t));
   } else {
     moved = std::realloc(data_.get(), bytes);
+    if (!moved) throw std::bad_alloc();
+    data_.release();
   }
-  if (!moved) throw std::bad_alloc();
-  data_.release();
   data_.reset(static_cast<uint32_t*>(moved));
   capacity_ = wanted;
 }
@@ -43,7 +45,7 @@ std::unique_ptr<Workspace> Encoder::take() const {
 }
 
 void Encoder::give(std::unique_ptr<Workspace> workspace) const {
-  if (workspace->scratch.starts.capacity() > (1 << 20)) workspace->scratch = {};  // a giant piece went by
+  if (workspace->scratch.region.capacity() > (1 << 20)) workspace->scratch = {};  // a giant piece went by
   std::unique_lock<std::mutex> lock(idle_lock_, std::try_to_lock);
   if (lock && idle_.size() < 64) idle_.push_back(std::move(workspace));
 }
@@ -62,9 +64,9 @@ uint32_t* Encoder::merge(const uint8_t* p, size_t size, Workspace& w, uint32_t* 
     }
     return out;
   }
-  vocabulary.merger().merge(p, size, w.scratch);
-  for (uint32_t symbol : w.scratch.symbols) {
-    *out = vocabulary.id_of(symbol);
+  const uint32_t *symbol = out, *const end = vocabulary.merger().merge(p, size, w.scratch, out);
+  while (symbol < end) {
+    *out = vocabulary.id_of(*symbol++);
     out += *out != none;
   }
   return out;
@@ -86,10 +88,11 @@ uint32_t* Encoder::in_parts(const uint8_t* p, size_t size, bool known, Workspace
 uint32_t* Encoder::long_piece(const uint8_t* p, size_t size, Workspace& w, uint32_t* out) const {
   if (size > sizeof LongPieces::Slot::bytes) return merge(p, size, w, out);
   const std::string_view piece(reinterpret_cast<const char*>(p), size);
-  LongPieces::Slot& slot = w.long_pieces.slot(WholeTable::hash_of(piece));
-  if (LongPieces::holds(slot, piece)) return std::copy_n(slot.ids, slot.count, out);
+  const uint64_t hash = WholeTable::hash_of(piece);
+  if (const LongPieces::Slot* slot = w.long_pieces.find(hash, piece))
+    return std::copy_n(slot->ids, slot->count, out);
   uint32_t* end = merge(p, size, w, out);
-  LongPieces::set(slot, piece, out, end - out);
+  w.long_pieces.add(hash, piece, out, end - out);
   return end;
 }
 
@@ -161,7 +164,7 @@ void Encoder::remember(Unknown& piece, size_t count, Workspace& w) const {
   w.short_pieces.add(piece.key, piece.line, piece.ids, count);
   if (count > 4) {
     const std::string_view view(reinterpret_cast<const char*>(piece.p), piece.size);
-    LongPieces::set(w.long_pieces.slot(WholeTable::hash_of(view)), view, piece.ids, count);
+    w.long_pieces.add(WholeTable::hash_of(view), view, piece.ids, count);
   }
 }
 
@@ -293,7 +296,7 @@ void Encoder::encode_batch(const std::vector<std::string_view>& texts, int threa
   on_threads(threads, [&](int t) {
     auto workspace = take();
     Ids& mine = made[t];
-    mine.room(bytes / 3 / size_t(threads) + 64);
+    mine.room(bytes / 2 / size_t(threads) + 64);  // what is not written is not paid for
     for (size_t r; (r = taken++) < runs.size();) {
       Run& run = runs[r];
       run.thread = t;

@@ -35,10 +35,13 @@ Merger::Merger(const uint32_t byte_symbols[256], size_t pairs)
       pairs_(pairs) {
   std::copy_n(byte_symbols, 256, byte_symbols_);
   for (int byte = 0; byte < 256; byte++) byte_of_[byte_symbols[byte]] = int16_t(byte);
+  sizes_.assign(byte_of_.size(), 1);
 }
 
 void Merger::add(uint32_t left, uint32_t right, uint32_t merged) {
   pairs_.add(left, right, merged);
+  if (merged >= sizes_.size()) sizes_.resize(merged + 1);
+  sizes_[merged] = sizes_[left] + sizes_[right];
   if (left < byte_of_.size() && right < byte_of_.size() && byte_of_[left] >= 0 && byte_of_[right] >= 0)
     byte_pairs_[byte_of_[left] << 8 | byte_of_[right]] = pairs_.find(left, right);
 }
@@ -165,8 +168,7 @@ bool Merger::region_by_rounds(int most, uint32_t n, MergeScratch& s) const {
 
 // What is left of it, with a heap of (rank, place). An entry is stale if its place now has another rank.
 void Merger::region_by_heap(uint32_t n, MergeScratch& s) const {
-  uint32_t *symbols = s.region.data(), *ranks = s.ranks.data(), *next = s.next.data(),
-           *previous = s.previous.data();
+  uint32_t *symbols = s.region.data(), *ranks = s.ranks.data(), *previous = s.previous.data();
   auto& heap = s.heap;
   const auto later = std::greater<uint64_t>();
   heap.clear();
@@ -191,16 +193,14 @@ void Merger::region_by_heap(uint32_t n, MergeScratch& s) const {
   }
 }
 
-// Appends the tokens of p[start, end) to scratch.symbols and scratch.starts.
+// The tokens of p[start, end), to scratch.symbols.
 void Merger::region(const uint8_t* p, uint32_t start, uint32_t end, MergeScratch& s) const {
   const uint32_t n = end - start;
+  s.symbols.clear();
   if (n <= 64) {
     uint32_t symbols[64];
-    for (uint64_t alive = window(p + start, n, symbols); alive; alive &= alive - 1) {
-      const int i = wide::lowest_bit(alive);
-      s.symbols.push_back(symbols[i]);
-      s.starts.push_back(start + i);
-    }
+    for (uint64_t alive = window(p + start, n, symbols); alive; alive &= alive - 1)
+      s.symbols.push_back(symbols[wide::lowest_bit(alive)]);
     return;
   }
   for (auto* v : {&s.region, &s.ranks, &s.next, &s.previous}) {
@@ -214,35 +214,27 @@ void Merger::region(const uint8_t* p, uint32_t start, uint32_t end, MergeScratch
     s.previous[i] = i - 1;
   }
   if (!region_by_rounds(64, n, s)) region_by_heap(n, s);
-  for (uint32_t i = 0; i < n; i = s.next[i]) {
-    s.symbols.push_back(s.region[i]);
-    s.starts.push_back(start + i);
-  }
+  for (uint32_t i = 0; i < n; i = s.next[i]) s.symbols.push_back(s.region[i]);
 }
 
-void Merger::merge(const uint8_t* p, size_t n, MergeScratch& s) const {
-  s.symbols.clear();
-  s.starts.clear();
-  size_t known = 0;  // scratch holds the tokens of p[0, known)
+uint32_t* Merger::merge(const uint8_t* p, size_t n, MergeScratch& s, uint32_t* out) const {
+  size_t count = 0, known = 0;  // out holds the tokens of p[0, known)
   for (size_t reach = 0; known < n;) {
-    const size_t before = s.symbols.size();
-    size_t keep = before > 2 ? before - 2 : 0;
-    while (keep > 0 && known - s.starts[keep] < reach) keep--;
-    const uint32_t start = before > 0 ? s.starts[keep] : 0;
+    size_t keep = count, start = known;
+    while (keep > 0 && (count - keep < 2 || known - start < reach)) start -= sizes_[out[--keep]];
     const size_t again = known - start;
     const size_t end = std::min(n, start + (again <= 32 ? 64 : 2 * again + 64));
-    region(p, start, uint32_t(end), s);
-    if (keep > 0 && s.symbols[before] != s.symbols[keep]) {  // what follows changes tokens further back
-      s.symbols.resize(before);
-      s.starts.resize(before);
+    region(p, uint32_t(start), uint32_t(end), s);
+    if (keep > 0 && s.symbols[0] != out[keep]) {  // what follows changes tokens further back
       reach = 2 * again;
       continue;
     }
-    s.symbols.erase(s.symbols.begin() + keep, s.symbols.begin() + before);
-    s.starts.erase(s.starts.begin() + keep, s.starts.begin() + before);
+    std::copy(s.symbols.begin(), s.symbols.end(), out + keep);
+    count = keep + s.symbols.size();
     known = end;
     reach = 0;
   }
+  return out + count;
 }
 
 }  // namespace text

@@ -53,7 +53,7 @@ class PairTable {
 
 // Memory for merging long pieces; one for each thread.
 struct MergeScratch {
-  std::vector<uint32_t> symbols, starts;  // the tokens known so far
+  std::vector<uint32_t> symbols;  // the tokens of one window
   std::vector<uint32_t> region, ranks, next, previous;
   std::vector<uint64_t> heap;
 };
@@ -90,8 +90,8 @@ class Merger {
   void merge(Lanes& lanes) const;
   static uint32_t tokens(uint32_t alive) { return alive & 0xFFFE & ~(uint32_t(1) << wide::highest_bit(alive)); }
 
-  // Merges n bytes, any number below 4 GiB, into scratch.symbols; scratch.starts says where each begins.
-  void merge(const uint8_t* p, size_t n, MergeScratch& scratch) const;
+  // Merges n bytes, any number below 4 GiB. The tokens go to out, where n have room; returns their end.
+  uint32_t* merge(const uint8_t* p, size_t n, MergeScratch& scratch, uint32_t* out) const;
 
  private:
   template <class Ranks>
@@ -103,6 +103,7 @@ class Merger {
   uint32_t byte_symbols_[256];
   std::vector<int16_t> byte_of_;      // [symbol]; -1: none
   std::vector<uint32_t> byte_pairs_;  // [first << 8 | second]
+  std::vector<uint32_t> sizes_;       // [symbol] bytes
   PairTable pairs_;
 };
 

@@ -231,8 +231,9 @@ bool Vocabulary::settle_in_order(const std::vector<Merge>& made) {
       const uint64_t starts = merger_.window(p, bytes.size(), parts);
       if (__builtin_popcountll(starts) == 2) left = parts[0], right = parts[wide::highest_bit(starts)];
     } else if (bytes.size() > 64) {
-      merger_.merge(p, bytes.size(), scratch);
-      if (scratch.symbols.size() == 2) left = scratch.symbols[0], right = scratch.symbols[1];
+      std::vector<uint32_t> symbols(bytes.size());
+      if (merger_.merge(p, bytes.size(), scratch, symbols.data()) - symbols.data() == 2)
+        left = symbols[0], right = symbols[1];
     }
     const Merge found{left == none ? none : ids_[left], right == none ? none : ids_[right], merge.rank,
                       merge.id};

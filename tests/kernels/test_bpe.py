@@ -167,6 +167,16 @@ def test_long_single_pieces(trained, tik, piece):
         assert trained[3].encode(text).tolist() == tik.encode_ordinary(text)
 
 
+def test_a_memory_that_overflows_changes_nothing(trained, tik):
+    """More pieces, short and long, than the memory of pieces has room for, met again and again in one batch."""
+    rng = random.Random(7)
+    sizes = [rng.choice([2, 5, 9, 15, 16, 30, 70]) for _ in range(40000)]
+    words = ["".join(rng.choices("abcdefgh", k=size)) for size in sizes]
+    text = " ".join(word for i in range(0, len(words), 20) for word in words[i : i + 20] * 2)
+    for _ in range(2):
+        assert trained[3].encode(text).tolist() == tik.encode_ordinary(text)
+
+
 def test_long_piece_is_not_quadratic(trained):
     encoder = trained[3]
     random_letters = "".join(random.Random(3).choices("abcdefghij", k=1 << 20))

@@ -151,8 +151,18 @@ def _chat_template_of(folder: Path) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def save(tokenizer: "Tokenizer", folder: Path) -> None:
-    """Write the files that transformers and tokenizers load, each whole or not at all."""
+def save(tokenizer: "Tokenizer", path: Path) -> None:
+    """Write a .gguf file, or a folder with the files that transformers and tokenizers load; each file whole or
+    not at all."""
+    if path.suffix == ".gguf":
+        # An architecture must be named; readers of vocabularies look at none of its dimensions.
+        head = {"general.architecture": "llama", "general.type": "vocab"}
+        gguf.write(path, {**head, **gguf_values(tokenizer, tokenizer.vocab_size)}, [])
+    else:
+        _save_folder(tokenizer, path)
+
+
+def _save_folder(tokenizer: "Tokenizer", folder: Path) -> None:
     names = ["".join(PRINTABLE[b] for b in tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)]
     # Readers number added tokens without gaps, so an id without a token (cl100k has some) gets a name.
     unused = {f"<|unused_{i}|>": i for i, name in enumerate(names) if not name}

@@ -146,9 +146,10 @@ class Tokenizer:
         except ValueError as error:  # of a rank file the message begins with the line
             raise UserError(f"{path}:{error}") from None
 
-    def save(self, folder: str | os.PathLike) -> None:
-        """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja."""
-        formats.save(self, Path(folder))
+    def save(self, path: str | os.PathLike) -> None:
+        """Write a folder with tokenizer.json, tokenizer_config.json, special_tokens_map.json and
+        chat_template.jinja; or, where the name ends in .gguf, a GGUF file that holds the vocabulary alone."""
+        formats.save(self, Path(path))
 
     # Encoding
 

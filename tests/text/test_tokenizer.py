@@ -199,6 +199,23 @@ def test_gguf(tokenizer, tmp_path):
     assert Tokenizer.load(tmp_path / "vocab.gguf").hash == tokenizer.hash
 
 
+def test_gguf_comes_back(tokenizer, tmp_path):
+    """A vocabulary without a model, as llama.cpp's own reader and ours see it."""
+    gguf = pytest.importorskip("gguf")
+    tokenizer.save(tmp_path / "vocab.gguf")
+    assert Tokenizer.load(tmp_path / "vocab.gguf").hash == tokenizer.hash
+    read = gguf.GGUFReader(tmp_path / "vocab.gguf")
+    assert not read.tensors
+    names = read.fields["tokenizer.ggml.tokens"].contents()
+    assert names[tokenizer.end] == "<|end|>" and len(names) == tokenizer.vocab_size
+    assert len(read.fields["tokenizer.ggml.merges"].contents()) == len(tokenizer.merges)
+    with pytest.warns(UserWarning, match="no hand-written lexer"):
+        other = Tokenizer.train(["ab " * 9], 257, pattern=r"\w+|\W+", special_tokens=())
+    with pytest.raises(UserError, match="GGUF has no name"):
+        other.save(tmp_path / "other.gguf")
+    assert not (tmp_path / "other.gguf").exists()
+
+
 def _saved(tokenizer, folder):
     tokenizer.save(folder)
     return folder

@@ -2,7 +2,7 @@
 
 No torch headers are included anywhere, so torch is not needed to build and one build serves every torch.
 Environment: PYENGINE_BUILD_ISA=avx512 builds one instruction set only (for quick turns while writing a kernel);
-PYENGINE_CUDA=0 leaves the CUDA module out, PYENGINE_CUDA=1 insists on it.
+PYENGINE_CUDA=0 leaves the CUDA module out, PYENGINE_CUDA=1 insists on it; else it is built where nvcc can.
 """
 
 import os
@@ -10,8 +10,10 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
+import pybind11
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext, naive_recompile
 from setuptools import setup
 
@@ -43,8 +45,10 @@ COMMON = [
     "-Wall",
 ]
 COMMON += ["-Wno-maybe-uninitialized"]  # GCC 12 warns about its own intrinsics headers
-# Where one card's code does not run on the next generation, PTX of the last entry lets the driver translate.
+# Those that the nvcc at hand knows are built. Where one card's code does not run on the next generation, PTX of
+# the last of them lets the driver translate.
 CUDA_ARCHITECTURES = ["80", "89", "90", "100"]
+HEADERS = sorted((ROOT / "csrc").rglob("*.h"))
 
 
 def instruction_sets() -> list[str]:
@@ -58,13 +62,9 @@ def sources(folder: str, suffix: str = "cpp") -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / folder).glob(f"*.{suffix}"))
 
 
-def headers(folder: str) -> list[str]:
-    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / folder).glob("*.h"))
-
-
 def is_stale(object_file: str, source: str) -> bool:
     """An object is older than its source, or than any header (which the default check forgets)."""
-    newest = max(path.stat().st_mtime for path in (ROOT / "csrc").rglob("*.h"))
+    newest = max(path.stat().st_mtime for path in HEADERS)
     return naive_recompile(object_file, source) or Path(object_file).stat().st_mtime < newest
 
 
@@ -72,7 +72,7 @@ def extension(name: str, folder: str, flags: list[str]) -> Pybind11Extension:
     return Pybind11Extension(
         f"pyengine.kernels.{name}",
         sources(folder),
-        depends=["csrc/bind.h", *headers(folder)],
+        depends=[str(path.relative_to(ROOT)) for path in HEADERS],
         define_macros=[("PYENGINE_MODULE", name)],
         extra_compile_args=COMMON + flags,
         extra_link_args=["-pthread"],
@@ -92,23 +92,29 @@ class BuildExtensions(build_ext):
 
     def run(self):
         super().run()
-        if wants_cuda() and sources("cuda", "cu"):
-            self.build_cuda()
-
-    def build_cuda(self):
-        """Compile csrc/cuda with nvcc into kernels/_cuda beside the other modules."""
-        import sysconfig
-
-        import pybind11
-
+        if not wants_cuda():
+            return
         target = Path(self.get_ext_fullpath("pyengine.kernels._cuda"))
+        try:
+            self.build_cuda(target)
+        except (OSError, subprocess.CalledProcessError) as error:
+            target.unlink(missing_ok=True)  # what an earlier build left does not fit these sources
+            failed = isinstance(error, subprocess.CalledProcessError)
+            what = f"nvcc ended with {error.returncode}" if failed else str(error)
+            if os.environ.get("PYENGINE_CUDA") == "1":
+                sys.exit(f"PYENGINE_CUDA=1 asks for the CUDA kernels, but they could not be built: {what}")
+            print(f"pyengine: warning: built without the CUDA kernels: {what}", file=sys.stderr)
+
+    def build_cuda(self, target: Path):
+        """Compile csrc/cuda with nvcc into kernels/_cuda beside the other modules."""
         inputs = [ROOT / name for name in sources("cuda", "cu") + sources("cuda")]
         newest = max(path.stat().st_mtime for path in (ROOT / "csrc" / "cuda").iterdir())
         if target.exists() and target.stat().st_mtime > newest:
             return
         target.parent.mkdir(parents=True, exist_ok=True)
-        codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES]
-        last = CUDA_ARCHITECTURES[-1]
+        architectures = cuda_architectures()
+        codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
+        last = architectures[-1]
         codes.append(f"-gencode=arch=compute_{last},code=compute_{last}")
         includes = [pybind11.get_include(), sysconfig.get_paths()["include"]]
         subprocess.check_call(
@@ -127,6 +133,14 @@ class BuildExtensions(build_ext):
             + [str(path) for path in inputs]
             + ["-o", str(target)]
         )
+
+
+def cuda_architectures() -> list[str]:
+    """Those of CUDA_ARCHITECTURES that the nvcc on the PATH knows."""
+    listed = subprocess.run(["nvcc", "--list-gpu-arch"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    if known := [a for a in CUDA_ARCHITECTURES if f"compute_{a}" in listed.split()]:
+        return known
+    raise OSError(f"this nvcc knows none of the architectures {', '.join(CUDA_ARCHITECTURES)}")
 
 
 def wants_cuda() -> bool:
@@ -153,7 +167,6 @@ ParallelCompile("PYENGINE_JOBS", default=0, needs_recompile=is_stale).install()
 setup(
     packages=packages(),
     package_dir={"pyengine": "pyengine", "pyengine.kernels": "kernels"},
-    package_data={"pyengine": ["**/*.md", "**/*.toml", "**/*.html", "**/*.jinja", "**/*.txt", "**/*.json"]},
     ext_modules=modules,
     cmdclass={"build_ext": BuildExtensions},
 )

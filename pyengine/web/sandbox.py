@@ -6,10 +6,12 @@ is none. A worker that takes more than `cpu_seconds` of processor time for one i
 only that item is lost, and a fresh worker goes on with the next.
 
 Workers are started as fresh Python processes, so that no caller needs a `__main__` guard, and none
-inherits threads or locks. They speak over a socket pair with the process that started them.
+inherits threads or locks. They speak over a socket pair with the process that started them. A worker unpickles
+what its parent sends; the parent, which must not trust a process that has parsed a stranger's page, reads JSON.
 """
 
 import importlib
+import json
 import os
 import pickle
 import resource
@@ -29,7 +31,7 @@ from ..files import __file__ as _anchor
 
 @dataclass(frozen=True)
 class Outcome:
-    """A result, or the reason for its absence ("" where there is a result)."""
+    """A result as JSON gives it (tuples are lists), or the reason for its absence ("" where there is one)."""
 
     value: Any = None
     reason: str = ""
@@ -127,11 +129,14 @@ class _Worker:
         done: dict[int, Outcome] = {}
         try:
             while self.jobs and self.link.poll():
-                done[self.jobs[0][0]] = Outcome(*self.link.recv())
+                done[self.jobs[0][0]] = _read(self.link.recv_bytes())
                 self.jobs.popleft()
                 self.since = time.monotonic()
         except (EOFError, OSError):
             done.update(self._replace())
+        except ValueError:
+            self.process.kill()
+            done.update(self._replace("gave an answer that cannot be read"))
         return done
 
     def overdue(self) -> dict[int, Outcome]:
@@ -141,22 +146,22 @@ class _Worker:
             return self._replace()
         return {}
 
-    def _replace(self) -> dict[int, Outcome]:
+    def _replace(self, reason: str = "") -> dict[int, Outcome]:
         code = self.process.wait()
-        reason = f"worker ended with {code}"
-        if code == -signal.SIGPROF:
-            reason = f"took more than {self.sandbox.cpu_seconds:g} s"
-        elif code == -signal.SIGKILL:
-            reason = "hung, or ran out of memory"
-        elif code < 0:
-            reason = f"crashed: {signal.Signals(-code).name}"
         self.link.close()
         number, _ = self.jobs.popleft()
         waiting, self.jobs = list(self.jobs), deque()
         self.start()
         for job in waiting:
             self.give(*job)
-        return {number: Outcome(reason=reason)}
+        return {number: Outcome(reason=reason or self._cause(code))}
+
+    def _cause(self, code: int) -> str:
+        if code == -signal.SIGPROF:
+            return f"took more than {self.sandbox.cpu_seconds:g} s"
+        if code == -signal.SIGKILL:
+            return "hung, or ran out of memory"
+        return f"crashed: {signal.Signals(-code).name}" if code < 0 else f"worker ended with {code}"
 
     def stop(self) -> None:
         self.link.close()
@@ -167,8 +172,19 @@ class _Worker:
             self.process.wait()
 
 
+def _read(answer: bytes) -> Outcome:
+    """An answer of a worker; ValueError where it is not one."""
+    try:
+        value, reason = json.loads(answer)
+    except (TypeError, RecursionError) as error:
+        raise ValueError("not an answer") from error
+    if not isinstance(reason, str):
+        raise ValueError("not an answer")
+    return Outcome(value, reason)
+
+
 def serve(link: Connection) -> None:
-    """The worker's loop: one answer (value, reason) for each item."""
+    """The worker's loop: one answer, [value, reason] in JSON, for each item."""
     options, cpu_seconds, memory = link.recv()
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
@@ -186,8 +202,8 @@ def serve(link: Connection) -> None:
             getattr(module, "prepare", lambda: None)()
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
         try:
-            answer = (calls[name](item, options), "")
+            answer = json.dumps([calls[name](item, options), ""])
         except Exception as error:
-            answer = (None, " ".join(f"{type(error).__name__}: {error}".split())[:200])
+            answer = json.dumps([None, " ".join(f"{type(error).__name__}: {error}".split())[:200]])
         signal.setitimer(signal.ITIMER_PROF, 0)
-        link.send(answer)
+        link.send_bytes(answer.encode())

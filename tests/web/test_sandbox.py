@@ -2,8 +2,12 @@
 
 import ctypes
 import os
+import pickle
 import signal
+import sys
 import time
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +30,11 @@ def work(item, options):
         os._exit(3)
     if kind == "eat":
         return len(bytearray(8 << 30))
+    if kind == "set":
+        return {value}
+    if kind == "forge":  # what a page that has taken over its worker could send
+        Connection(os.dup(int(sys.argv[1]))).send_bytes(value)
+        time.sleep(60)
     if kind == "large":
         return "x" * value
     return value * options
@@ -64,6 +73,27 @@ def test_large_items_and_results_do_not_block():
     with Sandbox(1, workers=2) as box:
         sizes = [len(out.value) for out in box.map(f"{HERE}:work", items)]
     assert sizes == [3_000_000] * 20
+
+
+class Trap:
+    """Unpickling one makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_what_a_worker_says_is_only_read_never_run(tmp_path):
+    trap = tmp_path / "sprung"
+    forged = [pickle.dumps((Trap(trap), "")), b"[1, 2]", b"[1]", b"7", b"\xff", b"[" * 100_000]
+    with Sandbox(1, workers=1) as box:
+        outcomes = list(box.map(f"{HERE}:work", [*(("forge", f) for f in forged), ("set", 1), ("ok", 5)]))
+    assert not trap.exists()
+    assert all(out.value is None and "cannot be read" in out.reason for out in outcomes[:-2])
+    assert "not JSON serializable" in outcomes[-2].reason
+    assert outcomes[-1].value == 5
 
 
 def test_workers_end_with_the_caller():

@@ -1,0 +1,40 @@
+"""The Markdown files say what is so: whole tables, and an op table that names the backends there are."""
+
+from pathlib import Path
+
+import pytest
+from pyengine.kernels import _select
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+
+def tables(text):
+    """The tables of a page: lists of rows of cells."""
+    table = []
+    for line in [*text.splitlines(), ""]:
+        if line.startswith("|"):
+            table.append([cell.strip() for cell in line.replace("\\|", "").strip().strip("|").split("|")])
+        elif table:
+            yield table
+            table = []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_rows_of_tables_are_as_wide_as_their_heads(page):
+    for table in tables(page.read_text(encoding="utf-8")):
+        for row in table:
+            assert len(row) == len(table[0]), row
+
+
+def test_the_op_table_names_the_backends_there_are():
+    (table,) = (t for t in tables((ROOT / "README.md").read_text(encoding="utf-8")) if t[0][0] == "op")
+    columns = [head.split(" ")[0].lower() for head in table[0][1:]]
+    told = {}
+    for names, *cells in table[2:]:
+        for name in names.split(" (")[0].split(", "):
+            told[name] = {column for column, cell in zip(columns, cells, strict=True) if cell}
+    assert set(told) == set(_select.ops())
+    for op in _select.ops():
+        if op != "bpe":  # compiled, but text has no tensors to select a backend by
+            assert told[op] == set(_select.backends(op)), op

@@ -10,7 +10,7 @@ if __name__ == "pyengine.kernels":
     from ._native import set_threads
     from ._select import use_backend
     from .adamw import adamw_, grad_norm
-    from .attention import PAGE_SIZE, attention, attention_paged, new_pages, write_pages
+    from .attention import PAGE_SIZE, attention, attention_append, attention_paged, new_pages, write_pages
     from .cross_entropy import linear_cross_entropy
     from .embedding import embedding
     from .linear import PackedWeight, linear, pack_weight
@@ -28,6 +28,7 @@ __all__ = [
     "adamw_",
     "adjust_logits",
     "attention",
+    "attention_append",
     "attention_paged",
     "embedding",
     "grad_norm",

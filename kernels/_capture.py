@@ -82,12 +82,12 @@ class Step:
         self.kept: list[Any] = []  # all memory that the calls touch
         self.names: list[str] = []  # of the calls, in order
         self._words = array("Q")
-        self._module = _native.cpu
+        self._module, self._threads = _native.cpu, _native.threads()
 
     def replay(self) -> None:
         """Run the recorded calls again; ValueError if a kernel refuses its new inputs."""
         address, count = self._words.buffer_info()
-        refused = self._module.replay(address, count)
+        refused = self._module.replay(address, count, self._threads)
         if refused >= 0:
             raise ValueError(f"replay: call {refused}, {self.names[refused]}, refuses what it was given")
 

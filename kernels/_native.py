@@ -146,3 +146,18 @@ def address(tensor: torch.Tensor | None, dtype: torch.dtype, numel: int, device:
     if keep is not None:
         keep(tensor)
     return tensor.data_ptr()
+
+
+def rows(tensor: torch.Tensor, dtype: torch.dtype) -> tuple[int, int]:
+    """(address, numbers from one row to the next) of a tensor whose rows are contiguous but may lie apart."""
+    assert tensor.device.type == "cpu", f"expected a cpu tensor, got {tensor.device}"
+    assert tensor.dtype is dtype, f"expected {dtype}, got {tensor.dtype}"
+    assert has_rows(tensor), f"expected contiguous rows, got strides {tensor.stride()}"
+    if keep is not None:
+        keep(tensor)
+    return tensor.data_ptr(), tensor.stride(0)
+
+
+def has_rows(tensor: torch.Tensor) -> bool:
+    """Whether rows() takes it: so parts of one matrix, such as values beside keys, need not be copied."""
+    return tensor[:1].is_contiguous() and (len(tensor) < 2 or tensor.stride(0) >= tensor[0].numel())

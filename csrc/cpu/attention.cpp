@@ -38,6 +38,12 @@ struct Pass {
   float* lse;  // or null
 
   int64_t group() const { return heads / kv_heads; }
+  const Word<T>* keys(const Span& span, int64_t page, int64_t kv_head) const {
+    return k_pages + (span.pages[page] * kv_heads + kv_head) * across_size<T>(dim);
+  }
+  const Word<T>* values(const Span& span, int64_t page, int64_t kv_head) const {
+    return v_pages + (span.pages[page] * kv_heads + kv_head) * along_size<T>(dim);
+  }
 };
 
 // The state of a row: its largest score so far (in units of log 2), and the sum of 2^(score - largest).
@@ -112,9 +118,18 @@ void staircase(Left<T> p, const Word<T>* v, int64_t width, int64_t from, const i
       if (r < rows) store(o + r * width + c * kLanes, sum[r][c]);
 }
 
-// The queries of `span` at the positions of page `tile`, for one kv head.
+// Asks for `rows` rows of bytes, `stride` apart, to be brought near.
+inline void fetch(const void* from, int64_t rows, int64_t bytes, int64_t stride) {
+  const char* p = (const char*)from;
+  for (int64_t r = 0; r < rows; ++r, p += stride)
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
+}
+
+// The queries of `span` at the positions of page `tile`, for one kv head. Decoding, whose pages lie all over
+// memory and are read once, asks for each page before it is needed: the values while scores are computed, the
+// keys of the next page, at last of the next task's (`then`, or null), while they become weights.
 template <class T>
-void attend(const Pass<T>& pass, const Span& span, int64_t tile, int64_t kv_head) {
+void attend(const Pass<T>& pass, const Span& span, int64_t tile, int64_t kv_head, const Word<T>* then) {
   constexpr int kSteps = Words<T>::kSteps;
   const int64_t group = pass.group(), dim = pass.dim, width = padded(dim), q_words = across_rows<T>(dim);
   const int64_t begin = std::max(span.context - span.count, tile * kPage);
@@ -141,15 +156,19 @@ void attend(const Pass<T>& pass, const Span& span, int64_t tile, int64_t kv_head
   alignas(64) float s[kRows * kPage];
   alignas(64) T rounded[kRows * kPage];
   for (int64_t page = 0; page <= tile; ++page) {
-    const int64_t at = span.pages[page] * pass.kv_heads + kv_head;
-    const Word<T>* k = pass.k_pages + at * across_size<T>(dim);
-    const Word<T>* v = pass.v_pages + at * along_size<T>(dim);
+    const Word<T>*k = pass.keys(span, page, kv_head), *v = pass.values(span, page, kv_head);
+    const bool decoding = span.count == 1;
+    if (decoding) fetch(v, 1, (page == tile ? valid[0] : kPage) * width * (int64_t)sizeof(T), 0);
     for (int64_t r = 0; r < rows; r += kRows) {
       const int64_t strip = std::min<int64_t>(kRows, rows - r);
       const bool own = page == tile;
       const int64_t longest = own ? valid[r + strip - 1] : kPage, common = (own ? valid[r] : kPage) / kSteps;
       product<T>({q + r * q_words, q_words, 1}, k, kPage, q_words, s, kPage, strip,
                  (longest + kLanes - 1) / kLanes * kLanes, true);
+      if (decoding && r == 0) {
+        const Word<T>* next = page == tile ? then : pass.keys(span, page + 1, kv_head);
+        if (next) fetch(next, q_words, (page + 1 == tile ? valid[0] : kPage) * 4, kPage * 4);
+      }
       for (int64_t i = 0; i < strip; ++i)
         soften(s + i * kPage, own ? valid[r + i] : kPage, pass.scale, state[r + i], o + (r + i) * width, width);
       Left<T> p = weights(s, strip, rounded);
@@ -170,19 +189,51 @@ void attend(const Pass<T>& pass, const Span& span, int64_t tile, int64_t kv_head
   }
 }
 
+// Keys and values of new tokens, rows of kv_heads * dim that lie `stride` apart, and where they go.
 template <class T>
-void attend_all(const Pass<T>& pass, const std::vector<Span>& spans, int threads) {
+struct Fresh {
+  const T *k, *v;
+  int64_t k_stride, v_stride;
+  const int32_t* slots;
+  T *k_pages, *v_pages;
+
+  void write(int64_t token, int64_t head, int64_t kv_heads, int64_t dim) const {
+    const int64_t at = slots[token] / kPage * kv_heads + head, place = slots[token] % kPage;
+    write_across(k + token * k_stride + head * dim, 0, dim, place, 1,
+                 reinterpret_cast<Word<T>*>(k_pages) + at * across_size<T>(dim));
+    write_along(v + token * v_stride + head * dim, 0, dim, place, 1,
+                reinterpret_cast<Word<T>*>(v_pages) + at * along_size<T>(dim));
+  }
+};
+
+// All queries of all spans. Where each span is one query, `fresh` (or null) is written on the way: a token's
+// keys and values go to the page that its query reads next.
+template <class T>
+void attend_all(const Pass<T>& pass, const std::vector<Span>& spans, const Fresh<T>* fresh, int threads) {
   struct Task {
     const Span* span;
     int64_t tile;
   };
   std::vector<Task> tasks;  // the longest rows first, so that threads end together
-  for (const Span& span : spans)
+  bool decoding = true;
+  for (const Span& span : spans) {
+    decoding &= span.count == 1;
     for (int64_t tile = (span.context - span.count) / kPage; span.count && tile * kPage < span.context; ++tile)
       tasks.push_back({&span, tile});
+  }
   std::stable_sort(tasks.begin(), tasks.end(), [](const Task& a, const Task& b) { return a.tile > b.tile; });
-  parallel::parallel_for((int64_t)tasks.size() * pass.kv_heads, threads, [&](int64_t i) {
-    attend(pass, *tasks[i / pass.kv_heads].span, tasks[i / pass.kv_heads].tile, i % pass.kv_heads);
+  const int64_t total = (int64_t)tasks.size() * pass.kv_heads;
+  const int64_t each = decoding ? std::max<int64_t>(1, total / (8 * threads)) : 1;  // neighbours in memory
+  parallel::parallel_for((total + each - 1) / each, threads, [&](int64_t chunk) {
+    const int64_t end = std::min(total, (chunk + 1) * each);
+    for (int64_t i = chunk * each; i < end; ++i) {
+      const Task& task = tasks[i / pass.kv_heads];
+      const int64_t head = i % pass.kv_heads;
+      if (fresh) fresh->write(task.span->first, head, pass.kv_heads, pass.dim);
+      const Word<T>* then =
+          i + 1 < end ? pass.keys(*tasks[(i + 1) / pass.kv_heads].span, 0, (i + 1) % pass.kv_heads) : nullptr;
+      attend(pass, *task.span, task.tile, head, then);
+    }
   });
 }
 
@@ -191,6 +242,28 @@ Pass<T> make_pass(const T* q, const T* k_pages, const T* v_pages, int64_t heads,
                   float scale, T* out, float* lse) {
   auto words = [](const T* p) { return reinterpret_cast<const Word<T>*>(p); };
   return {q, words(k_pages), words(v_pages), heads, kv_heads, dim, scale * 1.44269504f, out, lse};
+}
+
+// The requests of a paged call; returns -1, or the first whose numbers do not fit.
+int64_t read_spans(int64_t page_count, const int32_t* block_table, int64_t table_width, const int32_t* q_start,
+                   const int32_t* context_lens, int64_t requests, int64_t tokens, std::vector<Span>& spans) {
+  if (q_start[0] != 0 || q_start[requests] != tokens) return 0;
+  for (int64_t r = 0; r < requests; ++r) {
+    int64_t count = (int64_t)q_start[r + 1] - q_start[r], context = context_lens[r];
+    const int32_t* pages = block_table + r * table_width;
+    if (count < 0 || context < count || context > table_width * kPage) return r;
+    for (int64_t i = 0; i * kPage < context; ++i)
+      if (pages[i] < 0 || pages[i] >= page_count) return r;
+    spans.push_back({q_start[r], count, context, pages});
+  }
+  return -1;
+}
+
+// The first token whose slot does not exist, or -1.
+int64_t outside(const int32_t* slots, int64_t tokens, int64_t page_count) {
+  for (int64_t t = 0; t < tokens; ++t)
+    if (slots[t] < 0 || slots[t] >= page_count * kPage) return t;
+  return -1;
 }
 
 }  // namespace
@@ -224,7 +297,8 @@ void attention_forward(const T* q, const T* k, const T* v, const int32_t* cu_seq
     spans.push_back({cu_seqlens[b], length, length, pages.data() + page});
     page += (length + kPage - 1) / kPage;
   }
-  attend_all(make_pass(q, k_pages, v_pages, heads, kv_heads, dim, scale, out, lse), spans, threads);
+  attend_all(make_pass(q, k_pages, v_pages, heads, kv_heads, dim, scale, out, lse), spans,
+             (const Fresh<T>*)nullptr, threads);
 }
 
 template <class T>
@@ -233,33 +307,46 @@ int64_t attention_paged(const T* q, const T* k_pages, const T* v_pages, int64_t 
                         const int32_t* context_lens, int64_t requests, int64_t tokens, int64_t heads,
                         int64_t kv_heads, int64_t dim, float scale, T* out, int threads) {
   std::vector<Span> spans;
-  if (q_start[0] != 0 || q_start[requests] != tokens) return 0;
-  for (int64_t r = 0; r < requests; ++r) {
-    int64_t count = (int64_t)q_start[r + 1] - q_start[r], context = context_lens[r];
-    const int32_t* pages = block_table + r * table_width;
-    if (count < 0 || context < count || context > table_width * kPage) return r;
-    for (int64_t i = 0; i * kPage < context; ++i)
-      if (pages[i] < 0 || pages[i] >= page_count) return r;
-    spans.push_back({q_start[r], count, context, pages});
-  }
-  attend_all(make_pass(q, k_pages, v_pages, heads, kv_heads, dim, scale, out, nullptr), spans, threads);
+  int64_t wrong =
+      read_spans(page_count, block_table, table_width, q_start, context_lens, requests, tokens, spans);
+  if (wrong < 0)
+    attend_all(make_pass(q, k_pages, v_pages, heads, kv_heads, dim, scale, out, nullptr), spans,
+               (const Fresh<T>*)nullptr, threads);
+  return wrong;
+}
+
+template <class T>
+int64_t write_pages(const T* k, int64_t k_stride, const T* v, int64_t v_stride, T* k_pages, T* v_pages,
+                    int64_t page_count, const int32_t* slots, int64_t tokens, int64_t kv_heads, int64_t dim,
+                    int threads) {
+  if (int64_t wrong = outside(slots, tokens, page_count); wrong >= 0) return wrong;
+  const Fresh<T> fresh{k, v, k_stride, v_stride, slots, k_pages, v_pages};
+  // A head is one task: tokens that share a word of a page never meet in two threads.
+  parallel::parallel_for(kv_heads, tokens * kv_heads * dim < 16384 ? 1 : threads, [&](int64_t head) {
+    for (int64_t t = 0; t < tokens; ++t) fresh.write(t, head, kv_heads, dim);
+  });
   return -1;
 }
 
 template <class T>
-int64_t write_pages(const T* k, const T* v, T* k_pages, T* v_pages, int64_t page_count, const int32_t* slots,
-                    int64_t tokens, int64_t kv_heads, int64_t dim, int threads) {
-  for (int64_t t = 0; t < tokens; ++t)
-    if (slots[t] < 0 || slots[t] >= page_count * kPage) return t;
-  // A head is one task: tokens that share a word of a page never meet in two threads.
-  parallel::parallel_for(kv_heads, tokens * kv_heads * dim < 65536 ? 1 : threads, [&](int64_t head) {
-    for (int64_t t = 0; t < tokens; ++t) {
-      int64_t at = slots[t] / kPage * kv_heads + head, place = slots[t] % kPage,
-              row = (t * kv_heads + head) * dim;
-      write_across(k + row, 0, dim, place, 1, reinterpret_cast<Word<T>*>(k_pages) + at * across_size<T>(dim));
-      write_along(v + row, 0, dim, place, 1, reinterpret_cast<Word<T>*>(v_pages) + at * along_size<T>(dim));
-    }
-  });
+int64_t attention_append(const T* q, const T* k, int64_t k_stride, const T* v, int64_t v_stride, T* k_pages,
+                         T* v_pages, int64_t page_count, const int32_t* slots, const int32_t* block_table,
+                         int64_t table_width, const int32_t* q_start, const int32_t* context_lens,
+                         int64_t requests, int64_t tokens, int64_t heads, int64_t kv_heads, int64_t dim,
+                         float scale, T* out, int threads) {
+  std::vector<Span> spans;
+  int64_t wrong =
+      read_spans(page_count, block_table, table_width, q_start, context_lens, requests, tokens, spans);
+  if (wrong >= 0) return wrong;
+  wrong = outside(slots, tokens, page_count);
+  if (wrong >= 0) return requests + wrong;
+  const Fresh<T> fresh{k, v, k_stride, v_stride, slots, k_pages, v_pages};
+  const bool decoding =
+      std::all_of(spans.begin(), spans.end(), [](const Span& span) { return span.count == 1; });
+  if (!decoding)
+    write_pages(k, k_stride, v, v_stride, k_pages, v_pages, page_count, slots, tokens, kv_heads, dim, threads);
+  attend_all(make_pass(q, k_pages, v_pages, heads, kv_heads, dim, scale, out, nullptr), spans,
+             decoding ? &fresh : nullptr, threads);
   return -1;
 }
 
@@ -269,7 +356,10 @@ int64_t write_pages(const T* k, const T* v, T* k_pages, T* v_pages, int64_t page
   template int64_t attention_paged<T>(const T*, const T*, const T*, int64_t, const int32_t*, int64_t,         \
                                       const int32_t*, const int32_t*, int64_t, int64_t, int64_t, int64_t,     \
                                       int64_t, float, T*, int);                                               \
-  template int64_t write_pages<T>(const T*, const T*, T*, T*, int64_t, const int32_t*, int64_t, int64_t,      \
-                                  int64_t, int);
+  template int64_t attention_append<T>(                                                                       \
+      const T*, const T*, int64_t, const T*, int64_t, T*, T*, int64_t, const int32_t*, const int32_t*,        \
+      int64_t, const int32_t*, const int32_t*, int64_t, int64_t, int64_t, int64_t, int64_t, float, T*, int);  \
+  template int64_t write_pages<T>(const T*, int64_t, const T*, int64_t, T*, T*, int64_t, const int32_t*,      \
+                                  int64_t, int64_t, int64_t, int);
 INSTANTIATE(float)
 INSTANTIATE(bf16)

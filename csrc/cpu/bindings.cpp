@@ -8,6 +8,7 @@
 
 #include "../bind.h"
 #include "ops.h"
+#include "parallel.h"
 #include "replay.h"
 
 namespace py = pybind11;
@@ -48,8 +49,9 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
     const replay::Entry& entry = replay::entries().at(name);
     return std::make_tuple((std::uintptr_t)entry.caller, (std::uintptr_t)entry.function, entry.kinds);
   });
-  m.def("replay", [](std::uintptr_t words, int64_t count) {
+  m.def("replay", [](std::uintptr_t words, int64_t count, int threads) {
     py::gil_scoped_release release;
+    parallel::Region region(threads);
     return replay::run(reinterpret_cast<const replay::Word*>(words), count);
   });
   def(m, "rmsnorm_forward_f32_f32", &rmsnorm_forward<float, float>);
@@ -64,6 +66,7 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
   BOTH(attention_forward);
   BOTH(attention_backward);
   BOTH(attention_paged);
+  BOTH(attention_append);
   BOTH(write_pages);
   BOTH(rope_forward);
   BOTH(rope_backward);

@@ -74,9 +74,12 @@ struct Target {
   int64_t before_stride;
 };
 
-// One tile: Rows rows of A (packed: Rows units a step) times Columns vectors of B.
+// One tile: Rows rows of A (packed: Rows units a step) times Columns vectors of B. What lies `ahead` of these
+// in B is asked for meanwhile, or the multipliers would wait for memory and memory for them; few rows only
+// wait.
 template <class T, class Out, int Rows, int Columns>
-void kernel(int64_t steps, const Unit<T>* a, const Unit<T>* b, int64_t panel, const Target<T, Out>& to) {
+void kernel(int64_t steps, const Unit<T>* a, const Unit<T>* b, int64_t panel, int64_t ahead,
+            const Target<T, Out>& to) {
   using S = Step<T>;
   f32 sum[Rows][Columns];
 #pragma GCC unroll 16
@@ -86,8 +89,11 @@ void kernel(int64_t steps, const Unit<T>* a, const Unit<T>* b, int64_t panel, co
   for (int64_t step = 0; step < steps; ++step) {
     typename S::Vector columns_of_b[Columns];
 #pragma GCC unroll 8
-    for (int v = 0; v < Columns; ++v)
-      columns_of_b[v] = S::load(b + v / kVectors * panel + v % kVectors * kLanes);
+    for (int v = 0; v < Columns; ++v) {
+      const Unit<T>* from = b + v / kVectors * panel + v % kVectors * kLanes;
+      columns_of_b[v] = S::load(from);
+      if constexpr (Rows > 3) __builtin_prefetch(from + ahead, 0, 2);
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
       typename S::Vector value = S::broadcast(a[r]);
@@ -114,7 +120,7 @@ void kernel(int64_t steps, const Unit<T>* a, const Unit<T>* b, int64_t panel, co
 }
 
 template <class T, class Out>
-using Kernel = void (*)(int64_t, const Unit<T>*, const Unit<T>*, int64_t, const Target<T, Out>&);
+using Kernel = void (*)(int64_t, const Unit<T>*, const Unit<T>*, int64_t, int64_t, const Target<T, Out>&);
 
 // wide[rows - 1] computes columns_of(rows) vectors at a time, narrow the vectors of one panel at most.
 template <class T, class Out>
@@ -268,7 +274,9 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
             auto run = [&](auto* out, int64_t stride, const T* added, const auto& kernels) {
               using Result = std::remove_pointer_t<decltype(out)>;
               Target<T, Result> to{out, stride, n - column, added, before, partial_stride};
-              (wide ? kernels.wide : kernels.narrow)[high - 1](count, rows_of_a, columns, kPanel * steps, to);
+              const int64_t ahead = tile == tile0 ? group * kPanel * steps : 0;
+              (wide ? kernels.wide : kernels.narrow)[high - 1](count, rows_of_a, columns, kPanel * steps, ahead,
+                                                               to);
             };
             if (last)
               run(c + row * row_stride + column, row_stride, bias ? bias + column : nullptr, kKernels<T, Out>);

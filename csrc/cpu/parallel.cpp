@@ -1,94 +1,113 @@
+// The pool. What threads share is one word, the serial number of the loop and its next task: a thread claims
+// the task there by counting the word up, which fails if anything has moved on in between. So the caller never
+// waits for a worker that is asleep or has lost its core, only for one in the midst of a task, and a loop costs
+// one line of cache going over and one coming back.
 #include "parallel.h"
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
-#include <memory>
 #include <mutex>
 #include <thread>
-#include <vector>
+#include <utility>
 
 namespace parallel {
 namespace {
 
-struct Job {
-  Body body;
-  void* context;
-  int64_t tasks;
-  std::atomic<int64_t> next{0};
-  std::atomic<int> finished{0};
+constexpr int kPauses = 8000;  // about 100 us: longer than what Python does between two steps
+constexpr int kYields = 20;    // then the core is offered to whoever may be waited for
+constexpr int64_t kMostTasks = int64_t{1} << 32;  // of a loop: the lower half of the word
 
-  void work() {
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) body(context, i);
-  }
-};
-
-inline void pause() {
+inline void wait_a_little(int spin) {
 #if defined(__x86_64__)
-  __builtin_ia32_pause();
+  if (spin < kPauses) return __builtin_ia32_pause();
 #endif
+  std::this_thread::yield();
 }
 
-// One worker with one slot. The caller offers a job by writing the slot; the worker takes it by swapping in
-// kTaken; an offer not taken in time is withdrawn the same way, so nobody waits for a thread that is still
-// waking up.
-class Worker {
+// All but serve() is for the thread that has acquired the pool.
+class Pool {
  public:
-  Worker() : thread_([this] { loop(); }) { thread_.detach(); }
+  bool acquire() { return !busy_.exchange(true, std::memory_order_acquire); }
+  void release() { busy_.store(false, std::memory_order_release); }
 
-  void offer(Job* job) {
-    slot_.store(job);
-    if (asleep_.load()) {
-      std::lock_guard<std::mutex> lock(mutex_);
-      wake_.notify_one();
-    }
+  void grow(int workers) {
+    for (; workers_ < workers; ++workers_) std::thread([this, worker = workers_] { serve(worker); }).detach();
   }
 
-  // True if the worker never started on the job.
-  bool withdraw(Job* job) { return slot_.compare_exchange_strong(job, nullptr); }
+  void wake() {
+    calls_.fetch_add(1);
+    notify();
+  }
+
+  void run(int64_t tasks, int helpers, Body body, void* context) {
+    grow(helpers);
+    // No task of the loop before is left, so nobody acts on these until the word says so.
+    body_.store(body, std::memory_order_relaxed);
+    context_.store(context, std::memory_order_relaxed);
+    tasks_.store(tasks, std::memory_order_relaxed);
+    helpers_.store(helpers, std::memory_order_relaxed);
+    finished_.store(0, std::memory_order_relaxed);
+    word_.store(((word_.load(std::memory_order_relaxed) >> 32) + 1) << 32);
+    notify();
+    work(-1);
+    for (int spin = 0; finished_.load(std::memory_order_acquire) < tasks; ++spin) wait_a_little(spin);
+  }
 
  private:
-  static constexpr int kSpins = 4000;  // about 50 us
-  static Job* taken() { return reinterpret_cast<Job*>(1); }
-
-  void loop() {
+  // Does tasks until no loop has one for this thread; returns the word that says so.
+  uint64_t work(int worker) {
+    int64_t done = 0;
+    uint64_t word = word_.load(std::memory_order_acquire);
     for (;;) {
-      Job* job = wait();
-      job->work();
-      slot_.store(nullptr);
-      job->finished.fetch_add(1);
+      const Body body = body_.load(std::memory_order_relaxed);
+      void* context = context_.load(std::memory_order_relaxed);
+      const int64_t tasks = tasks_.load(std::memory_order_relaxed);
+      if (worker >= helpers_.load(std::memory_order_relaxed) || (int64_t)(word & 0xffffffffu) >= tasks) break;
+      std::atomic_thread_fence(std::memory_order_acquire);  // a claim that succeeds proves what was read
+      if (!word_.compare_exchange_weak(word, word + 1, std::memory_order_acq_rel)) continue;
+      body(context, (int64_t)(word & 0xffffffffu));
+      ++done, ++word;
     }
+    if (done) finished_.fetch_add(done, std::memory_order_release);
+    return word;
   }
 
-  Job* wait() {
+  void serve(int worker) {
     for (;;) {
-      for (int spin = 0; spin < kSpins; ++spin) {
-        if (Job* job = take()) return job;
-        pause();
-      }
+      const uint64_t calls = calls_.load(), word = work(worker);
+      auto news = [&] { return word_.load() != word || calls_.load() != calls; };
+      int spin = 0;
+      while (spin < kPauses + kYields && !news()) wait_a_little(spin++);
+      if (spin < kPauses + kYields) continue;
       std::unique_lock<std::mutex> lock(mutex_);
-      asleep_.store(true);
-      wake_.wait(lock, [this] { return slot_.load() != nullptr; });
-      asleep_.store(false);
+      sleeping_.fetch_add(1);
+      wake_.wait(lock, news);
+      sleeping_.fetch_sub(1);
     }
   }
 
-  Job* take() {
-    Job* job = slot_.load(std::memory_order_acquire);
-    return job && slot_.compare_exchange_strong(job, taken()) ? job : nullptr;
+  void notify() {
+    if (sleeping_.load() == 0) return;
+    std::lock_guard<std::mutex> lock(mutex_);
+    wake_.notify_all();
   }
 
-  std::atomic<Job*> slot_{nullptr};
-  std::atomic<bool> asleep_{false};
+  // One line for what goes over, one for what comes back, one for what seldom changes.
+  alignas(64) std::atomic<uint64_t> word_{0};
+  std::atomic<Body> body_{nullptr};
+  std::atomic<void*> context_{nullptr};
+  std::atomic<int64_t> tasks_{0};
+  std::atomic<int> helpers_{0};
+  alignas(64) std::atomic<int64_t> finished_{0};
+  alignas(64) std::atomic<int> sleeping_{0};
+  std::atomic<uint64_t> calls_{0};
+  std::atomic<bool> busy_{false};
+  int workers_ = 0;
   std::mutex mutex_;
   std::condition_variable wake_;
-  std::thread thread_;
-};
-
-struct Pool {
-  std::mutex busy;
-  std::vector<std::unique_ptr<Worker>> workers;
 };
 
 // Never destroyed: workers may still spin while the process exits. A forked child has none of its parent's
@@ -104,23 +123,34 @@ Pool& the_pool() {
   return *pool;
 }
 
+thread_local bool in_region = false;  // this thread holds the pool and is in no loop
+
 }  // namespace
 
 void run(int64_t tasks, int threads, Body body, void* context) {
-  int helpers = (int)(threads < tasks ? threads : tasks) - 1;
+  const int helpers = (int)std::min<int64_t>(threads, tasks) - 1;
   Pool& team = the_pool();
-  std::unique_lock<std::mutex> busy(team.busy, std::defer_lock);
-  if (helpers <= 0 || !busy.try_lock()) {
+  const bool ours = std::exchange(in_region, false);
+  if (helpers > 0 && tasks < kMostTasks && (ours || team.acquire())) {
+    team.run(tasks, helpers, body, context);
+    if (!ours) team.release();
+  } else {
     for (int64_t i = 0; i < tasks; ++i) body(context, i);
-    return;
   }
-  while ((int)team.workers.size() < helpers) team.workers.push_back(std::make_unique<Worker>());
-  Job job{body, context, tasks};
-  for (int w = 0; w < helpers; ++w) team.workers[w]->offer(&job);
-  job.work();
-  int started = 0;
-  for (int w = 0; w < helpers; ++w) started += !team.workers[w]->withdraw(&job);
-  for (int spin = 0; job.finished.load() < started; ++spin) spin < 100000 ? pause() : std::this_thread::yield();
+  in_region = ours;
+}
+
+Region::Region(int threads) : held_(threads > 1 && !in_region && the_pool().acquire()) {
+  if (!held_) return;
+  in_region = true;
+  the_pool().grow(threads - 1);
+  the_pool().wake();
+}
+
+Region::~Region() {
+  if (!held_) return;
+  in_region = false;
+  the_pool().release();
 }
 
 }  // namespace parallel

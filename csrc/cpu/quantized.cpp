@@ -96,9 +96,17 @@ inline uint32_t four(const int8_t* p) {
   return word;
 }
 
-// R rows of x, from `row` on, times kTile vectors of outputs, whose bytes begin at `w` in their panel.
+// Codes for R rows. What lies `ahead` is asked for: many rows would else multiply while memory waits, and then
+// wait for it; few rows only wait.
+template <int R>
+inline bytes take(const uint8_t* w, int64_t ahead) {
+  if constexpr (R > 3) __builtin_prefetch(w + ahead, 0, 2);
+  return load_bytes(w);
+}
+
+// R rows of x, from `row` on, times kTile vectors of outputs of a panel.
 template <class F, int R>
-void tile(const Rows& x, int64_t row, int64_t blocks, const uint8_t* panel, int64_t vector,
+void tile(const Rows& x, int64_t row, int64_t blocks, const uint8_t* panel, int64_t vector, int64_t ahead,
           f32 (&y)[kRows][kTile]) {
   using Scale = typename F::Scale;
   constexpr int kSteps = kBlock / 4 / F::Groups;  // of four k in a group
@@ -123,7 +131,7 @@ void tile(const Rows& x, int64_t row, int64_t blocks, const uint8_t* panel, int6
         for (int s = 0; s < kSteps / 2; ++s) {
           bytes both[kTile];
 #pragma GCC unroll 2
-          for (int v = 0; v < kTile; ++v) both[v] = load_bytes(w + s * kPanel * 4 + v * kLanes * 4);
+          for (int v = 0; v < kTile; ++v) both[v] = take<R>(w + s * kPanel * 4 + v * kLanes * 4, ahead);
 #pragma GCC unroll 8
           for (int r = 0; r < R; ++r) {
             const uint32_t low = four(codes + r * kBlock + s * 4), high = four(codes + r * kBlock + 16 + s * 4);
@@ -140,7 +148,7 @@ void tile(const Rows& x, int64_t row, int64_t blocks, const uint8_t* panel, int6
           bytes whole[kTile];
 #pragma GCC unroll 2
           for (int v = 0; v < kTile; ++v)
-            whole[v] = load_bytes(w + (g * kSteps + s) * kPanel * 4 + v * kLanes * 4);
+            whole[v] = take<R>(w + (g * kSteps + s) * kPanel * 4 + v * kLanes * 4, ahead);
 #pragma GCC unroll 8
           for (int r = 0; r < R; ++r) {
             const uint32_t values = four(codes + r * kBlock + (g * kSteps + s) * 4);
@@ -181,20 +189,20 @@ void store_tile(const f32 (&y)[kRows][kTile], int rows, int64_t column, int64_t 
 
 template <class F>
 void rows_tile(const Rows& x, int64_t row, int rows, int64_t blocks, const uint8_t* panel, int64_t vector,
-               f32 (&y)[kRows][kTile]) {
+               int64_t ahead, f32 (&y)[kRows][kTile]) {
   switch (rows) {
     case 1:
-      return tile<F, 1>(x, row, blocks, panel, vector, y);
+      return tile<F, 1>(x, row, blocks, panel, vector, ahead, y);
     case 2:
-      return tile<F, 2>(x, row, blocks, panel, vector, y);
+      return tile<F, 2>(x, row, blocks, panel, vector, ahead, y);
     case 3:
-      return tile<F, 3>(x, row, blocks, panel, vector, y);
+      return tile<F, 3>(x, row, blocks, panel, vector, ahead, y);
     case 4:
-      return tile<F, 4>(x, row, blocks, panel, vector, y);
+      return tile<F, 4>(x, row, blocks, panel, vector, ahead, y);
     case 5:
-      return tile<F, std::min(5, kRows)>(x, row, blocks, panel, vector, y);
+      return tile<F, std::min(5, kRows)>(x, row, blocks, panel, vector, ahead, y);
     case 6:
-      return tile<F, std::min(6, kRows)>(x, row, blocks, panel, vector, y);
+      return tile<F, std::min(6, kRows)>(x, row, blocks, panel, vector, ahead, y);
   }
 }
 
@@ -221,7 +229,8 @@ void multiply(const Rows& x, const uint8_t* weight, const T* bias, Out* out, int
         const int high = (int)((t + 1) * x.rows / tiles - row);
         for (int64_t vector = 0; vector < kPanel / kLanes; vector += kTile) {
           f32 y[kRows][kTile];
-          rows_tile<F>(x, row, high, blocks, record, vector, y);
+          const int64_t ahead = t == tile0 && vector == 0 ? blocks * F::kRecord : 0;
+          rows_tile<F>(x, row, high, blocks, record, vector, ahead, y);
           store_tile<F>(y, high, panel * kPanel + vector * kLanes, n, bias, out + row * stride, stride);
         }
       }

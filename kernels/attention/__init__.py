@@ -9,11 +9,13 @@ cache, it has the same bits. 4 D flops a pair of query and key forward, 10 D bac
 
 import torch
 
+from .. import _native
 from .._library import register
+from .._memory import large_empty
 from .._select import select
 from .reference import PAGE_SIZE
 
-__all__ = ["attention", "attention_paged", "new_pages", "write_pages", "PAGE_SIZE"]
+__all__ = ["attention", "attention_append", "attention_paged", "new_pages", "write_pages", "PAGE_SIZE"]
 
 
 def attention(
@@ -58,23 +60,38 @@ def attention_paged(
 
     Raises ValueError for shapes, types or numbers that do not fit together.
     """
-    pages, heads, dim = len(k_pages), k_pages.shape[1], q.shape[-1]
-    if q.dim() != 3 or q.dtype != k_pages.dtype or q.shape[1] % heads:
-        raise ValueError(f"attention_paged: q {_describe(q)} does not fit k_pages {_describe(k_pages)}")
-    expected = _page_shapes(pages, heads, dim, q.dtype)
-    for name, t, shape in (("k_pages", k_pages, expected[0]), ("v_pages", v_pages, expected[1])):
-        if t.shape != shape or t.dtype != q.dtype:
-            raise ValueError(f"attention_paged: expected {name} {shape} {q.dtype}, got {_describe(t)}")
-    requests = context_lens.numel()
-    fits = block_table.dim() == 2 and len(block_table) == requests and q_start.shape == (requests + 1,)
-    if not fits or any(t.dtype != torch.int32 for t in (block_table, q_start, context_lens)):
-        raise ValueError(
-            "attention_paged: expected int32 block_table (R, N), q_start (R + 1,), context_lens (R,), got "
-            f"{_describe(block_table)}, {_describe(q_start)}, {_describe(context_lens)}"
-        )
-    scale = dim**-0.5 if scale is None else float(scale)
+    _check_paged(q, k_pages, v_pages, block_table, q_start, context_lens)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     call = _paged_op if torch.compiler.is_compiling() else _paged
     return call(q.contiguous(), k_pages, v_pages, block_table.contiguous(), q_start, context_lens, scale)
+
+
+def attention_append(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    slots: torch.Tensor,
+    block_table: torch.Tensor,
+    q_start: torch.Tensor,
+    context_lens: torch.Tensor,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """write_pages(k, v, k_pages, v_pages, slots), then attention_paged(q, ...), as one op.
+
+    A decoded token's keys and values are written by the task that reads their page next. No request may read a
+    slot that another writes. Raises ValueError as both do; pages are then as they were.
+    """
+    _check_write(k, v, k_pages, v_pages, slots)
+    _check_paged(q, k_pages, v_pages, block_table, q_start, context_lens)
+    if len(q) != len(k):
+        raise ValueError(f"attention_append: q {_describe(q)} and k {_describe(k)} differ in tokens")
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    call = _append_op if torch.compiler.is_compiling() else _append
+    k, v, slots = _with_rows(k), _with_rows(v), slots.contiguous()
+    table = block_table.contiguous()
+    return call(q.contiguous(), k, v, k_pages, v_pages, slots, table, q_start, context_lens, scale)
 
 
 def new_pages(
@@ -87,9 +104,8 @@ def new_pages(
     are adjacent: keys (D / 2, 64, 2), values (32, D, 2).
     """
     shapes = _page_shapes(pages, kv_heads, head_dim, dtype)
-    return torch.empty(shapes[0], dtype=dtype, device=device), torch.empty(
-        shapes[1], dtype=dtype, device=device
-    )
+    k_pages, v_pages = (large_empty(shape, dtype, device) for shape in shapes)
+    return k_pages, v_pages
 
 
 def write_pages(
@@ -99,16 +115,9 @@ def write_pages(
 
     Raises ValueError for shapes or types that do not fit, or a slot outside the pages.
     """
-    expected = _page_shapes(len(k_pages), k.shape[1], k.shape[2], k.dtype)
-    if v.shape != k.shape or (k_pages.shape, v_pages.shape) != expected or k_pages.dtype != k.dtype:
-        raise ValueError(
-            f"write_pages: k {_describe(k)}, v {_describe(v)} do not fit the pages {_describe(k_pages)}, "
-            f"{_describe(v_pages)}"
-        )
-    if slots.shape != k.shape[:1] or slots.dtype != torch.int32:
-        raise ValueError(f"write_pages: slots must be ({len(k)},) int32, got {_describe(slots)}")
+    _check_write(k, v, k_pages, v_pages, slots)
     call = _write_op if torch.compiler.is_compiling() else _write
-    call(k.contiguous(), v.contiguous(), k_pages, v_pages, slots.contiguous())
+    call(_with_rows(k), _with_rows(v), k_pages, v_pages, slots.contiguous())
 
 
 def examples(device: str) -> list[tuple[tuple, dict]]:
@@ -148,6 +157,38 @@ def _check(q, k, v) -> None:
         raise ValueError(f"attention: expected float32 or bfloat16, got {q.dtype}, {k.dtype}, {v.dtype}")
 
 
+def _check_paged(q, k_pages, v_pages, block_table, q_start, context_lens) -> None:
+    pages, heads, dim = len(k_pages), k_pages.shape[1], q.shape[-1]
+    if q.dim() != 3 or q.dtype != k_pages.dtype or q.shape[1] % heads:
+        raise ValueError(f"attention_paged: q {_describe(q)} does not fit k_pages {_describe(k_pages)}")
+    expected = _page_shapes(pages, heads, dim, q.dtype)
+    for name, t, shape in (("k_pages", k_pages, expected[0]), ("v_pages", v_pages, expected[1])):
+        if t.shape != shape or t.dtype != q.dtype:
+            raise ValueError(f"attention_paged: expected {name} {shape} {q.dtype}, got {_describe(t)}")
+    requests = context_lens.numel()
+    fits = block_table.dim() == 2 and len(block_table) == requests and q_start.shape == (requests + 1,)
+    if not fits or any(t.dtype != torch.int32 for t in (block_table, q_start, context_lens)):
+        raise ValueError(
+            "attention_paged: expected int32 block_table (R, N), q_start (R + 1,), context_lens (R,), got "
+            f"{_describe(block_table)}, {_describe(q_start)}, {_describe(context_lens)}"
+        )
+
+
+def _check_write(k, v, k_pages, v_pages, slots) -> None:
+    expected = _page_shapes(len(k_pages), k.shape[1], k.shape[2], k.dtype)
+    if v.shape != k.shape or (k_pages.shape, v_pages.shape) != expected or k_pages.dtype != k.dtype:
+        raise ValueError(
+            f"write_pages: k {_describe(k)}, v {_describe(v)} do not fit the pages {_describe(k_pages)}, "
+            f"{_describe(v_pages)}"
+        )
+    if slots.shape != k.shape[:1] or slots.dtype != torch.int32:
+        raise ValueError(f"write_pages: slots must be ({len(k)},) int32, got {_describe(slots)}")
+
+
+def _with_rows(t: torch.Tensor) -> torch.Tensor:
+    return t if _native.has_rows(t) else t.contiguous()
+
+
 def _describe(t: torch.Tensor) -> str:
     return f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}"
 
@@ -184,6 +225,15 @@ def _paged_fake(q, k_pages, v_pages, block_table, q_start, context_lens, scale):
     return torch.empty_like(q)
 
 
+def _append(q, k, v, k_pages, v_pages, slots, block_table, q_start, context_lens, scale):
+    backend = select("attention", q.device)
+    return backend.append_paged(q, k, v, k_pages, v_pages, slots, block_table, q_start, context_lens, scale)
+
+
+def _append_fake(q, k, v, k_pages, v_pages, slots, block_table, q_start, context_lens, scale):
+    return torch.empty_like(q)
+
+
 def _write(k, v, k_pages, v_pages, slots):
     select("attention", k.device).write_pages(k, v, k_pages, v_pages, slots)
 
@@ -208,6 +258,12 @@ _paged_op = register(
     "Tensor context_lens, float scale) -> Tensor",
     _paged,
     _paged_fake,
+)
+_append_op = register(
+    "attention_append(Tensor q, Tensor k, Tensor v, Tensor(a!) k_pages, Tensor(b!) v_pages, Tensor slots, "
+    "Tensor block_table, Tensor q_start, Tensor context_lens, float scale) -> Tensor",
+    _append,
+    _append_fake,
 )
 _write_op = register(
     "write_pages(Tensor k, Tensor v, Tensor(a!) k_pages, Tensor(b!) v_pages, Tensor slots) -> ()",

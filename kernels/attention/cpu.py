@@ -53,24 +53,17 @@ def _page_count(cu_seqlens) -> int:
 
 def forward_paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale):
     tokens, heads, dim = q.shape
-    requests, width = block_table.shape
     dtype, out = q.dtype, torch.empty_like(q)
     wrong = _native.kernel("attention_paged", dtype)(
         _native.address(q, dtype, q.numel()),
         _native.address(k_pages, dtype, k_pages.numel()),
         _native.address(v_pages, dtype, v_pages.numel()),
         len(k_pages),
-        _native.address(block_table, torch.int32, requests * width), width,
-        _native.address(q_start, torch.int32, requests + 1),
-        _native.address(context_lens, torch.int32, requests),
-        requests, tokens, heads, k_pages.shape[1], dim, scale,
+        *_requests(block_table, q_start, context_lens),
+        tokens, heads, k_pages.shape[1], dim, scale,
         _native.address(out, dtype, q.numel()), _native.threads(),
     )  # fmt: skip
-    if wrong >= 0:
-        raise ValueError(
-            f"attention_paged: request {wrong} does not fit: queries {q_start.tolist()} of {tokens}, contexts "
-            f"{context_lens.tolist()}, a table of {width} pages of {len(k_pages)}"
-        )
+    _check(wrong, k_pages, block_table, q_start, context_lens, None)
     return out
 
 
@@ -78,8 +71,8 @@ def write_pages(k, v, k_pages, v_pages, slots):
     tokens, kv_heads, dim = k.shape
     dtype = k.dtype
     wrong = _native.kernel("write_pages", dtype)(
-        _native.address(k, dtype, k.numel()),
-        _native.address(v, dtype, k.numel()),
+        *_native.rows(k, dtype),
+        *_native.rows(v, dtype),
         _native.address(k_pages, dtype, k_pages.numel()),
         _native.address(v_pages, dtype, v_pages.numel()),
         len(k_pages),
@@ -87,6 +80,49 @@ def write_pages(k, v, k_pages, v_pages, slots):
         tokens, kv_heads, dim, _native.threads(),
     )  # fmt: skip
     if wrong >= 0:
+        _refuse_slot(slots, wrong, k_pages)
+
+
+def append_paged(q, k, v, k_pages, v_pages, slots, block_table, q_start, context_lens, scale):
+    tokens, heads, dim = q.shape
+    dtype, out = q.dtype, torch.empty_like(q)
+    wrong = _native.kernel("attention_append", dtype)(
+        _native.address(q, dtype, q.numel()),
+        *_native.rows(k, dtype),
+        *_native.rows(v, dtype),
+        _native.address(k_pages, dtype, k_pages.numel()),
+        _native.address(v_pages, dtype, v_pages.numel()),
+        len(k_pages),
+        _native.address(slots, torch.int32, tokens),
+        *_requests(block_table, q_start, context_lens),
+        tokens, heads, k_pages.shape[1], dim, scale,
+        _native.address(out, dtype, q.numel()), _native.threads(),
+    )  # fmt: skip
+    _check(wrong, k_pages, block_table, q_start, context_lens, slots)
+    return out
+
+
+def _requests(block_table, q_start, context_lens):
+    requests, width = block_table.shape
+    return (
+        _native.address(block_table, torch.int32, requests * width), width,
+        _native.address(q_start, torch.int32, requests + 1),
+        _native.address(context_lens, torch.int32, requests),
+        requests,
+    )  # fmt: skip
+
+
+def _check(wrong, k_pages, block_table, q_start, context_lens, slots):
+    if wrong >= len(context_lens):
+        _refuse_slot(slots, wrong - len(context_lens), k_pages)
+    if wrong >= 0:
         raise ValueError(
-            f"write_pages: slot {int(slots[wrong])} of token {wrong} is outside {len(k_pages)} pages"
+            f"attention_paged: request {wrong} does not fit: queries {q_start.tolist()}, contexts "
+            f"{context_lens.tolist()}, a table of {block_table.shape[1]} pages of {len(k_pages)}"
         )
+
+
+def _refuse_slot(slots, token, k_pages):
+    raise ValueError(
+        f"write_pages: slot {int(slots[token])} of token {token} is outside {len(k_pages)} pages"
+    )

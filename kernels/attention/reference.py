@@ -62,6 +62,12 @@ def write_pages(k, v, k_pages, v_pages, slots):
         v_pages[page, :, place, :dim] = v
 
 
+def append_paged(q, k, v, k_pages, v_pages, slots, block_table, q_start, context_lens, scale):
+    """write_pages, then forward_paged."""
+    write_pages(k, v, k_pages, v_pages, slots)
+    return forward_paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale)
+
+
 def _read_pages(k_pages, v_pages, length, dim):
     """k and v (length, K, D) of one request from its pages, in order."""
     if k_pages.dtype == torch.bfloat16:

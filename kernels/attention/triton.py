@@ -239,9 +239,14 @@ def write_pages(k, v, k_pages, v_pages, slots):
     tokens, kv_heads, dim = k.shape
     if tokens:
         write_pages_kernel[(tokens, kv_heads)](
-            k, v, k_pages, v_pages, slots, kv_heads, dim, *_strides(k_pages, v_pages, dim),
+            k.contiguous(), v.contiguous(), k_pages, v_pages, slots, kv_heads, dim, *_strides(k_pages, v_pages, dim),
             PAIR=_pair(k), PAGE=PAGE_SIZE, DIM=_dim(dim),
         )  # fmt: skip
+
+
+def append_paged(q, k, v, k_pages, v_pages, slots, block_table, q_start, context_lens, scale):
+    write_pages(k, v, k_pages, v_pages, slots)
+    return forward_paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale)
 
 
 def tile(dim: int) -> dict[str, int]:

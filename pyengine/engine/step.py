@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..kernels import PackedWeight, _native, _select, attention_paged, new_pages, sample, uniform, write_pages
+from ..kernels import PackedWeight, _native, _select, attention_append, new_pages, sample, uniform
 from ..kernels._capture import Arena, Step, capture
 from ..kernels.rope.table import table
 from .cache import PAGE
@@ -119,9 +119,7 @@ class ModelRunner:
         starts, lengths = b.starts[: rows + 1], b.lengths[:rows]
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            k_pages, v_pages = self._cache[layer]
-            write_pages(k, v, k_pages, v_pages, slots)
-            return attention_paged(q, k_pages, v_pages, table, starts, lengths)
+            return attention_append(q, k, v, *self._cache[layer], slots, table, starts, lengths)
 
         hidden = self.model(b.ids[:tokens], b.positions[:tokens], attend, self._weights)
         if ready == 0:

@@ -5,7 +5,15 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pyengine.kernels import PAGE_SIZE, _native, attention, attention_paged, new_pages, write_pages
+from pyengine.kernels import (
+    PAGE_SIZE,
+    _native,
+    attention,
+    attention_append,
+    attention_paged,
+    new_pages,
+    write_pages,
+)
 
 from tests.numerics import assert_as_good_as_torch
 
@@ -89,7 +97,8 @@ def test_extremes(backend, dtype, scale):
 def paged(tensors, lengths, chunks, seed=0):
     """attention() by way of pages: each document written and queried in chunks, all requests advancing together.
 
-    `chunks` yields the number of tokens a request takes in a turn. Pages are dealt in random order from memory
+    `chunks` yields the number of tokens a request takes in a turn. Every second turn writes and attends as one
+    op, from keys and values that lie side by side. Pages are dealt in random order from memory
     that holds NaN, and the unused page of every request's table is out of range.
     """
     q, k, v = (t.detach() for t in tensors)
@@ -100,7 +109,7 @@ def paged(tensors, lengths, chunks, seed=0):
     free = torch.randperm(sum(need) + 1, generator=make).tolist()
     tables = [[free.pop() for _ in range(n)] for n in need]
     starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
-    done, out = [0] * len(lengths), torch.full_like(q, float("nan"))
+    done, turns, out = [0] * len(lengths), 0, torch.full_like(q, float("nan"))
     while any(d < n for d, n in zip(done, lengths, strict=True)):
         turn = [(r, min(next(chunks), n - done[r])) for r, n in enumerate(lengths) if done[r] < n]
         turn = [turn[i] for i in torch.randperm(len(turn), generator=make).tolist()]
@@ -114,13 +123,19 @@ def paged(tensors, lengths, chunks, seed=0):
             done[r] += n
         device = q.device
         rows = rows.to(device)
-        write_pages(k[rows], v[rows], k_pages, v_pages, torch.tensor(slots, dtype=torch.int32, device=device))
+        slots = torch.tensor(slots, dtype=torch.int32, device=device)
         width = max(need) + 1
         table = torch.tensor([(tables[r] + [1 << 30] * width)[:width] for r, _ in turn], dtype=torch.int32)
         queries = torch.tensor([0] + [n for _, n in turn], dtype=torch.int32).cumsum(0, dtype=torch.int32)
         contexts = torch.tensor([done[r] for r, _ in turn], dtype=torch.int32)
-        arguments = (t.to(device) for t in (table, queries, contexts))
-        out[rows] = attention_paged(q[rows], k_pages, v_pages, *arguments)
+        arguments = [t.to(device) for t in (table, queries, contexts)]
+        turns += 1
+        if turns % 2:
+            both = torch.cat([k[rows], v[rows]], dim=1).split(k.shape[1], dim=1)
+            out[rows] = attention_append(q[rows], *both, k_pages, v_pages, slots, *arguments)
+        else:
+            write_pages(k[rows], v[rows], k_pages, v_pages, slots)
+            out[rows] = attention_paged(q[rows], k_pages, v_pages, *arguments)
     return out
 
 
@@ -256,6 +271,7 @@ def test_opcheck(backend):
     torch.library.opcheck(torch.ops.pyengine.attention_backward, (out, q, k, v, out, lse, bounds, 0.25))
     torch.library.opcheck(torch.ops.pyengine.write_pages, (k, v, *pages, slots))
     torch.library.opcheck(torch.ops.pyengine.attention_paged, (q, *pages, *numbers, 0.25))
+    torch.library.opcheck(torch.ops.pyengine.attention_append, (q, k, v, *pages, slots, *numbers, 0.25))
 
 
 def test_refuses_what_does_not_fit(backend):
@@ -281,3 +297,17 @@ def test_refuses_pages_that_do_not_exist():
     for table, starts, contexts in [([[1]], [0, 8], [8]), ([[0]], [0, 8], [7]), ([[0]], [0, 7], [8])]:
         with pytest.raises(ValueError, match="request 0"):
             attention_paged(q.detach(), *pages, *numbers(table, starts, contexts))
+
+
+@pytest.mark.parametrize(
+    "contexts, slot, word", [([8, 8], 64, "slot 64 of token 1"), ([8, 65], 9, "request 1")]
+)
+def test_an_append_that_is_refused_writes_nothing(contexts, slot, word):
+    (q, k, v), _ = inputs([2], 4, 2, 16, torch.float32)
+    pages = [p.zero_() for p in new_pages(1, 2, 16, torch.float32)]
+    numbers = [torch.tensor(n, dtype=torch.int32) for n in ([[0], [0]], [0, 1, 2], contexts)]
+    with pytest.raises(ValueError, match=word):
+        attention_append(
+            *(t.detach() for t in (q, k, v)), *pages, torch.tensor([7, slot], dtype=torch.int32), *numbers
+        )
+    assert not any(p.any() for p in pages)

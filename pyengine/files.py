@@ -7,6 +7,7 @@ holds either the old content or the new.
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,10 +47,18 @@ def sync_folder(folder: str | os.PathLike) -> None:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Write `value` as indented JSON, atomically."""
+    """Write `value` as indented JSON, atomically; NaN and infinity, which JSON does not have, as null."""
     with atomic_write(path) as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
+        json.dump(_finite(value), file, indent=2, ensure_ascii=False, allow_nan=False)
         file.write("\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def file_hash(path: str | os.PathLike) -> str:

@@ -3,7 +3,7 @@
 from .conversations import Conversation, PackedConversations, encode_conversations, read_conversations
 from .facts import Fact, read_facts
 from .loader import Batch, PackedLoader
-from .problems import Problem, read_problems
+from .problems import Problem, number, read_problems
 from .rows import Skipped
 from .shards import ShardWriter, TokenShards, write_shards
 
@@ -18,6 +18,7 @@ __all__ = [
     "Skipped",
     "TokenShards",
     "encode_conversations",
+    "number",
     "read_conversations",
     "read_facts",
     "read_problems",

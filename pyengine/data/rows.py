@@ -51,8 +51,13 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
 
 def _object(line: bytes, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except ValueError as error:  # broken JSON or broken UTF-8
+        text = line.decode("utf-8-sig")  # from bytes, json.loads would guess UTF-16 by the first ones
+    except UnicodeDecodeError as error:
+        bad = f"byte 0x{line[error.start]:02x} at {error.start + 1}"
+        raise UserError(f"{where}: not UTF-8 text ({bad}); save the file as UTF-8") from None
+    try:
+        row = json.loads(text)
+    except ValueError as error:
         raise UserError(f"{where}: not JSON ({error})") from None
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected a JSON object, got {type(row).__name__}")

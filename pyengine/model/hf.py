@@ -279,8 +279,11 @@ def _special_ids(path: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        table = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; expected a Hugging Face model directory") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); fetch or save it again") from None
+    if not isinstance(table, dict):
+        raise UserError(f"{path}: expected a JSON object, got {type(table).__name__}; fetch or save it again")
+    return table

@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..model import Transformer
 from ..text import Tokenizer
 from .dialogue import Dialogue
+from .progress import note
 from .rewards import is_right, pass_at_k
 from .run import Run
 from .scores import interval
@@ -42,14 +43,21 @@ class Attempt:
 
 
 def problems_of(run: Run, split: str, count: int, label: str = "take") -> list[Problem]:
-    """`count` problems of a split ("train", "test"), spread evenly over the grades trained."""
+    """`count` problems of a split ("train", "test"), spread evenly over the grades trained.
+
+    From a person's file each problem once: at most `count`, or all there are.
+    """
     path = run.config.rl.problems
     if path is not None:
-        found, _ = read_problems(path)
-        part = [p for p in found if (zlib.crc32(p.problem.encode()) % 4 == 0) == (split == "test")]
+        found, skipped = read_problems(path)
+        if split == "test":  # the exam reads the file first: once is enough
+            for row in skipped[:3]:
+                note(f"left out: {row.where}: {row.reason}")
+        distinct = {p.problem: p for p in found}.values()
+        part = [p for p in distinct if (zlib.crc32(p.problem.encode()) % 4 == 0) == (split == "test")]
         if not part:
             raise UserError(f"{path}: no problem for the {split} split among {len(found)}; add more problems")
-        return [part[i % len(part)] for i in range(count)]
+        return part[:count]
     grades = run.config.rl.grades
     each = -(-count // len(grades))
     drawn = [run.world.problems.take(each, f"grade-{grade}", split, label) for grade in grades]
@@ -91,7 +99,7 @@ class Exam:
 
     @classmethod
     def of(cls, run: Run) -> "Exam":
-        """The run's exam: rl.exam held-out problems of the grades trained."""
+        """The run's exam: rl.exam different held-out problems of the grades trained, fewer where a file has no more."""
         problems = problems_of(run, "test", run.config.rl.exam, "exam")
         return cls(problems, run.config.rl.max_tokens, run.config.seed)
 
@@ -103,7 +111,7 @@ class Exam:
     def full(
         self, model: Transformer, tokenizer: Tokenizer, several: int = 64, samples: int = 16
     ) -> dict[str, Any]:
-        """pass@1 on all problems with interval and by grade, greedily too, and pass@k on the first `several`."""
+        """pass@1 on all problems with interval and by grade, greedily too; pass@k on the first `several`, if any."""
         first = [g[0] for g in attempt(model, tokenizer, self.problems, 1, self.seed, self.max_tokens)]
         result = _summary(first)
         right = sum(a.right for a in first)
@@ -115,10 +123,11 @@ class Exam:
         result["by_grade"] = {
             str(grade): _summary([a for a in first if a.problem.grade == grade]) for grade in grades
         }
-        part = attempt(model, tokenizer, self.problems[:several], samples, self.seed + 1, self.max_tokens)
-        counts = [sum(a.right for a in group) for group in part]
-        ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= samples]
-        result["pass_at_k"] = {str(k): pass_at_k(counts, samples, k) for k in ks}
+        if part := self.problems[:several]:
+            groups = attempt(model, tokenizer, part, samples, self.seed + 1, self.max_tokens)
+            counts = [sum(a.right for a in group) for group in groups]
+            ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= samples]
+            result["pass_at_k"] = {str(k): pass_at_k(counts, samples, k) for k in ks}
         return result
 
 

@@ -16,17 +16,11 @@ from fractions import Fraction
 
 import numpy as np
 
+from ..data import number
+
 _LAST_LINE = re.compile(r"(?:^|\n)Answer: *(\S+)\s*$")
 # (reply, answer, length / limit, weight of shortness) -> reward in [0, 1]
 Reward = Callable[[str, str, float, float], float]
-
-
-def number(text: str) -> Fraction | None:
-    """A number as written by people ("1,250", "-3", "0.5", "3/4"), or None."""
-    try:
-        return Fraction(text.strip().rstrip(".").replace(",", ""))
-    except (ValueError, ZeroDivisionError):
-        return None
 
 
 def given_answer(reply: str) -> Fraction | None:

@@ -253,24 +253,26 @@ def _row(row: Any, where: str, rejected: Rejected) -> RawPage | None:
 
 def _parquet(path: Path, rejected: Rejected) -> Iterator[RawPage]:
     try:
-        import pyarrow.parquet as parquet
+        from pyarrow import ArrowException, parquet
     except ImportError:
         raise UserError(
             f"{path}: reading parquet needs pyarrow: pip install 'pyengine-llm[parquet]'"
         ) from None
     number = 0
-    with parquet.ParquetFile(path) as file:
-        names = [n for n in ("text", "html", "url", "title", "date", "lang") if n in file.schema_arrow.names]
-        if not {"text", "html"} & set(names):
-            raise UserError(
-                f'{path}: no column "text" or "html"; it has {", ".join(file.schema_arrow.names)}'
-            )
-        for batch in file.iter_batches(batch_size=256, columns=names):
-            for row in batch.to_pylist():
-                number += 1
-                page = _row(row, f"{path.name}:{number}", rejected)
-                if page is not None:
-                    yield page
+    try:
+        with parquet.ParquetFile(path) as file:
+            columns = file.schema_arrow.names
+            names = [n for n in ("text", "html", "url", "title", "date", "lang") if n in columns]
+            if not {"text", "html"} & set(names):
+                raise UserError(f'{path}: no column "text" or "html"; it has {", ".join(columns)}')
+            for batch in file.iter_batches(batch_size=256, columns=names):
+                for row in batch.to_pylist():
+                    number += 1
+                    page = _row(row, f"{path.name}:{number}", rejected)
+                    if page is not None:
+                        yield page
+    except (OSError, UnicodeDecodeError, ArrowException) as error:  # what came before the damage is good
+        rejected(path.name, f"damaged file: {_why(error)}")
 
 
 def _why(error: BaseException) -> str:

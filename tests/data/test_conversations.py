@@ -80,6 +80,14 @@ def test_broken_bytes_are_a_bad_row(tmp_path):
     assert [s.where for s in read_conversations(path)[1]] == [f"{path}:2"]
 
 
+def test_utf16_and_a_byte_order_mark(tmp_path):
+    path, row = tmp_path / "x.jsonl", json.dumps({"messages": PAIR})
+    path.write_bytes(b"\xef\xbb\xbf" + row.encode() + b"\n\xff\xfe{}\n" + row.encode())
+    conversations, (skipped,) = read_conversations(path)
+    assert len(conversations) == 2 and skipped.where == f"{path}:2"
+    assert skipped.reason == "not UTF-8 text (byte 0xff at 1); save the file as UTF-8"
+
+
 def test_a_file_without_a_good_row_is_refused(tmp_path):
     path = write(tmp_path / "x.jsonl", "{}")
     with pytest.raises(UserError, match=r"x.jsonl: none of 1 rows can be used; the first: .*x.jsonl:1: "):
@@ -164,16 +172,23 @@ def test_problems(tmp_path):
         tmp_path / "problems.jsonl",
         {"problem": "1+1?", "answer": 2, "grade": 1, "id": "p"},
         {"question": "Sum?", "answer": "First 1,000.\nThen more.\n#### 1,234"},
-        {"prompt": "?", "target": "a, b"},
+        {"prompt": "?", "target": "$1,250"},
         {"answer": "no problem"},
+        {"problem": "The capital of France?", "answer": "Paris"},
+        {"problem": "Two of them?", "answer": "1, 2"},
+        {"problem": "A part?", "answer": "3/4", "id": "q"},
     )
     problems, skipped = read_problems(path)
     assert problems == [
         Problem("1+1?", "2", 1, "p"),
         Problem("Sum?", "1234", None, f"{path}:2", "First 1,000.\nThen more."),
-        Problem("?", "a, b", None, f"{path}:3"),
+        Problem("?", "1250", None, f"{path}:3"),
+        Problem("A part?", "3/4", None, "q"),
     ]
-    assert [s.where for s in skipped] == [f"{path}:4"]
+    assert [s.where for s in skipped] == [f"{path}:{n}" for n in (4, 5, 6)]
+    assert [s.reason.split(";")[0] for s in skipped[1:]] == [
+        f"the answer {answer!r} is no number" for answer in ("Paris", "1, 2")
+    ]
 
 
 def test_facts(tmp_path):

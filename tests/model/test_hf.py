@@ -108,6 +108,7 @@ def damage(name, change):
         (damage("model.safetensors", lambda b: b[:1000]), "damaged"),
         (damage("model.safetensors", lambda b: b[: len(b) // 2]), "damaged"),
         (damage("config.json", lambda b: b[:40]), "not valid JSON"),
+        (damage("config.json", lambda b: b"[" + b + b"]"), "expected a JSON object, got list"),
         (damage("config.json", lambda b: b.replace(b'"qwen3"', b'"gpt2"')), "'gpt2' is none of"),
         (damage("config.json", lambda b: b.replace(b'"default"', b'"yarn"')), "rope_scaling"),
         (

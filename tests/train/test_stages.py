@@ -12,7 +12,7 @@ import pytest
 
 from pyengine.data import Problem
 from pyengine.model import load
-from pyengine.train.attempts import attempt, problems_of
+from pyengine.train.attempts import Exam, attempt, problems_of
 from pyengine.train.dialogue import Dialogue
 from pyengine.train.finetune import start_from
 from pyengine.train.knowledge import Item, labels, measure, questions_of
@@ -132,6 +132,22 @@ def test_problem_splits_share_no_problem(run):
     ]
     assert len(train) == len(test) == 200 and {p.grade for p in test} == {1, 2, 3, 4, 5}
     assert len(numbers[0]) > 50 and not {p.problem for p in train} & {p.problem for p in test}
+
+
+def test_an_exam_from_a_file_asks_each_problem_once(run, tmp_path, capsys):
+    rows = [{"problem": f"{i}+1?", "answer": i + 1} for i in range(40)] * 2 + [
+        {"problem": "?", "answer": "Paris"}
+    ]
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = replace(tiny.ROAD, rl=replace(tiny.ROAD.rl, problems=path))
+    train, test = (problems_of(Run(config, tmp_path), split, 1000) for split in ("train", "test"))
+    assert len(train) + len(test) == 40 == len({p.problem for p in (*train, *test)})
+    assert f"left out: {path}:81: the answer 'Paris' is no number" in capsys.readouterr().out
+    result = Exam(test, max_tokens=4).full(start_from(run, "search"), run.tokenizer, several=0)
+    low, high = result["interval"]
+    assert result["problems"] == len(test) > 3 and high - low > 0.2 and "pass_at_k" not in result
+    assert len(problems_of(Run(config, tmp_path), "test", 2)) == 2
 
 
 def test_a_reply_that_is_cut_off_is_never_right(run):

@@ -75,6 +75,25 @@ def test_parquet(tmp_path):
         read(tmp_path / "y.parquet")
 
 
+@pytest.mark.parametrize("kept", [3000, 10])
+def test_a_damaged_parquet_file_is_told(tmp_path, kept):
+    """Cut at its end it has no directory; with a broken page in the middle, what comes before is read."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "x.parquet"
+    table = pyarrow.table({"text": [f"page {i} " + "word " * 30 for i in range(512)]})
+    parquet.write_table(table, path, row_group_size=256, compression="none", use_dictionary=False)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:kept])
+    assert read(path)[0] == {}
+    assert [(where, why[:14]) for where, why in read(path)[1]] == [("x.parquet", "damaged file: ")]
+    start = parquet.ParquetFile(BytesIO(whole)).metadata.row_group(1).column(0).data_page_offset
+    path.write_bytes(whole[:start] + b"\xff" * 64 + whole[start + 64 :])
+    pages, rejected = read(path)
+    assert list(pages) == [f"x.parquet:{n}" for n in range(1, 257)] and rejected[0][0] == "x.parquet"
+
+
 def test_wet(tmp_path):
     out = BytesIO()
     writer = WARCWriter(out, gzip=True)

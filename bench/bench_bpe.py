@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import sysconfig
+import time
 from functools import cache
 from pathlib import Path
 
@@ -240,6 +241,45 @@ def test_train(paired, quick, size):
         goal=5,
         rounds=5,
     )
+
+
+def test_train_beside_gigabpe(quick, text_file, tmp_path):
+    """CPU time on one thread, from a file. Like Hugging Face's on files it trains on lines, so the merges are those
+    that ours learns from lines; what is timed is reading and training on the file as one text."""
+    gigabpe = pytest.importorskip("gigabpe")
+    data = Path(text_file).read_bytes()[: 2_000_000 if quick else 16_000_000]
+    data = data[: data.rindex(b"\n") + 1]
+    path = tmp_path / "text.txt"
+    path.write_bytes(data)
+
+    def train(texts):
+        return Tokenizer.train(texts, 32768, "gpt2", special_tokens=(), threads=1)
+
+    def peer():
+        return gigabpe.train_bpe([str(path)], vocab_size=32768, pretokenizer="bytelevel", threads=1)[1]
+
+    made = train([line + b"\n" for line in data.split(b"\n")[:-1]])
+    spelled = [made.token_bytes(i) for i in range(made.vocab_size)]
+    pairs = [(spelled[a], spelled[b]) for a, b, _, _ in made.merges.tolist()]
+    theirs = [tuple(bytes(BYTE_OF[c] for c in part) for part in pair) for pair in peer()]
+    same = (
+        pairs == theirs[: len(pairs)]
+    )  # it counts bytes that never occur out of its vocabulary and learns on
+    sides = [(lambda: train([path])), peer]
+    turns = [[cpu_seconds(side) for side in sides] for _ in range(1 if quick else 5)]
+    seconds, peer_seconds = (statistics.median(side) for side in zip(*turns, strict=True))
+    ROWS.append({
+        "what": f"bpe train 32768 on {row(len(data))} of {Path(text_file).stem}", "ours": seconds, "peer": peer_seconds,
+        "peer_name": "gigabpe", "ratio": peer_seconds / seconds, "ceiling": None, "percent": None, "equal": same,
+        "goal": 3, "holds": same and peer_seconds / seconds >= 3,
+    })  # fmt: skip
+    assert same
+
+
+def cpu_seconds(call) -> float:
+    start = time.process_time()
+    call()
+    return time.process_time() - start
 
 
 def test_decode(paired):

@@ -261,4 +261,21 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
         return rows_of(merges);
       },
       py::arg("words"), py::arg("byte_order"), py::arg("vocab_size"), py::arg("min_frequency") = 0);
+
+  m.def(
+      "spell",
+      [](const py::bytes& byte_order, const py::array_t<uint32_t>& merges) {
+        const std::string order = byte_order;
+        std::vector<std::string> tokens;
+        for (char byte : order) tokens.emplace_back(1, byte);
+        for (const Merge& merge : merges_of(merges)) {
+          if (std::max(merge.left, merge.right) >= tokens.size() || merge.id > tokens.size())
+            throw py::value_error("a merge names an id that no earlier merge makes");
+          if (merge.id == tokens.size()) tokens.push_back(tokens[merge.left] + tokens[merge.right]);
+        }
+        py::list spelled;
+        for (const std::string& token : tokens) spelled.append(py::bytes(token));
+        return spelled;
+      },
+      py::arg("byte_order"), py::arg("merges"));
 }

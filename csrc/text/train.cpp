@@ -11,6 +11,7 @@
 #include <string>
 #include <unordered_map>
 
+#include "cache.h"
 #include "threads.h"
 
 namespace text {
@@ -66,17 +67,92 @@ void WordCounts::add(const WordCounts& other) {
   for (size_t i = 0; i < other.size(); i++) add(other.word(i), other.count(i));
 }
 
+namespace {
+
+// Counts of short words before they reach the dictionary: two slots of 32 bytes in each cache line, asked for a
+// batch of words ahead. The word that finds no room pushes an older one out into the dictionary.
+class ShortCounts {
+ public:
+  // bytes: of text that will be counted, about; few need no large table.
+  ShortCounts(WordCounts& rest, size_t bytes)
+      : rest_(rest), bits_(bits_for(bytes)), lines_(size_t(1) << bits_) {}
+  void finish() {
+    for (size_t line = 0; line < size_t(1) << bits_; line++) {
+      for (const Slot& slot : lines_[line]) put_out(slot);
+    }
+  }
+  void add(const uint8_t* p, const uint8_t* text_end, const uint32_t* ends, size_t count) {
+    wide::Key keys[batch];
+    uint32_t places[batch];
+    for (size_t i = 0, start = 0; i < count; start = ends[i++]) {
+      const size_t size = ends[i] - start;
+      if (size > 15) continue;
+      keys[i] = wide::key_of(p + start, size, text_end);
+      places[i] = place_of(keys[i]);
+      __builtin_prefetch(&lines_[places[i]]);
+    }
+    for (size_t i = 0, start = 0; i < count; start = ends[i++]) {
+      const size_t size = ends[i] - start;
+      if (size > 15) {
+        rest_.add({reinterpret_cast<const char*>(p + start), size}, 1);
+        continue;
+      }
+      Slot* slots = lines_[places[i]];
+      const bool first = slots[0].is(keys[i]), second = slots[1].is(keys[i]);
+      slots[second].count += first | second;
+      if (first | second) continue;
+      put_out(slots[1]);
+      slots[1] = slots[0];
+      slots[0] = {keys[i], 1, 0};
+    }
+  }
+  static constexpr size_t batch = 256 + piece_slack;
+
+ private:
+  static int bits_for(size_t bytes) {
+    int bits = 6;
+    while (bits < 17 && size_t(64) << bits < bytes) bits++;  // at most 8 MiB
+    return bits;
+  }
+  struct Slot {
+    wide::Key key;
+    int64_t count, unused;
+    bool is(wide::Key other) const { return (key.low == other.low) & (key.high == other.high); }
+  };
+  using Line = Slot[2];
+  uint32_t place_of(wide::Key key) const {
+    uint64_t hash = (key.low ^ key.high >> 29) * 0x9E3779B97F4A7C15u + key.high * 0xD6E8FEB86659FD93u;
+    hash = (hash ^ hash >> 32) * 0xA0761D6478BD642Fu;
+    return uint32_t(hash >> (64 - bits_));
+  }
+  void put_out(const Slot& slot) {
+    if (slot.count > 0) rest_.add({reinterpret_cast<const char*>(&slot.key), slot.key.high >> 56}, slot.count);
+  }
+  WordCounts& rest_;
+  const int bits_;
+  Zeroed<Line> lines_;
+};
+
+}  // namespace
+
 void count_words(const std::vector<std::string_view>& texts, const Pattern& pattern, int threads,
                  WordCounts& into) {
   std::atomic<size_t> taken{0};
   std::vector<WordCounts> others(std::max(0, threads - 1));
+  size_t bytes = 0;
+  for (std::string_view text : texts) bytes += text.size();
   on_threads(threads, [&](int t) {
-    WordCounts& counts = t == 0 ? into : others[t - 1];
+    ShortCounts counts(t == 0 ? into : others[t - 1], bytes);
+    uint32_t ends[ShortCounts::batch];
     for (size_t i; (i = taken++) < texts.size();) {
-      for_each_piece(pattern, texts[i], [&](const uint8_t* p, const uint8_t* end) {
-        counts.add({reinterpret_cast<const char*>(p), size_t(end - p)}, 1);
-      });
+      const uint8_t* p = reinterpret_cast<const uint8_t*>(texts[i].data());
+      for (const uint8_t* const end = p + texts[i].size(); p < end;) {
+        const size_t count = split(pattern, p, end, ends, ShortCounts::batch - piece_slack);
+        counts.add(p, end, ends, count);
+        p += ends[count - 1];
+      }
     }
+    counts.finish();
   });
   for (auto& counts : others) into.add(counts);
 }
@@ -108,6 +184,9 @@ class Pairs {
     return uint32_t(pairs_.size() - 1);
   }
   Pair& operator[](uint32_t number) { return pairs_[number]; }
+  void prefetch_slot(uint64_t key) const { __builtin_prefetch(&slots_[home(key)]); }
+  void prefetch_pair(uint64_t key) const { prefetch(slots_[home(key)] - 1); }
+  void prefetch(uint32_t number) const { __builtin_prefetch(pairs_.data() + number); }
 
  private:
   size_t home(uint64_t key) const {
@@ -148,6 +227,7 @@ class Trainer {
     for (uint32_t w = 0; w < words_.size(); w++) {
       const uint32_t* s = &symbols_[words_[w].start];
       for (uint32_t i = 1; i < words_[w].size; i++) change(s[i - 1], s[i], words_[w].count, w);
+      if (changes_.size() > 4096) make_changes();
     }
     push_touched();
   }
@@ -173,7 +253,8 @@ class Trainer {
       if (fresh) tokens_.push_back(it->first);
       merges.push_back({left, right, uint32_t(merges.size()), it->second});
       for (uint32_t i = 0; i < top.size; i++) {
-        if (i + 4 < top.size) __builtin_prefetch(&words_[holders_[top.words + i + 4]]);
+        if (i + 16 < top.size) __builtin_prefetch(&words_[holders_[top.words + i + 16]]);
+        if (i + 8 < top.size) __builtin_prefetch(&symbols_[words_[holders_[top.words + i + 8]].start]);
         merge(holders_[top.words + i], left, right, it->second);
       }
       push_touched();
@@ -182,9 +263,25 @@ class Trainer {
   }
 
  private:
-  // Adds `by` to a pair's count; a gain notes that word w now holds the pair.
+  // Adds `by` to a pair's count; a gain notes that word w now holds the pair. Changes are made a while later,
+  // when what they touch is at hand.
   void change(uint32_t left, uint32_t right, int64_t by, uint32_t w) {
-    const uint32_t number = pairs_.number(uint64_t(left) << 32 | right);
+    changes_.push_back({uint64_t(left) << 32 | right, by, w});
+  }
+
+  void make_changes() {
+    constexpr size_t early = 16, soon = 8;
+    for (size_t i = 0; i < std::min(early, changes_.size()); i++) pairs_.prefetch_slot(changes_[i].key);
+    for (size_t i = 0; i < changes_.size(); i++) {
+      if (i + early < changes_.size()) pairs_.prefetch_slot(changes_[i + early].key);
+      if (i + soon < changes_.size()) pairs_.prefetch_pair(changes_[i + soon].key);
+      make(changes_[i].key, changes_[i].by, changes_[i].word);
+    }
+    changes_.clear();
+  }
+
+  void make(uint64_t key, int64_t by, uint32_t w) {
+    const uint32_t number = pairs_.number(key);
     Pair& pair = pairs_[number];
     pair.count += by;
     if (by < 0 || pair.last_word == w) return;
@@ -223,12 +320,16 @@ class Trainer {
 
   // Gathers the words of each touched pair side by side in holders_, in order, and pushes the pairs.
   void push_touched() {
+    make_changes();
     for (uint32_t number : touched_) {
       Pair& pair = pairs_[number];
       pair.place = holders_.size();
       holders_.resize(holders_.size() + pair.fresh);
     }
-    for (const Gain& gain : gains_) holders_[pairs_[gain.pair].place++] = gain.word;
+    for (size_t i = 0; i < gains_.size(); i++) {
+      if (i + 16 < gains_.size()) pairs_.prefetch(gains_[i + 16].pair);
+      holders_[pairs_[gains_[i].pair].place++] = gains_[i].word;
+    }
     for (uint32_t number : touched_) {
       Pair& pair = pairs_[number];
       if (pair.count > 0) push({pair.count, pair.key, pair.place - pair.fresh, pair.fresh, number});
@@ -259,10 +360,16 @@ class Trainer {
   struct Gain {
     uint32_t pair, word;
   };
+  struct Change {
+    uint64_t key;
+    int64_t by;
+    uint32_t word;
+  };
   std::vector<std::string> tokens_;
   std::vector<uint32_t> symbols_, holders_, touched_;
   std::vector<Word> words_;
   std::vector<Gain> gains_;
+  std::vector<Change> changes_;
   Pairs pairs_;
   std::vector<Candidate> heap_;
 };

@@ -2,13 +2,14 @@
 
     counts = WordCounts(); counts.add_texts(texts, split_pattern(PATTERNS["qwen2"]), threads=2)
     merges = train(counts, BYTE_ORDER, vocab_size=4096)           # uint32 rows (left, right, rank, id)
+    tokens = spell(BYTE_ORDER, merges)                            # the bytes of each id
     encoder = Encoder(tokens, merges, split_pattern(PATTERNS["qwen2"]))
     ids = encoder.encode(text)                                    # uint32 array
 
 Text is str or bytes, any bytes: a byte outside of valid UTF-8 is a character of its own, neither letter,
 digit nor space. The ids are those of tiktoken and Hugging Face tokenizers for the same vocabulary. An
-encoder holds no lock while it encodes and keeps one cache of 2 MiB for each thread that encoded at the same
-time; neither depends on how much text went by.
+encoder holds no lock while it encodes and keeps one memory of pieces, 24 MiB at most, for each thread that
+encoded at the same time; neither depends on how much text went by.
 
 A pattern without a hand-written lexer has no `split_pattern`: the caller cuts the text (Python's `regex`) and
 uses `encode_pieces` and `add_words`. There is no torch here: ids are made before tensors are.
@@ -20,7 +21,17 @@ from types import ModuleType
 
 from .reference import BYTE_ORDER
 
-__all__ = ["BYTE_ORDER", "PATTERNS", "Encoder", "Pattern", "WordCounts", "portable", "split_pattern", "train"]
+__all__ = [
+    "BYTE_ORDER",
+    "PATTERNS",
+    "Encoder",
+    "Pattern",
+    "WordCounts",
+    "portable",
+    "spell",
+    "split_pattern",
+    "train",
+]
 
 
 def load_isa(isa: str) -> ModuleType:
@@ -50,7 +61,8 @@ def _choose() -> ModuleType:
 
 INSTRUCTION_SETS = ("avx512", "avx2", "base")
 _native = _choose()
-Encoder, Pattern, WordCounts, train = _native.Encoder, _native.Pattern, _native.WordCounts, _native.train
+Encoder, Pattern, WordCounts = _native.Encoder, _native.Pattern, _native.WordCounts
+train, spell = _native.train, _native.spell
 
 _TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _CL100K = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"

@@ -340,12 +340,15 @@ def _read_file(path: Path) -> Iterator[str | bytes]:
     with open(path, "rb") as file:
         rest = b""
         while block := file.read(16 << 20):
-            rest += block
-            cuts = [match.start() + 2 for match in re.finditer(rb"[!-~]\n(?=[A-Za-z])", rest[-(1 << 20) :])]
-            if cuts:
-                cut = max(0, len(rest) - (1 << 20)) + cuts[-1]
-                yield rest[:cut]
-                rest = rest[cut:]
+            rest = rest + block if rest else block
+            for reach in (1 << 12, 1 << 20):  # the last such place is near the end, as a rule
+                tail = rest[-reach:]
+                cuts = [match.start() + 2 for match in re.finditer(rb"[!-~]\n(?=[A-Za-z])", tail)]
+                if cuts:
+                    cut = len(rest) - len(tail) + cuts[-1]
+                    yield rest[:cut]
+                    rest = rest[cut:]
+                    break
         if rest:
             yield rest
 

@@ -127,10 +127,7 @@ class Tokenizer:
                 counts.add_words(dict(Counter(p for text in batch for p in _pieces(pattern, text))))
         order = bpe.BYTE_ORDER if byte_order == "gpt2" else bytes(range(256))
         merges = bpe.train(counts, order, vocab_size - len(special_tokens), min_frequency)
-        tokens = [bytes([b]) for b in order]
-        for left, right, _, new in merges.tolist():
-            if new == len(tokens):  # else: a second way to spell a token
-                tokens.append(tokens[left] + tokens[right])
+        tokens = bpe.spell(order, merges)
         return cls(tokens, merges, pattern, {name: len(tokens) + i for i, name in enumerate(special_tokens)})
 
     @classmethod

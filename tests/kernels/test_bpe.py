@@ -72,6 +72,7 @@ def vocabulary(merges: np.ndarray) -> list[bytes]:
         assert new <= len(tokens)
         if new == len(tokens):
             tokens.append(tokens[left] + tokens[right])
+    assert tokens == bpe.spell(bpe.BYTE_ORDER, merges)
     return tokens
 
 
@@ -242,6 +243,21 @@ def test_train_equals_huggingface_on_few_letters(texts, frequency):
     assert_same_training(texts, bpe.PATTERNS["gpt2"], 290, frequency)
 
 
+def test_counts_of_more_words_than_the_table_of_short_ones_holds():
+    rng = random.Random(2)
+    words = ["".join(rng.choices("abcdefghijkl", k=rng.randint(1, 17))) for _ in range(300000)]
+    text = " ".join(words + words[::7])
+    lexer = bpe.split_pattern("gpt2")
+    counts, threaded = bpe.WordCounts(), bpe.WordCounts()
+    counts.add_texts([text], lexer)
+    threaded.add_texts([text[: len(text) // 2], text[len(text) // 2 :]], lexer, threads=2)
+    expected = Counter(lexer.split(text))
+    assert counts.items() == expected
+    assert threaded.items() == Counter(lexer.split(text[: len(text) // 2])) + Counter(
+        lexer.split(text[len(text) // 2 :])
+    )
+
+
 def assert_same_training(texts: list[str], pattern: str, size: int, frequency: int = 0) -> None:
     peer = tokenizers.Tokenizer(models.BPE())
     peer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -408,3 +424,5 @@ def test_bad_arguments_are_refused():
         encoder.encode(3)
     with pytest.raises(ValueError, match="outside of the vocabulary"):
         bpe.Encoder([bytes([b]) for b in range(256)], np.array([[0, 1, 0, 256]]), lexer)
+    with pytest.raises(ValueError, match="no earlier merge"):
+        bpe.spell(bytes(range(256)), np.array([[0, 257, 0, 256]], np.uint32))

@@ -97,7 +97,7 @@ error-table: $(VENV)/.test  ## measure every kernel's error and write the table 
 bench: $(VENV)/.test  ## all benches, as ratios against peers
 	$(PY) -m bench $(ARGS)
 
-gates: $(VENV)/.test  ## long: the default run at three seeds, kill torture
+gates: $(VENV)/.test  ## long: the default run at three seeds, every gate held
 	$(PY) -m pytest tests -m slow $(ARGS)
 
 clean:  ## remove what was built (runs stay)

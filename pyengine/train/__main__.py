@@ -20,7 +20,7 @@ from rich.table import Table
 
 from .. import report
 from ..errors import UserError
-from .config import Config, read_config
+from .config import Config, check, read_config
 from .progress import console
 from .run import RUNS, Run, opened, perform, state_of
 from .stages import STAGES
@@ -82,6 +82,7 @@ def parse(arguments: list[str]) -> Command:
 
 def execute(command: Command) -> None:
     """Run the stages asked for, or print the plan."""
+    check(command.settings)
     stages = [stage for stage in STAGES.values() if not command.stages or stage.name in command.stages]
     if command.dry_run:
         print_plan(Run(command.settings), [stage.name for stage in stages])

@@ -11,6 +11,7 @@ Inputs are settings like any other: a site, folder, WARC or JSONL file takes the
 """
 
 import difflib
+import re
 import sys
 import types
 import typing
@@ -140,7 +141,8 @@ class SftConfig:
     """Supervised fine-tuning on conversations."""
 
     conversations: Path | None = None
-    """JSONL of {"messages": [...]} in place of the world's conversations"""
+    """JSONL of {"messages": [...]} in place of the world's conversations; where another source is read, those of
+    the world that tell its facts are left out"""
     count: int = 18_000
     """conversations taken from the world"""
     rehearsal: float = 0.4
@@ -159,7 +161,8 @@ class KnowConfig:
     """Probing what the model knows, and teaching "I don't know" where it does not."""
 
     facts: Path | None = None
-    """JSONL of {"question", "answer", "passage"} in place of the world's facts"""
+    """JSONL of {"question", "answer", "passage"} in place of the world's facts; where another source than the
+    world is read, and no facts are given, the model goes through `know` and `search` unchanged"""
     wordings: int = 2
     """how many wordings of each of the world's questions are asked"""
     passing: int = 1000
@@ -259,6 +262,11 @@ class Config:
     rl: RlConfig = field(default_factory=RlConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
+    @property
+    def closed(self) -> bool:
+        """Whether the closed world is what is read, so that all it tells is known."""
+        return self.web.source == "world"
+
     def closed_world(self) -> WorldConfig:
         """The settings of the closed world: its own seed where one is given, else the run's."""
         return replace(self.world, seed=self.world.seed or self.seed)
@@ -273,9 +281,35 @@ def read_config(path: Path, over: Config | None = None) -> Config:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such configuration file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read as a configuration file: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid TOML: {error}") from None
     return _overlay(over or Config(), table, path, "")
+
+
+def check(config: Config) -> None:
+    """Raise UserError for what would fail only once the road had come to it: names, ranges, missing files."""
+    if not re.fullmatch(r"[\w][\w.-]*", config.name):
+        raise UserError(
+            f"--name {config.name!r} names a folder in runs/: letters, digits, dots and dashes only"
+        )
+    if config.threads < 0:
+        raise UserError(f"threads = {config.threads}: expected a number of threads, or 0 for every core")
+    source = config.web.source
+    if not config.closed and not source.startswith(("http://", "https://")) and not Path(source).exists():
+        raise UserError(f'web.source = {source!r}: expected "world", a URL, or a file or folder that exists')
+    for name in ("sft.conversations", "know.facts", "rl.problems"):
+        section, key = name.split(".")
+        path = getattr(getattr(config, section), key)
+        if path is not None and not path.is_file():
+            raise UserError(f"{name} = {path}: there is no such file; expected JSONL")
+    for name in ("pretrain", "sft", "know", "search", "rl"):
+        section = getattr(config, name)
+        if section.evaluations < 1:
+            raise UserError(f"{name}.evaluations = {section.evaluations}: expected at least 1")
+        if getattr(section, "batch_tokens", 1) < 1:
+            raise UserError(f"{name}.batch_tokens = {section.batch_tokens}: expected at least 1")
 
 
 def write_config(path: Path, config: Config) -> None:

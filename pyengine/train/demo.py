@@ -63,7 +63,7 @@ def demo(run: Run) -> dict[str, Any]:
     rows = panels["recital"]["rows"]
     most = max((row for row in rows if row["repetitions"]), key=lambda row: row["repetitions"], default=None)
     control = next((row for row in rows if not row["repetitions"]), None)
-    if most and control and run.config.web.source == "world":
+    if most and control and run.config.closed:
         run.gate(f"recital of passages read {most['repetitions']} times", most["share"], ">= 90 %",
                  most["share"] >= 0.9, passages=most["texts"])  # fmt: skip
         run.gate("recital of the held-out control", control["share"], "< 2 %", control["share"] < 0.02,
@@ -73,7 +73,7 @@ def demo(run: Run) -> dict[str, Any]:
 
 def recital(run: Run, base: Autocomplete) -> dict[str, Any]:
     """Share of texts recited exactly, by how often training documents hold them."""
-    counted = _passages(run) if run.config.web.source == "world" else _documents(run)
+    counted = _passages(run) if run.config.closed else _documents(run)
     cut = [
         (before + text[: (at := _cue(text))], text[at:][:RECITED], times) for before, text, times in counted
     ]

@@ -46,6 +46,15 @@ def start_from(run: Run, stage: str) -> Transformer:
     return load(run.path(stage))
 
 
+def passed_on(run: Run, before: str, stage: str) -> dict[str, Any]:
+    """The model of the stage before as this stage's own, where there are no facts to ask about."""
+    note(
+        f"{stage} has nothing to ask about {run.config.web.source}: give --know.facts; the model stays as it is"
+    )
+    save(start_from(run, before), run.path(stage), run.path("tokenizer"))
+    return {"left_out": "no facts given"}
+
+
 def finetune(
     run: Run,
     model: Transformer,

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..files import atomic_write, write_json
 from .dialogue import Dialogue
-from .finetune import Messages, finetune, start_from
+from .finetune import Messages, finetune, passed_on, start_from
 from .knowledge import labels, measure, questions_of, share
 from .progress import note
 from .run import Run
@@ -31,10 +31,11 @@ REFUSALS = (
 
 def know(run: Run) -> dict[str, Any]:
     """Probe, label and fine-tune the SFT model; writes know/."""
-    settings = run.config.know
+    settings, test = run.config.know, questions_of(run, "test")
+    if not test:
+        return passed_on(run, "sft", "know")
     model, tokenizer = start_from(run, "sft"), run.tokenizer
     dialogue = Dialogue(model, tokenizer)
-    test = questions_of(run, "test")
     before = measure(dialogue, test)
 
     rows = labels(

@@ -40,11 +40,14 @@ class Item:
 
 
 def questions_of(run: Run, split: str, wordings: int = 1) -> list[Item]:
-    """The questions of a split ("train", "test"); the world asks each in `wordings` ways.
+    """The questions of a split ("train", "test"); the world asks each in `wordings` ways. None where another
+    source was read and no facts were given: nobody knows what could be asked of it.
 
     The world's train questions hold some about passers-by too: many names, of whom the crawl told little.
     """
     path = run.config.know.facts
+    if path is None and not run.config.closed:
+        return []
     if path is None:
         asking, rng = run.world.asking, run.world.config.rng("items", split)
         asked = [q for group in GROUPS for q in run.world.questions(group, split, wordings)]

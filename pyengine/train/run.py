@@ -51,9 +51,13 @@ class Stage:
     title: str
     function: str  # "module:function" below pyengine, imported when it runs; takes the Run, returns a summary
     needs: tuple[str, ...] = ()  # stages whose outputs it reads
-    settings: tuple[str, ...] = ()  # sections of the configuration it reads
+    settings: tuple[
+        str, ...
+    ] = ()  # what it reads of the configuration: sections, "section.field", or "site":
+    # the world's settings where the world is what is crawled
     outputs: tuple[str, ...] = ()  # glob patterns in the run's folder; a fresh start removes them first
     scratch: tuple[str, ...] = ()  # likewise, but no other stage reads them
+    precious: bool = False  # what it fetched from other people's sites is not removed unless --force says so
 
     def load(self) -> Callable[["Run"], dict[str, Any] | None]:
         """The stage's function."""
@@ -131,16 +135,18 @@ class Run:
         value: a share (0.93) where the bound is in % or points, seconds where it is in minutes. more: what the
         page shows beside it, such as interval=(low, high) and n.
         """
-        path = self.path("gates.json")
-        gates = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        gates = self.gates()
         gates[name] = {"stage": self.stage, "value": value, "bound": bound, "holds": bool(holds), **more}
-        write_json(path, _finite(gates))
+        write_json(self.path("gates.json"), _finite(gates))
         note(f"gate {'holds' if holds else 'MISSED'}: {name} = {value:.4g}, bound {bound}")
+
+    def gates(self) -> dict[str, Any]:
+        """The gates measured so far."""
+        return _table(self.path("gates.json"))
 
     def marker(self, stage: str) -> dict[str, Any]:
         """The stage's completion marker, empty if it never started."""
-        path = self.path("stages", f"{stage}.json")
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return _table(self.path("stages", f"{stage}.json"))
 
     def summary(self, stage: str) -> dict[str, Any]:
         """What a finished stage returned."""
@@ -157,7 +163,8 @@ def opened(config: Config, root: Path = RUNS) -> Iterator[Run]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{run.folder} is in use by another process; choose another --name") from None
-        write_config(run.path("config.toml"), config)
+        if not run.path("config.toml").exists():
+            write_config(run.path("config.toml"), config)
         torch.set_num_threads(1)  # torch's own pool would fight the kernels' for the cores
         kernels.set_threads(run.threads)
         yield run
@@ -185,16 +192,16 @@ def perform(run: Run, stage: Stage, force: bool = False) -> None:
     if state == "done" and not force:
         console.print(f"[dim]{stage.name}: {why}[/dim]")
         return
-    for need in stage.needs:
-        if run.marker(need).get("state") != "finished":
-            raise UserError(
-                f"{stage.name} needs the stage {need}, which has not finished in {run.folder}; "
-                f"run `python -m pyengine.train {need} --name {run.config.name}` first"
-            )
-    console.print(f"[bold]{stage.name}[/bold]: {stage.title} ({why})")
+    _check_needs(run, stage)
     marker: dict[str, Any] = {"stage": stage.name, "state": "started", "inputs": inputs_hash(run, stage)}
     if force or run.marker(stage.name).get("inputs") != marker["inputs"]:
+        _check_precious(run, stage, force)
         _clear(run, stage)
+    console.print(f"[bold]{stage.name}[/bold]: {stage.title} ({why})")
+    write_config(
+        run.path("config.toml"), run.config
+    )  # not before: a mistake must not change what --resume reads
+    marker["settings"] = settings_of(run, stage)
     marker["machine"] = machine.describe() | {"threads": run.threads}
     write_json(run.path("stages", f"{stage.name}.json"), marker)
     run.stage = stage.name
@@ -211,6 +218,38 @@ def perform(run: Run, stage: Stage, force: bool = False) -> None:
     _draw(run, stage)
 
 
+def _check_needs(run: Run, stage: Stage) -> None:
+    """Raise UserError unless what the stage reads is finished, and all it stands on has the settings at hand."""
+    from .stages import STAGES  # a table of this module's Stage
+
+    ask = f"`python -m pyengine.train {{}} --name {run.config.name}`"
+    for need in stage.needs:
+        if run.marker(need).get("state") != "finished":
+            raise UserError(
+                f"{stage.name} needs the stage {need}, which has not finished in {run.folder}; "
+                f"run {ask.format(need)} first"
+            )
+    below = list(stage.needs)
+    for need in below:  # grows on the way
+        marker = run.marker(need)
+        if marker and marker.get("inputs") != inputs_hash(run, STAGES[need]):
+            raise UserError(
+                f"{stage.name} stands on the stage {need}, whose settings or inputs changed since it ran in "
+                f"{run.folder}; run {ask.format(need)} first, or go on with the stored settings by --resume"
+            )
+        below += [earlier for earlier in STAGES[need].needs if earlier not in below]
+
+
+def _check_precious(run: Run, stage: Stage, force: bool) -> None:
+    """Raise UserError where a fresh start would remove what was fetched from other people's sites."""
+    source = run.marker(stage.name).get("settings", {}).get("web.source", "world")
+    if stage.precious and not force and source != "world" and _files(run, stage.outputs):
+        raise UserError(
+            f"{run.folder} holds what was fetched from {source} with other settings; choose another --name, go on "
+            f"with the stored settings by --resume, or fetch anew by `{stage.name} --force`"
+        )
+
+
 def _draw(run: Run, stage: Stage) -> None:
     """Bring the run's page up to date; the stage that writes it for good is left alone."""
     from .. import report  # it imports this module
@@ -221,12 +260,36 @@ def _draw(run: Run, stage: Stage) -> None:
 
 def inputs_hash(run: Run, stage: Stage) -> str:
     """Hash of all a stage's result depends on: settings, files they name, outputs of the stages it needs."""
-    table = as_table(run.config)
-    settings = {name: table[name] for name in ("seed", *stage.settings)}
+    settings = settings_of(run, stage)
     files = {text: _content(Path(text)) for text in _texts(settings) if Path(text).exists()}
     needs = {need: run.marker(need).get("outputs") for need in stage.needs}
     told = json.dumps([__version__, stage.name, settings, files, needs], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()
+
+
+def settings_of(run: Run, stage: Stage) -> dict[str, Any]:
+    """The settings that a stage reads, by the names its row in the table gives them."""
+    table = as_table(run.config)
+    table["site"] = table["world"] if run.config.closed else {}
+    found = {}
+    for name in ("seed", *stage.settings):
+        section, _, key = name.partition(".")
+        found[name] = table[section].get(key) if key else table[section]
+    return found
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty where there is none, or what is there is damaged: then it is made anew."""
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+    except ValueError:
+        pass
+    note(f"{path} is damaged and is left out of account")
+    return {}
 
 
 def _content(path: Path) -> str:
@@ -257,6 +320,11 @@ def _clear(run: Run, stage: Stage) -> None:
         for path in run.folder.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     run.forget_metrics(lambda line: line["stage"].split("/")[0] == stage.name)
+    gates = run.gates()
+    if kept := {name: gate for name, gate in gates.items() if gate["stage"] != stage.name}:
+        write_json(run.path("gates.json"), kept)
+    elif gates:
+        run.path("gates.json").unlink()
 
 
 def _cpu_seconds() -> float:

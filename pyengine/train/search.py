@@ -18,7 +18,7 @@ from ..text import SearchTool
 from ..text.chat import unspaced
 from ..web import SearchIndex
 from .dialogue import RESULT_TOKENS, SEARCH_RESULTS, Dialogue
-from .finetune import Messages, finetune, start_from
+from .finetune import Messages, finetune, passed_on, start_from
 from .know import REFUSALS, replayed, talk, write_lines
 from .knowledge import Item, measure, questions_of, share
 from .run import Run
@@ -27,9 +27,11 @@ from .scores import holds_answer
 
 def search(run: Run) -> dict[str, Any]:
     """Teach the look-ups; writes search/."""
-    settings, tokenizer, index = run.config.search, run.tokenizer, index_of(run)
+    settings, test = run.config.search, questions_of(run, "test")
+    if not test:
+        return passed_on(run, "know", "search")
+    tokenizer, index = run.tokenizer, index_of(run)
     model = start_from(run, "know")
-    test = questions_of(run, "test")
     before = measure(Dialogue(model, tokenizer, index), test)
 
     tool = SearchTool(index, tokenizer, SEARCH_RESULTS, RESULT_TOKENS)

@@ -26,10 +26,12 @@ def sft(run: Run) -> dict[str, Any]:
 
 
 def sft_conversations(run: Run) -> list[Messages]:
-    """The conversations of the stage: the file of the settings, else the world's."""
+    """The conversations of the stage: the file of the settings, else the world's, without its facts where it is
+    not the world that was read."""
     settings = run.config.sft
     if settings.conversations is None:
-        return [row["messages"] for row in run.world.conversations("train", settings.count)]
+        rows = run.world.conversations("train", settings.count)
+        return [row["messages"] for row in rows if run.config.closed or row["kind"] != "answer"]
     conversations, bad = read_conversations(settings.conversations)
     for row in bad[:3]:
         note(f"left out: {row.where}: {row.reason}")

@@ -10,13 +10,13 @@ STAGES: dict[str, Stage] = {
     for stage in (
         Stage(
             "crawl", "fetch the site into WARC files", "train.prepare:crawl",
-            settings=("world", "web"),
+            settings=("site", "web.source", "web.max_pages", "web.allow_private"), precious=True,
             outputs=("web/*.warc.gz", "web/later/*.warc.gz"),
             scratch=("web/frontier.sqlite*", "web/later/frontier.sqlite*", "web/manifest.json"),
         ),
         Stage(
             "clean", "extract, filter, deduplicate, hold out", "train.prepare:clean",
-            needs=("crawl",), settings=("world", "web"),
+            needs=("crawl",), settings=("site", "web.source", "web.heldout"),
             outputs=("web/*.jsonl", "web/later/*.jsonl", "web/stats.json", "web/truth.json", "web/index.sqlite"),
             scratch=("web/tasks", "web/later/tasks"),
         ),
@@ -37,12 +37,13 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "demo", "the base model recites and dreams", "train.demo:demo",
-            needs=("clean", "pretrain"), settings=("world", "demo"),
+            needs=("clean", "pretrain"), settings=("world", "demo", "know.facts"),
             outputs=("samples/demo*",),
         ),
         Stage(
             "sft", "learn to converse", "train.sft:sft",
-            needs=("tokenizer", "pretrain"), settings=("world", "sft"),
+            needs=("tokenizer", "pretrain"),
+            settings=("world", "sft", "rl.problems", "rl.grades", "rl.exam", "rl.max_tokens"),
             outputs=("sft/*",), scratch=("sft/checkpoints",),
         ),
         Stage(
@@ -62,7 +63,8 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "evaluate", "the final table", "train.evaluate:evaluate",
-            needs=("pretrain", "sft", "know", "search", "rl"), settings=("world", "evaluate"),
+            needs=("pretrain", "sft", "know", "search", "rl"),
+            settings=("world", "evaluate", "know.facts", "rl.problems", "rl.max_tokens"),
             outputs=("evaluate/*",),
         ),
         Stage(

@@ -53,3 +53,23 @@ def test_mistakes_on_the_command_line_are_named(tmp_path, monkeypatch, capsys):
     for arguments, told in ((["pretrian"], "there is no stage"), (["--resume"], "no run to continue")):
         assert main(arguments) == 1
         assert told in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["--threads", "-1"], "threads = -1: expected"),
+        (["--name", "../evil"], "names a folder in runs/"),
+        (["--web.source", "nowhere"], "web.source = 'nowhere': expected"),
+        (["--know.facts", "none.jsonl"], "know.facts = none.jsonl: there is no such file"),
+        (["--sft.conversations", "none.jsonl"], "sft.conversations = none.jsonl: there is no such file"),
+        (["--pretrain.evaluations", "0"], "pretrain.evaluations = 0: expected at least 1"),
+        (["--config", "."], "cannot be read as a configuration file"),
+    ],
+)
+def test_mistakes_are_told_before_the_road_begins(tmp_path, monkeypatch, capsys, arguments, told):
+    monkeypatch.chdir(tmp_path)
+    for more in ([], ["--dry-run"]):
+        assert main([*arguments, *more]) == 1
+        assert told in " ".join(capsys.readouterr().out.split())
+    assert not (tmp_path / "runs").exists()

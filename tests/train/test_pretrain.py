@@ -9,12 +9,13 @@ import torch
 
 from pyengine.data import TokenShards, write_shards
 from pyengine.errors import UserError
+from pyengine.files import write_json
 from pyengine.model import load
 from pyengine.text import Tokenizer
 from pyengine.train import loop, pretrain
 from pyengine.train.__main__ import main
 from pyengine.train.config import Config, ModelSettings, PretrainConfig
-from pyengine.train.run import Run, opened, perform
+from pyengine.train.run import Run, inputs_hash, opened, perform
 from pyengine.train.stages import STAGES
 
 TEXTS = [f"The {colour} {animal} sat on mat number {n}." for n in range(12)
@@ -34,7 +35,8 @@ def run(tmp_path, monkeypatch):
         write_shards(run.path("shards", "val"), TEXTS[:10], tokenizer)
         for need in ("tokenizer", "shards"):
             run.path("stages").mkdir(exist_ok=True)
-            run.path("stages", f"{need}.json").write_text('{"state": "finished", "outputs": {}}')
+            marker = {"state": "finished", "outputs": {}, "inputs": inputs_hash(run, STAGES[need])}
+            write_json(run.path("stages", f"{need}.json"), marker)
         yield run
 
 

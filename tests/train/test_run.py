@@ -6,7 +6,7 @@ import pytest
 
 from pyengine.errors import UserError
 from pyengine.train import run as run_module
-from pyengine.train.config import Config, PretrainConfig
+from pyengine.train.config import Config, PretrainConfig, WebConfig, read_config
 from pyengine.train.run import Run, Stage, opened, perform, state_of
 
 calls: list[str] = []
@@ -27,11 +27,15 @@ def second(run: Run) -> None:
 
 FIRST = Stage("first", "", "", settings=("pretrain",), outputs=("out/*",))
 SECOND = Stage("second", "", "", needs=("first",), scratch=("left*",))
+FETCHING = Stage(
+    "first", "", "", settings=("site", "web.source", "web.max_pages"), outputs=("out/*",), precious=True
+)
 
 
 @pytest.fixture(autouse=True)
 def stages(monkeypatch):
     calls.clear()
+    monkeypatch.setattr("pyengine.train.stages.STAGES", {"first": FIRST, "second": SECOND})
     monkeypatch.setattr(Stage, "load", lambda stage: {"first": first, "second": second}[stage.name])
 
 
@@ -82,6 +86,55 @@ def test_a_missing_need_and_a_second_process_are_told(tmp_path):
         with pytest.raises(UserError, match="in use by another process"):
             with opened(Config(name="t"), tmp_path):
                 pass
+
+
+def test_a_stage_does_not_build_on_what_other_settings_made(tmp_path):
+    go(tmp_path)
+    with opened(Config(name="t", pretrain=PretrainConfig(steps=9)), tmp_path) as run:
+        with pytest.raises(UserError, match="second stands on the stage first, whose settings"):
+            perform(run, SECOND, force=True)
+    stored = read_config(tmp_path / "t" / "config.toml")
+    assert stored.pretrain.steps is None  # what was not done is not remembered
+
+
+def test_what_was_fetched_from_a_site_is_kept_unless_force_says_so(tmp_path):
+    def fetch(force=False, **settings):
+        with opened(Config(name="t", web=WebConfig(**settings)), tmp_path) as run:
+            perform(run, FETCHING, force)
+
+    fetch(source="https://a.example/")
+    fetch(
+        source="https://a.example/", heldout=0.2, contact="me@a.example"
+    )  # nothing that the pages depend on
+    assert calls == ["first"]
+    for other in ({"source": "https://b.example/"}, {}, {"source": "https://a.example/", "max_pages": 9}):
+        with pytest.raises(UserError, match="holds what was fetched from https://a.example/"):
+            fetch(**other)
+    assert (tmp_path / "t" / "out" / "a.txt").exists()
+    fetch(force=True)
+    assert calls == ["first"] * 2
+    fetch(max_pages=9)  # the closed world is there to be crawled again
+    assert calls == ["first"] * 3
+
+
+def test_damaged_markers_and_gates_are_made_anew(tmp_path):
+    run = go(tmp_path)
+    run.path("stages", "second.json").write_text('{"stage": "sec')
+    run.path("gates.json").write_text("[]")
+    go(tmp_path)
+    assert calls == ["first", "second", "second"]
+    run.gate("wall time", 3.0, "<= 10 min", True)
+    assert set(run.gates()) == {"wall time"}
+
+
+def test_gates_of_a_stage_go_with_what_it_made(tmp_path):
+    run = go(tmp_path)
+    run.stage = "first"
+    run.gate("loss", 1.0, "<= 2", True)
+    go(tmp_path)
+    assert set(run.gates()) == {"loss"}
+    go(tmp_path, steps=4)
+    assert not run.gates()
 
 
 def test_metrics_survive_a_line_cut_short(tmp_path):

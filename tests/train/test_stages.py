@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pyengine import report
 from pyengine.data import Problem
 from pyengine.model import load
 from pyengine.train.attempts import Exam, attempt, problems_of
@@ -20,6 +21,7 @@ from pyengine.train.rewards import right_and_short
 from pyengine.train.rl import Rollouts, _row
 from pyengine.train.run import Run, opened
 from pyengine.train.search import looked_up
+from pyengine.train.sft import sft_conversations
 from pyengine.web import SearchIndex
 
 from . import tiny
@@ -55,6 +57,28 @@ def test_gates_name_value_and_bound(run):
         gates
     )
     assert all({"value", "bound", "holds"} <= set(gate) for gate in gates.values())
+
+
+def test_of_another_source_without_facts_nothing_is_asked_and_nothing_promised(tmp_path, capsys):
+    source = tmp_path / "pages"
+    source.mkdir()
+    config = replace(
+        tiny.ROAD, web=replace(tiny.ROAD.web, source=str(source)), rl=replace(tiny.ROAD.rl, controls=False)
+    )
+    tiny.prepare(tmp_path, config)
+    with opened(config, tmp_path) as run:
+        tiny.go(run)
+        report.settle(run)
+    assert "know has nothing to ask about" in capsys.readouterr().out
+    weights = [run.path(stage, "model.safetensors").read_bytes() for stage in ("sft", "know", "search")]
+    assert weights[0] == weights[1] == weights[2]
+    assert not set(run.gates()) & {"known facts answered right", "gain of RL over SFT"}
+    assert {"validation bits per byte", "largest rollout/trainer log-probability difference"} < set(
+        run.gates()
+    )
+    known = {person.name for person in run.world.facts.of("known", kind="person")}
+    said = [c[0]["content"] for c in sft_conversations(run)]
+    assert said and not [name for name in known if any(name in text for text in said)]
 
 
 def test_training_and_test_questions_share_no_entity(run):

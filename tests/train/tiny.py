@@ -12,7 +12,7 @@ from pyengine.model import ModelConfig, Transformer
 from pyengine.train import loop
 from pyengine.train.config import Config, OptimizerConfig
 from pyengine.train.loop import Trainer, WeightedBatch
-from pyengine.train.run import Run, opened, perform
+from pyengine.train.run import Run, inputs_hash, opened, perform
 from pyengine.train.stages import STAGES
 from pyengine.web import SearchIndex
 from pyengine.world.config import WorldConfig
@@ -77,9 +77,9 @@ ROAD = _road()  # the settings of a run whose model is far too small to learn an
 LEARNING = ("pretrain", "sft", "know", "search", "rl")
 
 
-def prepare(root: Path) -> None:
+def prepare(root: Path, config: Config = ROAD) -> None:
     """What crawling and cleaning would leave in root/tiny: the world's own documents."""
-    with opened(ROAD, root) as run:
+    with opened(config, root) as run:
         rows = [
             {"id": d.id, "url": f"http://world/{d.id}", "title": d.title, "text": d.text, "later": d.later}
             for d in run.world.documents
@@ -89,9 +89,10 @@ def prepare(root: Path) -> None:
         for name, part in (("heldout", early[::20]), ("documents", early[1:])):
             run.path("web", f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
         SearchIndex.build(run.path("web", "index.sqlite"), rows)
-        done = {"state": "finished", "inputs": "", "outputs": {}, "seconds": 0.0, "summary": {}}
+        done = {"state": "finished", "outputs": {}, "seconds": 0.0, "summary": {}}
         for stage in ("crawl", "clean"):
-            write_json(run.path("stages", f"{stage}.json"), {"stage": stage, **done})
+            marker = {"stage": stage, "inputs": inputs_hash(run, STAGES[stage]), **done}
+            write_json(run.path("stages", f"{stage}.json"), marker)
 
 
 def go(run: Run) -> None:

@@ -12,7 +12,8 @@ from pyengine.kernels.rope.table import table
 def test_with_norm(paired, shape, dtype):
     tokens, heads, kv_heads, dim = shape
     make = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(tokens, h, dim, generator=make).to(dtype) for h in (heads, kv_heads))
+    qkv = torch.randn(tokens, heads + 2 * kv_heads, dim, generator=make).to(dtype)
+    q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
     wq, wk = (torch.randn(dim, generator=make).to(dtype) for _ in range(2))
     positions = torch.arange(tokens, dtype=torch.int32)
     cos, sin = (t[:tokens].repeat(1, 2)[:, None].to(dtype) for t in table(10000.0, dim, tokens))
@@ -22,12 +23,12 @@ def test_with_norm(paired, shape, dtype):
         a, b = x.chunk(2, -1)
         return x * cos + torch.cat((-b, a), -1) * sin
 
-    ours = lambda: rope(q, k, positions, wq, wk)  # noqa: E731
-    peer = lambda: (turned(q, wq), turned(k, wk))  # noqa: E731
+    ours = lambda: rope(qkv, heads, positions, wq, wk)  # noqa: E731
+    peer = lambda: (turned(q, wq), turned(k, wk), v.contiguous())  # noqa: E731
     paired(
         f"rope with norm {shape} {str(dtype)[6:]}", ours, peer, "plain torch",
         equal=lambda: all(
             torch.allclose(a.float(), b.float(), rtol=5e-2, atol=5e-2) for a, b in zip(ours(), peer(), strict=True)
         ),
-        bytes=2 * (q.numel() + k.numel()) * q.element_size(),
+        bytes=2 * qkv.numel() * qkv.element_size(),
     )  # fmt: skip

@@ -86,9 +86,9 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
   BOTH(swiglu_backward);
   BOTH(cross_entropy_forward);
   BOTH(cross_entropy_backward);
-  def(m, "adamw_step", &adamw_step);
-  def(m, "sum_of_squares", &sum_of_squares);
-  def(m, "muon_step", &muon_step);
+  BOTH(adamw_step);
+  BOTH(sum_of_squares);
+  BOTH(muon_step);
   def(m, "ceiling_fma_f32", &ceiling_fma_f32);
   def(m, "ceiling_dot_bf16", &ceiling_dot_bf16);
   def(m, "ceiling_read", &ceiling_read);

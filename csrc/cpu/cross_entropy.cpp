@@ -1,11 +1,14 @@
-// The output layer and its loss, forward and backward, without ever holding all logits.
+// The output layer and its loss, forward and backward.
 //
 // Forward: the weight is packed once; a task takes a block of rows and, one tile of the vocabulary at a time,
 // computes their logits into L2 (gemm::multiply: the bits of linear) and folds them into each row's running
-// log-sum-exp (logsumexp.h). Backward computes the logits again, a strip of the vocabulary at a time for all
-// rows, turns them into dz = g (e^(z - lse) - onehot), rounded to the layer's type, and multiplies while the
-// strip is in cache: dW of the strip = dz^T x, and dx += dz W. So backward costs three products instead of two,
-// and saves writing and reading tokens x vocabulary floats. dx adds strips in order, in float32.
+// log-sum-exp (logsumexp.h). Backward takes a strip of the vocabulary at a time for all rows, turns its logits
+// into dz = g (e^(z - lse) - onehot), rounded to the layer's type, and multiplies while the strip is in cache:
+// dW of the strip = dz^T x, and dx += dz W. dx adds strips in order, in float32.
+//
+// Where the caller has memory for all logits, forward keeps them, strip after strip, each (rows, its columns):
+// 8 bytes written and read a logit, against 2 x channels flops of computing it again. Else backward does that:
+// the same bits.
 #include <algorithm>
 #include <vector>
 
@@ -40,10 +43,7 @@ template <class T>
 void softmax_gradient(const float* z, T* out, int64_t n, double lse, float g, int64_t target) {
   const f32 high = set((float)lse), low = set((float)(lse - (float)lse));
   auto probability = [&](f32 logit) { return exp2_nonpositive(((logit - high) - low) * set(1.44269504f)); };
-  for (int64_t i = 0; i < n; i += kLanes) {
-    int lanes = (int)std::min<int64_t>(kLanes, n - i);
-    store_n(out + i, set(g) * probability(load_n(z + i, lanes)), lanes);
-  }
+  each_vector(n, [&](int64_t i, int lanes) { put(out + i, set(g) * probability(get(z + i, lanes)), lanes); });
   if (target >= 0 && target < n) out[target] = from_float<T>(g * (probability(set(z[target]))[0] - 1.0f));
 }
 
@@ -51,24 +51,25 @@ void softmax_gradient(const float* z, T* out, int64_t n, double lse, float g, in
 
 template <class T>
 void cross_entropy_forward(const T* x, const T* weight, const int64_t* targets, float* nll, double* lse,
-                           int64_t rows, int64_t channels, int64_t vocabulary, int64_t ignore_index,
-                           int threads) {
+                           float* kept, int64_t rows, int64_t channels, int64_t vocabulary,
+                           int64_t ignore_index, int threads) {
   const T* packed = packed_weight(weight, vocabulary, channels, threads);
   const int64_t panel_size = gemm::packed_size<T>(1, channels) / gemm::kPanel;  // numbers a column
   const int64_t step = rows_a_task(rows, threads);
   parallel::parallel_for((rows + step - 1) / step, threads, [&](int64_t task) {
     const int64_t row0 = task * step, count = std::min(rows - row0, step);
-    auto* logits = (float*)gemm::scratch(gemm::kLogits, count * kTile * sizeof(float));
+    auto* room = kept ? nullptr : (float*)gemm::scratch(gemm::kLogits, count * kTile * sizeof(float));
     logsumexp::Row state[kRows];
     float target_logit[kRows] = {};
     for (int64_t v = 0; v < vocabulary; v += kTile) {
       const int64_t n = std::min(kTile, vocabulary - v);
+      float* logits = kept ? kept + v * rows + row0 * n : room;
       gemm::multiply<T, float>({x + row0 * channels, channels, 1}, packed + v * panel_size, count, n, channels,
-                               logits, kTile, nullptr, false, 1);
+                               logits, n, nullptr, false, 1);
       for (int64_t r = 0; r < count; ++r) {
-        state[r].add_tile(logits + r * kTile, n);
+        state[r].add_tile(logits + r * n, n);
         const int64_t target = targets[row0 + r] - v;
-        if (target >= 0 && target < n) target_logit[r] = logits[r * kTile + target];
+        if (target >= 0 && target < n) target_logit[r] = logits[r * n + target];
       }
     }
     for (int64_t r = 0; r < count; ++r) {
@@ -80,11 +81,13 @@ void cross_entropy_forward(const T* x, const T* weight, const int64_t* targets, 
 
 template <class T>
 void cross_entropy_backward(const float* dnll, const T* x, const T* weight, const int64_t* targets,
-                            const double* lse, T* dx, T* dweight, float* dx_sum, int64_t rows, int64_t channels,
-                            int64_t vocabulary, int64_t ignore_index, int threads) {
+                            const double* lse, const float* kept, T* dx, T* dweight, float* dx_sum,
+                            int64_t rows, int64_t channels, int64_t vocabulary, int64_t ignore_index,
+                            int threads) {
   const T* none = nullptr;
-  // Multiples of the sum's block, so that the strips' products are the blocks of one product over all of V.
-  constexpr int64_t kStrip = 1024;
+  // A strip is a tile of forward, whose logits it may have kept, and a multiple of the sum's block, so that the
+  // strips' products are the blocks of one product over all of V.
+  constexpr int64_t kStrip = kTile;
   auto* gradient = (T*)gemm::scratch(gemm::kGradient, rows * kStrip * sizeof(T));
   T* packed_x = nullptr;
   if (dweight) {
@@ -95,18 +98,22 @@ void cross_entropy_backward(const float* dnll, const T* x, const T* weight, cons
   for (int64_t v = 0; v < vocabulary; v += kStrip) {
     const int64_t n = std::min(kStrip, vocabulary - v);
     const T* strip = weight + v * channels;
-    const T* packed = packed_weight(strip, n, channels, threads);
+    const T* packed = kept ? nullptr : packed_weight(strip, n, channels, threads);
     parallel::parallel_for((rows + step - 1) / step, threads, [&](int64_t task) {
       const int64_t row0 = task * step, count = std::min(rows - row0, step);
-      auto* logits = (float*)gemm::scratch(gemm::kLogits, count * kTile * sizeof(float));
-      gemm::multiply<T, float>({x + row0 * channels, channels, 1}, packed, count, n, channels, logits, kTile,
-                               nullptr, false, 1);
+      const float* logits = kept ? kept + v * rows + row0 * n : nullptr;
+      if (!kept) {
+        auto* room = (float*)gemm::scratch(gemm::kLogits, count * n * sizeof(float));
+        gemm::multiply<T, float>({x + row0 * channels, channels, 1}, packed, count, n, channels, room, n,
+                                 nullptr, false, 1);
+        logits = room;
+      }
       for (int64_t r = row0; r < row0 + count; ++r) {
         const bool ignored = targets[r] == ignore_index || dnll[r] == 0.0f;
         if (ignored)
           std::memset((void*)(gradient + r * n), 0, n * sizeof(T));
         else
-          softmax_gradient(logits + (r - row0) * kTile, gradient + r * n, n, lse[r], dnll[r], targets[r] - v);
+          softmax_gradient(logits + (r - row0) * n, gradient + r * n, n, lse[r], dnll[r], targets[r] - v);
       }
     });
     if (dweight)
@@ -130,9 +137,10 @@ void cross_entropy_backward(const float* dnll, const T* x, const T* weight, cons
 }
 
 #define INSTANTIATE(T)                                                                                         \
-  template void cross_entropy_forward<T>(const T*, const T*, const int64_t*, float*, double*, int64_t,         \
+  template void cross_entropy_forward<T>(const T*, const T*, const int64_t*, float*, double*, float*, int64_t, \
                                          int64_t, int64_t, int64_t, int);                                      \
-  template void cross_entropy_backward<T>(const float*, const T*, const T*, const int64_t*, const double*, T*, \
-                                          T*, float*, int64_t, int64_t, int64_t, int64_t, int);
+  template void cross_entropy_backward<T>(const float*, const T*, const T*, const int64_t*, const double*,     \
+                                          const float*, T*, T*, float*, int64_t, int64_t, int64_t, int64_t,    \
+                                          int);
 INSTANTIATE(float)
 INSTANTIATE(bf16)

@@ -75,8 +75,9 @@ void orthogonalise(float* s, float* q, int64_t r, int threads) {
   }
 }
 
-void update(float* p, const float* grad, float* momentum, int64_t rows, int64_t columns, float lr, float mu,
-            float weight_decay, float grad_scale, int threads) {
+template <class T>
+void update(float* p, const T* grad, float* momentum, T* copy, int64_t rows, int64_t columns, float lr,
+            float mu, float weight_decay, float grad_scale, int threads) {
   const int64_t count = rows * columns, r = std::min(rows, columns), c = std::max(rows, columns);
   auto* u = (float*)gemm::scratch(gemm::kUpdate, 2 * count * sizeof(float));
   float* x = u + count;
@@ -104,20 +105,31 @@ void update(float* p, const float* grad, float* momentum, int64_t rows, int64_t 
     product(across, factor, rows, columns, r, x, gemm::kWhole, threads);
   const f32 rate = set(lr * std::sqrt(std::max(1.0f, (float)rows / columns))),
             keep = set(1 - lr * weight_decay);
-  each_vector(count,
-              [&](int64_t i, int n) { store_n(p + i, load_n(p + i, n) * keep - rate * load_n(x + i, n), n); });
+  each_vector(count, [&](int64_t i, int n) {
+    const f32 moved = load_n(p + i, n) * keep - rate * load_n(x + i, n);
+    store_n(p + i, moved, n);
+    if (copy) store_n(copy + i, moved, n);
+  });
 }
 
 }  // namespace
 
-void muon_step(const int64_t* params, const int64_t* grads, const int64_t* momenta, const int64_t* rows,
-               const int64_t* columns, int64_t tensors, double lr, double momentum, double weight_decay,
-               double grad_scale, int threads) {
+template <class T>
+void muon_step(const int64_t* params, const int64_t* grads, const int64_t* momenta, const int64_t* copies,
+               const int64_t* rows, const int64_t* columns, int64_t tensors, double lr, double momentum,
+               double weight_decay, double grad_scale, int threads) {
   const bool shared = tensors >= 2 * threads;
   parallel::parallel_for(tensors, shared ? threads : 1, [&](int64_t t) {
-    if (rows[t] * columns[t])
-      update(reinterpret_cast<float*>(params[t]), reinterpret_cast<const float*>(grads[t]),
-             reinterpret_cast<float*>(momenta[t]), rows[t], columns[t], (float)lr, (float)momentum,
-             (float)weight_decay, (float)grad_scale, shared ? 1 : threads);
+    if (rows[t] && columns[t])
+      update(reinterpret_cast<float*>(params[t]), reinterpret_cast<const T*>(grads[t]),
+             reinterpret_cast<float*>(momenta[t]), reinterpret_cast<T*>(copies ? copies[t] : 0), rows[t],
+             columns[t], (float)lr, (float)momentum, (float)weight_decay, (float)grad_scale,
+             shared ? 1 : threads);
   });
 }
+
+#define INSTANTIATE(T)                                                                                       \
+  template void muon_step<T>(const int64_t*, const int64_t*, const int64_t*, const int64_t*, const int64_t*, \
+                             const int64_t*, int64_t, double, double, double, double, int);
+INSTANTIATE(float)
+INSTANTIATE(bf16)

@@ -64,18 +64,18 @@ int64_t attention_append(const T* q, const T* k, int64_t k_stride, const T* v, i
                          float scale, T* out, int threads);
 
 // Rotary position embedding after an optional norm of each head (rope.cpp); the weights may be null together.
-// `table` is (2, length, dim / 2), cosines then sines. Returns -1, or the first token whose position is outside
-// it: its rows are NaN.
+// qkv is (tokens, heads + 2 kv_heads, dim), `table` (2, length, dim / 2), cosines then sines; v is a copy.
+// Returns -1, or the first token whose position is outside the table: its queries and keys are NaN.
 template <class T>
-int64_t rope_forward(const T* q, const T* k, const int32_t* positions, const T* q_weight, const T* k_weight,
-                     const float* table, int64_t length, T* q_out, T* k_out, int64_t tokens, int64_t heads,
+int64_t rope_forward(const T* qkv, const int32_t* positions, const T* q_weight, const T* k_weight,
+                     const float* table, int64_t length, T* q, T* k, T* v, int64_t tokens, int64_t heads,
                      int64_t kv_heads, int64_t dim, float eps, int threads);
 
-// Its gradients; q and k matter with weights only; `partial` holds ceil(tokens / 16) * 2 * dim floats.
+// Its gradients; qkv matters with weights only; `partial` holds ceil(tokens / 16) * 2 * dim floats.
 template <class T>
-int64_t rope_backward(const T* dq, const T* dk, const int32_t* positions, const T* q, const T* k,
-                      const T* q_weight, const T* k_weight, const float* table, int64_t length, T* dq_out,
-                      T* dk_out, float* partial, T* dq_weight, T* dk_weight, int64_t tokens, int64_t heads,
+int64_t rope_backward(const T* dq, const T* dk, const T* dv, const int32_t* positions, const T* qkv,
+                      const T* q_weight, const T* k_weight, const float* table, int64_t length, T* dqkv,
+                      float* partial, T* dq_weight, T* dk_weight, int64_t tokens, int64_t heads,
                       int64_t kv_heads, int64_t dim, float eps, int threads);
 
 // Sampling (sample.cpp): logits (rows, size), one parameter of each kind a row.
@@ -138,26 +138,34 @@ template <class T>
 void swiglu_backward(const T* dy, const T* gate_up, T* dgate_up, int64_t rows, int64_t features, int threads);
 
 // nll and lse (rows) of logits x (rows, channels) weight (vocabulary, channels)^T; nll is 0 at ignore_index.
+// `kept`, if not null, is room for all logits, which backward then need not compute again.
 template <class T>
 void cross_entropy_forward(const T* x, const T* weight, const int64_t* targets, float* nll, double* lse,
-                           int64_t rows, int64_t channels, int64_t vocabulary, int64_t ignore_index,
-                           int threads);
+                           float* kept, int64_t rows, int64_t channels, int64_t vocabulary,
+                           int64_t ignore_index, int threads);
 
 // dx and dweight, where not null, of dnll (rows); dx_sum holds rows * channels floats where dx is wanted.
 template <class T>
 void cross_entropy_backward(const float* dnll, const T* x, const T* weight, const int64_t* targets,
-                            const double* lse, T* dx, T* dweight, float* dx_sum, int64_t rows, int64_t channels,
-                            int64_t vocabulary, int64_t ignore_index, int threads);
+                            const double* lse, const float* kept, T* dx, T* dweight, float* dx_sum,
+                            int64_t rows, int64_t channels, int64_t vocabulary, int64_t ignore_index,
+                            int threads);
 
-// One AdamW step over `tensors` float tensors, given by lists of addresses and their sizes.
+// One AdamW step over `tensors` tensors, given by lists of addresses and their sizes: float but for gradients
+// and `copies` (null, or addresses that get the new parameters), which are of T.
+template <class T>
 void adamw_step(const int64_t* params, const int64_t* grads, const int64_t* exp_avgs,
-                const int64_t* exp_avg_sqs, const int64_t* sizes, int64_t tensors, double lr, double beta1,
-                double beta2, double eps, double weight_decay, int64_t step, double grad_scale, int threads);
+                const int64_t* exp_avg_sqs, const int64_t* copies, const int64_t* sizes, int64_t tensors,
+                double lr, double beta1, double beta2, double eps, double weight_decay, int64_t step,
+                double grad_scale, int threads);
 
-// The sum of squares of `count` float tensors, given by addresses and sizes, into out[0].
+// The sum of squares of `count` tensors, given by addresses and sizes, into out[0].
+template <class T>
 void sum_of_squares(const int64_t* tensors, const int64_t* sizes, int64_t count, double* out, int threads);
 
-// One Muon step over `tensors` float matrices, given by lists of addresses, their rows and their columns.
-void muon_step(const int64_t* params, const int64_t* grads, const int64_t* momenta, const int64_t* rows,
-               const int64_t* columns, int64_t tensors, double lr, double momentum, double weight_decay,
-               double grad_scale, int threads);
+// One Muon step over `tensors` matrices, given by lists of addresses, their rows and their columns; types and
+// copies as in adamw_step.
+template <class T>
+void muon_step(const int64_t* params, const int64_t* grads, const int64_t* momenta, const int64_t* copies,
+               const int64_t* rows, const int64_t* columns, int64_t tensors, double lr, double momentum,
+               double weight_decay, double grad_scale, int threads);

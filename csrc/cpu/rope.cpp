@@ -1,7 +1,10 @@
 // Rotary position embedding of queries and keys after an optional RMS norm of each head, forward and backward.
 //
-// A row (one head of one token) of D numbers is read, normalised, turned and written while it is in L1; the
-// table of cosines and sines is shared by all heads and layers. So the bound is one read and one write.
+// The input is what one projection makes, a token's query heads, key heads and value heads side by side;
+// queries, keys and values come out apart, as attention reads them, and backward joins their gradients: no
+// copies before or after. A row (one head of one token) of D numbers is read, normalised, turned and written
+// while it is in L1; the table of cosines and sines is shared by all heads and layers. So the bound is one read
+// and one write.
 //
 //   n = x r w, r = 1 / sqrt(mean(x^2) + eps)        (a, b) halves of n:  y = (a cos - b sin, b cos + a sin)
 //
@@ -89,43 +92,47 @@ int64_t outside(const int32_t* positions, int64_t tokens, int64_t length) {
 }  // namespace
 
 template <class T>
-int64_t rope_forward(const T* q, const T* k, const int32_t* positions, const T* q_weight, const T* k_weight,
-                     const float* table, int64_t length, T* q_out, T* k_out, int64_t tokens, int64_t heads,
+int64_t rope_forward(const T* qkv, const int32_t* positions, const T* q_weight, const T* k_weight,
+                     const float* table, int64_t length, T* q, T* k, T* v, int64_t tokens, int64_t heads,
                      int64_t kv_heads, int64_t dim, float eps, int threads) {
-  const int64_t half = dim / 2;
+  const int64_t half = dim / 2, q_row = heads * dim, k_row = kv_heads * dim;
   if (tokens * (heads + kv_heads) * dim < 16384) threads = 1;
   parallel::parallel_for((tokens + kBlock - 1) / kBlock, threads, [&](int64_t block) {
     for (int64_t t = block * kBlock; t < std::min(tokens, (block + 1) * kBlock); ++t) {
       const float *cosine = table + positions[t] * half, *sine = cosine + length * half;
-      int64_t at = t * heads * dim, kv_at = t * kv_heads * dim;
+      const T* in = qkv + t * (q_row + 2 * k_row);
+      std::copy_n(in + q_row + k_row, k_row, v + t * k_row);
       if (positions[t] < 0 || positions[t] >= length) {  // a replayed step cannot ask for a longer table
-        std::fill_n(q_out + at, heads * dim, from_float<T>(NAN));
-        std::fill_n(k_out + kv_at, kv_heads * dim, from_float<T>(NAN));
+        std::fill_n(q + t * q_row, q_row, from_float<T>(NAN));
+        std::fill_n(k + t * k_row, k_row, from_float<T>(NAN));
         continue;
       }
-      forward_heads(q + at, q_weight, cosine, sine, heads, dim, eps, q_out + at);
-      forward_heads(k + kv_at, k_weight, cosine, sine, kv_heads, dim, eps, k_out + kv_at);
+      forward_heads(in, q_weight, cosine, sine, heads, dim, eps, q + t * q_row);
+      forward_heads(in + q_row, k_weight, cosine, sine, kv_heads, dim, eps, k + t * k_row);
     }
   });
   return outside(positions, tokens, length);
 }
 
 template <class T>
-int64_t rope_backward(const T* dq, const T* dk, const int32_t* positions, const T* q, const T* k,
-                      const T* q_weight, const T* k_weight, const float* table, int64_t length, T* dq_out,
-                      T* dk_out, float* partial, T* dq_weight, T* dk_weight, int64_t tokens, int64_t heads,
+int64_t rope_backward(const T* dq, const T* dk, const T* dv, const int32_t* positions, const T* qkv,
+                      const T* q_weight, const T* k_weight, const float* table, int64_t length, T* dqkv,
+                      float* partial, T* dq_weight, T* dk_weight, int64_t tokens, int64_t heads,
                       int64_t kv_heads, int64_t dim, float eps, int threads) {
-  int64_t wrong = outside(positions, tokens, length), half = dim / 2, blocks = (tokens + kBlock - 1) / kBlock;
+  const int64_t wrong = outside(positions, tokens, length), blocks = (tokens + kBlock - 1) / kBlock;
+  const int64_t half = dim / 2, q_row = heads * dim, k_row = kv_heads * dim, row = q_row + 2 * k_row;
   if (wrong >= 0) return wrong;
   parallel::parallel_for(blocks, threads, [&](int64_t block) {
     float *sums = partial + block * 2 * dim, *kv_sums = sums + dim;
     if (q_weight) std::fill(sums, sums + 2 * dim, 0.0f);
     for (int64_t t = block * kBlock; t < std::min(tokens, (block + 1) * kBlock); ++t) {
       const float *cosine = table + positions[t] * half, *sine = cosine + length * half;
-      int64_t at = t * heads * dim, kv_at = t * kv_heads * dim;
-      backward_heads(dq + at, q + at, q_weight, cosine, sine, heads, dim, eps, dq_out + at, sums);
-      backward_heads(dk + kv_at, k + kv_at, k_weight, cosine, sine, kv_heads, dim, eps, dk_out + kv_at,
+      const T* in = qkv + t * row;
+      T* out = dqkv + t * row;
+      backward_heads(dq + t * q_row, in, q_weight, cosine, sine, heads, dim, eps, out, sums);
+      backward_heads(dk + t * k_row, in + q_row, k_weight, cosine, sine, kv_heads, dim, eps, out + q_row,
                      kv_sums);
+      std::copy_n(dv + t * k_row, k_row, out + q_row + k_row);
     }
   });
   if (q_weight)
@@ -137,11 +144,11 @@ int64_t rope_backward(const T* dq, const T* dk, const int32_t* positions, const 
   return -1;
 }
 
-#define INSTANTIATE(T)                                                                                         \
-  template int64_t rope_forward<T>(const T*, const T*, const int32_t*, const T*, const T*, const float*,       \
-                                   int64_t, T*, T*, int64_t, int64_t, int64_t, int64_t, float, int);           \
-  template int64_t rope_backward<T>(const T*, const T*, const int32_t*, const T*, const T*, const T*,          \
-                                    const T*, const float*, int64_t, T*, T*, float*, T*, T*, int64_t, int64_t, \
+#define INSTANTIATE(T)                                                                                      \
+  template int64_t rope_forward<T>(const T*, const int32_t*, const T*, const T*, const float*, int64_t, T*, \
+                                   T*, T*, int64_t, int64_t, int64_t, int64_t, float, int);                 \
+  template int64_t rope_backward<T>(const T*, const T*, const T*, const int32_t*, const T*, const T*,       \
+                                    const T*, const float*, int64_t, T*, float*, T*, T*, int64_t, int64_t,  \
                                     int64_t, int64_t, float, int);
 INSTANTIATE(float)
 INSTANTIATE(bf16)

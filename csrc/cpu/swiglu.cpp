@@ -18,13 +18,12 @@ constexpr int64_t kBlock = 1 << 14;  // numbers of output a task
 
 inline f32 sigmoid(f32 g) { return set(1.0f) / (set(1.0f) + exp(-g)); }
 
-// Calls body(row, i, n) for each vector of each row, n lanes in use.
+// Calls body(row) for each row.
 template <class F>
-void each_vector(int64_t rows, int64_t features, int threads, F&& body) {
+void each_row(int64_t rows, int64_t features, int threads, F&& body) {
   const int64_t step = std::max<int64_t>(1, kBlock / std::max<int64_t>(features, 1));
   parallel::parallel_for((rows + step - 1) / step, threads, [&](int64_t task) {
-    for (int64_t row = task * step; row < std::min(rows, (task + 1) * step); ++row)
-      for (int64_t i = 0; i < features; i += kLanes) body(row, i, (int)std::min<int64_t>(kLanes, features - i));
+    for (int64_t row = task * step; row < std::min(rows, (task + 1) * step); ++row) body(row);
   });
 }
 
@@ -32,22 +31,27 @@ void each_vector(int64_t rows, int64_t features, int threads, F&& body) {
 
 template <class T>
 void swiglu_forward(const T* gate_up, T* y, int64_t rows, int64_t features, int threads) {
-  each_vector(rows, features, threads, [&](int64_t row, int64_t i, int n) {
-    const T* gate = gate_up + row * 2 * features + i;
-    f32 g = load_n(gate, n), u = load_n(gate + features, n);
-    store_n(y + row * features + i, g * sigmoid(g) * u, n);
+  each_row(rows, features, threads, [&](int64_t row) {
+    const T *gate = gate_up + row * 2 * features, *up = gate + features;
+    T* out = y + row * features;
+    each_vector(features, [&](int64_t i, int n) {
+      f32 g = get(gate + i, n), u = get(up + i, n);
+      put(out + i, g * sigmoid(g) * u, n);
+    });
   });
 }
 
 template <class T>
 void swiglu_backward(const T* dy, const T* gate_up, T* dgate_up, int64_t rows, int64_t features, int threads) {
-  each_vector(rows, features, threads, [&](int64_t row, int64_t i, int n) {
-    const int64_t at = row * 2 * features + i;
-    f32 g = load_n(gate_up + at, n), u = load_n(gate_up + at + features, n),
-        d = load_n(dy + row * features + i, n);
-    f32 s = sigmoid(g), gs = g * s;
-    store_n(dgate_up + at, d * u * (s + gs * (set(1.0f) - s)), n);
-    store_n(dgate_up + at + features, d * gs, n);
+  each_row(rows, features, threads, [&](int64_t row) {
+    const T *gate = gate_up + row * 2 * features, *up = gate + features, *grad = dy + row * features;
+    T *dgate = dgate_up + row * 2 * features, *dup = dgate + features;
+    each_vector(features, [&](int64_t i, int n) {
+      f32 g = get(gate + i, n), u = get(up + i, n), d = get(grad + i, n);
+      f32 s = sigmoid(g), gs = g * s;
+      put(dgate + i, d * u * (s + gs * (set(1.0f) - s)), n);
+      put(dup + i, d * gs, n);
+    });
   });
 }
 

@@ -4,14 +4,18 @@ import torch
 
 
 @torch.no_grad()
-def step(params, grads, exp_avgs, exp_avg_sqs, lr, beta1, beta2, eps, weight_decay, step, grad_scale):
-    """One step in place; lists of tensors of one type."""
+def step(
+    params, grads, exp_avgs, exp_avg_sqs, lr, beta1, beta2, eps, weight_decay, step, grad_scale, copies=()
+):
+    """One step in place; `copies`, if any, get the parameters in their own type."""
     for p, grad, m, v in zip(params, grads, exp_avgs, exp_avg_sqs, strict=True):
-        g = grad * grad_scale
+        g = grad.to(p.dtype) * grad_scale
         m.mul_(beta1).add_(g, alpha=1 - beta1)
         v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
         denominator = (v / (1 - beta2**step)).sqrt_().add_(eps)
         p.mul_(1 - lr * weight_decay).addcdiv_(m, denominator, value=-lr / (1 - beta1**step))
+    for copy, p in zip(copies, params, strict=False):
+        copy.copy_(p)
 
 
 def grad_norm(grads):

@@ -1,8 +1,9 @@
 """The output layer fused with its loss: nll = logsumexp(x W^T) - (x W^T)[target], for each token.
 
-The logits (tokens x vocabulary) are the largest tensor of a training step and are never whole: they are
-computed in chunks, and again in the backward pass, which needs only one number a token from the forward pass,
-the log-sum-exp. A logit has the bits of `linear(x, weight, out_dtype=torch.float32)`, and the log-sum-exp has
+The logits (tokens x vocabulary) are the largest tensor of a training step: beyond 256 MiB they are never
+whole, but computed in chunks, and again in the backward pass, which needs only one number a token from the
+forward pass, the log-sum-exp. Below that the CPU keeps them and saves that product. Tokens that are ignored
+cost nothing. A logit has the bits of `linear(x, weight, out_dtype=torch.float32)`, and the log-sum-exp has
 one stated order, shared with `sample`: so the trainer's log-probability of a token equals the sampler's.
 """
 
@@ -12,6 +13,8 @@ from .._library import register
 from .._select import select
 
 __all__ = ["linear_cross_entropy"]
+
+KEEP_BYTES = 1 << 28  # of logits that the backward pass may find kept, where the backend can keep them
 
 
 def linear_cross_entropy(
@@ -32,7 +35,7 @@ def linear_cross_entropy(
     if torch.compiler.is_compiling() or needs_grad:
         nll = _CrossEntropy.apply(rows, weight, flat, ignore_index)
     else:
-        nll, _ = _forward(rows, weight, flat, ignore_index)
+        nll = _forward(rows, weight, flat, ignore_index, False)[0]
     return nll.view(targets.shape)
 
 
@@ -63,28 +66,59 @@ def _check(x, weight, targets) -> None:
         raise ValueError(f"cross_entropy: devices {x.device}, {weight.device} and {targets.device} differ")
 
 
-def _forward(x, weight, targets, ignore_index):
+def _keeps(x, weight) -> bool:
+    small = x.shape[0] * weight.shape[0] * 4 <= KEEP_BYTES
+    return small and getattr(select("cross_entropy", x.device), "KEEPS_LOGITS", False)
+
+
+def _counted(targets, ignore_index):
+    """Indices of the tokens that are not ignored; None if all are not."""
+    counted = targets != ignore_index
+    return None if counted.all() else counted.nonzero()[:, 0]
+
+
+def _spread(values, index, like):
+    """Rows at `index` of zeros as long as `like`; the values themselves where there is no index."""
+    if index is None:
+        return values
+    return values.new_zeros(len(like), *values.shape[1:]).index_copy_(0, index, values)
+
+
+def _forward(x, weight, targets, ignore_index, keep):
+    """(nll, lse, logits): 0 for ignored tokens; logits are room for all, filled as the backend likes, or empty."""
+    logits = x.new_empty(x.shape[0] * weight.shape[0] if keep else 0, dtype=torch.float32)
+    index, every = _counted(targets, ignore_index), targets
+    if index is not None:
+        x, targets = x[index], targets[index]
     # on a GPU the check would wait for the device; its kernels skip what is out of range
     if targets.device.type == "cpu" and targets.numel():
-        counted = targets[targets != ignore_index]
-        if counted.numel() and not 0 <= int(counted.min()) <= int(counted.max()) < weight.shape[0]:
+        low, high = (int(bound) for bound in targets.aminmax())
+        if not 0 <= low <= high < weight.shape[0]:
             raise IndexError(
-                f"cross_entropy: targets reach from {int(counted.min())} to {int(counted.max())}, "
-                f"the vocabulary has {weight.shape[0]} ids"
+                f"cross_entropy: targets reach from {low} to {high}, the vocabulary has {weight.shape[0]} ids"
             )
-    return select("cross_entropy", x.device).forward(x, weight, targets, ignore_index)
+    kept = [logits[: x.shape[0] * weight.shape[0]]] if keep else []
+    nll, lse = select("cross_entropy", x.device).forward(x, weight, targets, ignore_index, *kept)
+    return _spread(nll, index, every), _spread(lse, index, every), logits
 
 
-def _forward_fake(x, weight, targets, ignore_index):
+def _forward_fake(x, weight, targets, ignore_index, keep):
     per_token = x.new_empty(x.shape[0], dtype=torch.float32)
-    return per_token, x.new_empty(x.shape[0], dtype=torch.float64)
+    logits = x.new_empty(x.shape[0] * weight.shape[0] if keep else 0, dtype=torch.float32)
+    return per_token, x.new_empty(x.shape[0], dtype=torch.float64), logits
 
 
-def _backward(dnll, x, weight, targets, lse, ignore_index, needs):
-    return select("cross_entropy", x.device).backward(dnll, x, weight, targets, lse, ignore_index, needs)
+def _backward(dnll, x, weight, targets, lse, logits, ignore_index, needs):
+    index, every = _counted(targets, ignore_index), targets
+    if index is not None:
+        dnll, x, targets, lse = dnll[index], x[index], targets[index], lse[index]
+    kept = [logits[: x.shape[0] * weight.shape[0]]] if logits.numel() else []
+    backend = select("cross_entropy", x.device)
+    dx, dweight = backend.backward(dnll, x, weight, targets, lse, ignore_index, needs, *kept)
+    return _spread(dx, index, every) if needs[0] else dx, dweight
 
 
-def _backward_fake(dnll, x, weight, targets, lse, ignore_index, needs):
+def _backward_fake(dnll, x, weight, targets, lse, logits, ignore_index, needs):
     return (
         torch.empty_like(x) if needs[0] else x.new_empty(0),
         torch.empty_like(weight) if needs[1] else x.new_empty(0),
@@ -92,13 +126,14 @@ def _backward_fake(dnll, x, weight, targets, lse, ignore_index, needs):
 
 
 _forward_op = register(
-    "cross_entropy(Tensor x, Tensor weight, Tensor targets, int ignore_index) -> (Tensor, Tensor)",
+    "cross_entropy(Tensor x, Tensor weight, Tensor targets, int ignore_index, bool keep) "
+    "-> (Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
 )
 # needs: which of dx, dweight to compute; the other comes back empty.
 _backward_op = register(
-    "cross_entropy_backward(Tensor dnll, Tensor x, Tensor weight, Tensor targets, Tensor lse, "
+    "cross_entropy_backward(Tensor dnll, Tensor x, Tensor weight, Tensor targets, Tensor lse, Tensor logits, "
     "int ignore_index, bool[2] needs) -> (Tensor, Tensor)",
     _backward,
     _backward_fake,
@@ -108,14 +143,13 @@ _backward_op = register(
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, targets, ignore_index):
-        nll, lse = _forward_op(x, weight, targets, ignore_index)
-        ctx.save_for_backward(x, weight, targets, lse)
+        nll, lse, logits = _forward_op(x, weight, targets, ignore_index, _keeps(x, weight))
+        ctx.save_for_backward(x, weight, targets, lse, logits)
         ctx.ignore_index = ignore_index
         return nll
 
     @staticmethod
     def backward(ctx, dnll):
         needs = list(ctx.needs_input_grad[:2])
-        x, weight, targets, lse = ctx.saved_tensors
-        grads = _backward_op(dnll.contiguous(), x, weight, targets, lse, ctx.ignore_index, needs)
+        grads = _backward_op(dnll.contiguous(), *ctx.saved_tensors, ctx.ignore_index, needs)
         return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None

@@ -4,8 +4,10 @@ import torch
 
 from .. import _native
 
+KEEPS_LOGITS = True  # forward fills `kept`, room for all logits, and backward then reads them
 
-def forward(x, weight, targets, ignore_index):
+
+def forward(x, weight, targets, ignore_index, kept=None):
     (rows, channels), vocabulary, dtype = x.shape, weight.shape[0], x.dtype
     nll, lse = (torch.empty(rows, dtype=kind) for kind in (torch.float32, torch.float64))
     _native.kernel("cross_entropy_forward", dtype)(
@@ -14,12 +16,13 @@ def forward(x, weight, targets, ignore_index):
         _native.address(targets, torch.int64, rows),
         _native.address(nll, torch.float32, rows),
         _native.address(lse, torch.float64, rows),
+        _native.address(kept, torch.float32, rows * vocabulary),
         rows, channels, vocabulary, ignore_index, _native.threads(),
     )  # fmt: skip
     return nll, lse
 
 
-def backward(dnll, x, weight, targets, lse, ignore_index, needs):
+def backward(dnll, x, weight, targets, lse, ignore_index, needs, kept=None):
     (rows, channels), vocabulary, dtype = x.shape, weight.shape[0], x.dtype
     dx = torch.empty_like(x) if needs[0] else x.new_empty(0)
     dweight = torch.empty_like(weight) if needs[1] else x.new_empty(0)
@@ -31,6 +34,7 @@ def backward(dnll, x, weight, targets, lse, ignore_index, needs):
         _native.address(weight, dtype, vocabulary * channels),
         _native.address(targets, torch.int64, rows),
         _native.address(lse, torch.float64, rows),
+        _native.address(kept, torch.float32, rows * vocabulary),
         _native.address(dx if needs[0] else None, dtype, rows * channels),
         _native.address(dweight if needs[1] else None, dtype, vocabulary * channels),
         _native.address(dx_sum, torch.float32, dx.numel()),

@@ -11,6 +11,7 @@ import torch
 
 from .._library import register
 from .._select import select
+from ..adamw import check_lists
 
 __all__ = ["muon_"]
 
@@ -23,46 +24,40 @@ def muon_(
     momentum: float = 0.95,
     weight_decay: float = 0.0,
     grad_scale: float = 1.0,
+    copies: Sequence[torch.Tensor] = (),
 ) -> None:
     """One Muon step in place: params and momenta (rows, columns) float32 and contiguous, on one device.
 
         g = grad * grad_scale;  m = m + (1 - momentum) (g - m);  u = g + momentum (m - g)
         p = p (1 - lr wd) - lr sqrt(max(1, rows / columns)) orthogonal(u)
 
-    Raises ValueError for lists or tensors that do not fit together.
+    Gradients are all float32 or all bfloat16; copies, if given, are of their type and get the new params,
+    rounded. Raises ValueError for lists or tensors that do not fit together.
     """
-    if not len(params) == len(grads) == len(momenta):
-        raise ValueError("muon_: params, grads and momenta differ in length")
-    for index, group in enumerate(zip(params, grads, momenta, strict=True)):
-        shape, device = group[0].shape, params[0].device
-        for tensor in group:
-            fits = tensor.dtype == torch.float32 and tensor.shape == shape and tensor.device == device
-            if not fits or tensor.dim() != 2:
-                raise ValueError(
-                    f"muon_: tensors {index}: expected a float32 matrix {tuple(shape)} on {device}, "
-                    f"got {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
-                )
-        if not (group[0].is_contiguous() and group[2].is_contiguous()):
-            raise ValueError(f"muon_: tensors {index}: parameters and momenta must be contiguous")
+    check_lists("muon_", params, grads, (momenta,), copies)
+    for index, param in enumerate(params):
+        if param.dim() != 2:
+            raise ValueError(f"muon_: tensors {index}: expected a matrix, got {tuple(param.shape)}")
     if params:
         grads = [grad.contiguous() for grad in grads]
         run = _muon_op if torch.compiler.is_compiling() else _muon
         with torch.no_grad():
-            run(list(params), grads, list(momenta), lr, momentum, weight_decay, grad_scale)
+            run(list(params), grads, list(momenta), lr, momentum, weight_decay, grad_scale, list(copies))
 
 
-def _muon(params, grads, momenta, lr, momentum, weight_decay, grad_scale):
+def _muon(params, grads, momenta, lr, momentum, weight_decay, grad_scale, copies=()):
     backend = select("muon", params[0].device)
-    backend.step(params, grads, momenta, lr, momentum, weight_decay, grad_scale)
+    backend.step(params, grads, momenta, lr, momentum, weight_decay, grad_scale, copies)
+    torch.autograd.graph.increment_version([*params, *copies])  # kernels write behind torch's back
 
 
-def _muon_fake(params, grads, momenta, lr, momentum, weight_decay, grad_scale):
+def _muon_fake(params, grads, momenta, lr, momentum, weight_decay, grad_scale, copies=()):
     return None
 
 
 _muon_op = register(
     "muon_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momenta, float lr, float momentum, "
-    "float weight_decay, float grad_scale) -> ()",
+    "float weight_decay, float grad_scale, Tensor(c!)[] copies) -> ()",
     _muon,
     _muon_fake,
 )

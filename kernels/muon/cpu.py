@@ -2,18 +2,14 @@
 
 from array import array
 
-import torch
-
 from .. import _native
+from ..adamw.cpu import addresses
 
 
-def step(params, grads, momenta, lr, momentum, weight_decay, grad_scale):
-    lists = [
-        array("q", [_native.address(t, torch.float32, t.numel()) for t in tensors])
-        for tensors in (params, grads, momenta)
-    ]
+def step(params, grads, momenta, lr, momentum, weight_decay, grad_scale, copies=()):
+    lists = [addresses(tensors) for tensors in (params, grads, momenta, copies)]
     lists += [array("q", [p.shape[dim] for p in params]) for dim in (0, 1)]
-    _native.cpu.muon_step(
-        *(items.buffer_info()[0] for items in lists),
+    _native.kernel("muon_step", grads[0].dtype)(
+        *(items.buffer_info()[0] if items else 0 for items in lists),
         len(params), lr, momentum, weight_decay, grad_scale, _native.threads(),
     )  # fmt: skip

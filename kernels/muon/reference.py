@@ -6,15 +6,17 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's coefficients: fast, not ex
 
 
 @torch.no_grad()
-def step(params, grads, momenta, lr, momentum, weight_decay, grad_scale):
-    """One step in place; lists of matrices of one type."""
+def step(params, grads, momenta, lr, momentum, weight_decay, grad_scale, copies=()):
+    """One step in place; `copies`, if any, get the parameters in their own type."""
     for p, grad, m in zip(params, grads, momenta, strict=True):
-        g = grad * grad_scale
+        g = grad.to(p.dtype) * grad_scale
         m.lerp_(g, 1 - momentum)
         update = orthogonalise(g.lerp(m, momentum))
         # a tall matrix's update is scaled up, so that each output moves as far as a square one's
         rate = lr * max(1.0, p.shape[0] / max(p.shape[1], 1)) ** 0.5
         p.mul_(1 - lr * weight_decay).add_(update, alpha=-rate)
+    for copy, p in zip(copies, params, strict=False):
+        copy.copy_(p)
 
 
 def orthogonalise(matrix: torch.Tensor, iterations: int = 5) -> torch.Tensor:

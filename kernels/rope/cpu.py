@@ -13,54 +13,50 @@ BLOCK = 16  # tokens per partial sum of the weights' gradients, as in the C++
 MOST_DIM = 1024  # of a head, as in the C++
 
 
-def forward(q, k, positions, q_weight, k_weight, theta, eps, divisors=()):
-    tokens, heads, dim = q.shape
-    kv_heads, dtype = k.shape[1], q.dtype
-    q_out, k_out = torch.empty_like(q), torch.empty_like(k)
+def forward(qkv, heads, positions, q_weight, k_weight, theta, eps, divisors=()):
+    tokens, columns, dim = qkv.shape
+    kv_heads, dtype = (columns - heads) // 2, qkv.dtype
+    q = torch.empty(tokens, heads, dim, dtype=dtype)
+    k, v = (torch.empty(tokens, kv_heads, dim, dtype=dtype) for _ in range(2))
 
     def call(angles):
         return _native.kernel("rope_forward", dtype)(
-            _native.address(q, dtype, q.numel()),
-            _native.address(k, dtype, k.numel()),
+            _native.address(qkv, dtype, tokens * columns * dim),
             _native.address(positions, torch.int32, tokens),
             _native.address(q_weight, dtype, dim),
             _native.address(k_weight, dtype, dim),
             _native.address(angles, torch.float32, angles.numel()), angles.shape[1],
-            _native.address(q_out, dtype, q.numel()),
-            _native.address(k_out, dtype, k.numel()),
+            *(_native.address(t, dtype, t.numel()) for t in (q, k, v)),
             tokens, heads, kv_heads, dim, eps, _native.threads(),
         )  # fmt: skip
 
     _with_table(call, positions, theta, dim, divisors)
-    return q_out, k_out
+    return q, k, v
 
 
-def backward(dq, dk, positions, q, k, q_weight, k_weight, theta, eps, divisors=()):
-    tokens, heads, dim = dq.shape
-    kv_heads, dtype = dk.shape[1], dq.dtype
-    dq_out, dk_out = torch.empty_like(dq), torch.empty_like(dk)
+def backward(dq, dk, dv, positions, qkv, q_weight, k_weight, theta, eps, divisors=()):
+    (tokens, heads, dim), kv_heads, dtype = dq.shape, dk.shape[1], dq.dtype
+    dqkv = torch.empty(tokens, heads + 2 * kv_heads, dim, dtype=dtype)
     weights = [dq.new_empty(0) if w is None else torch.empty_like(w) for w in (q_weight, k_weight)]
     partial = torch.empty(-(-tokens // BLOCK), 2, dim)
 
     def call(angles):
         return _native.kernel("rope_backward", dtype)(
-            _native.address(dq, dtype, dq.numel()),
-            _native.address(dk, dtype, dk.numel()),
+            _native.address(dq, dtype, tokens * heads * dim),
+            *(_native.address(t, dtype, tokens * kv_heads * dim) for t in (dk, dv)),
             _native.address(positions, torch.int32, tokens),
-            _native.address(q, dtype, dq.numel()),
-            _native.address(k, dtype, dk.numel()),
+            _native.address(qkv, dtype, dqkv.numel()),
             _native.address(q_weight, dtype, dim),
             _native.address(k_weight, dtype, dim),
             _native.address(angles, torch.float32, angles.numel()), angles.shape[1],
-            _native.address(dq_out, dtype, dq.numel()),
-            _native.address(dk_out, dtype, dk.numel()),
+            _native.address(dqkv, dtype, dqkv.numel()),
             _native.address(partial, torch.float32, partial.numel()),
             *(w.data_ptr() for w in weights),
             tokens, heads, kv_heads, dim, eps, _native.threads(),
         )  # fmt: skip
 
     _with_table(call, positions, theta, dim, divisors)
-    return dq_out, dk_out, *weights
+    return dqkv, *weights
 
 
 def _with_table(call, positions, theta, dim, divisors):

@@ -11,20 +11,23 @@ import torch
 from .table import table
 
 
-def forward(q, k, positions, q_weight, k_weight, theta, eps, divisors=()):
-    """(q, k) turned: q (T, H, D), k (T, K, D), positions (T,), weights (D,) or None."""
-    cos, sin = _angles(q, positions, theta, divisors)
-    return _turn(_norm(q, q_weight, eps), cos, sin).to(q.dtype), _turn(_norm(k, k_weight, eps), cos, sin).to(
-        k.dtype
-    )
+def forward(qkv, heads, positions, q_weight, k_weight, theta, eps, divisors=()):
+    """(q, k, v) of qkv (T, H + 2 K, D), q and k turned; positions (T,), weights (D,) or None."""
+    kv_heads = (qkv.shape[1] - heads) // 2
+    q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
+    cos, sin = _angles(qkv, positions, theta, divisors)
+    turned = (_turn(_norm(x, weight, eps), cos, sin) for x, weight in ((q, q_weight), (k, k_weight)))
+    return *(x.to(qkv.dtype) for x in turned), v.clone(memory_format=torch.contiguous_format)
 
 
-def backward(dq, dk, positions, q, k, q_weight, k_weight, theta, eps, divisors=()):
-    """(dq, dk, dq_weight, dk_weight) of the inputs; q and k are needed with weights only, else None."""
+def backward(dq, dk, dv, positions, qkv, q_weight, k_weight, theta, eps, divisors=()):
+    """(dqkv, dq_weight, dk_weight); qkv is needed with weights only, else None."""
     cos, sin = _angles(dq, positions, theta, divisors)
+    q, k = (None, None) if qkv is None else qkv.split([dq.shape[1], qkv.shape[1] - dq.shape[1]], dim=1)
+    k = None if k is None else k[:, : dk.shape[1]]
     dq, dq_weight = _norm_backward(_turn(dq.to(cos.dtype), cos, -sin), q, q_weight, eps, dq)
     dk, dk_weight = _norm_backward(_turn(dk.to(cos.dtype), cos, -sin), k, k_weight, eps, dk)
-    return dq, dk, dq_weight, dk_weight
+    return torch.cat([dq, dk, dv], dim=1), dq_weight, dk_weight
 
 
 def _angles(x, positions, theta, divisors):

@@ -147,9 +147,8 @@ class Transformer(nn.Module):
         for i, layer in enumerate(w.layers):
             h, x = _add_norm(x, update, layer.attention_norm, c.eps)
             qkv = kernels.linear(h, layer.qkv, layer.qkv_bias).view(len(ids), -1, c.head_dim)
-            q, k, v = qkv.split([c.heads, c.kv_heads, c.kv_heads], dim=1)
-            q, k = kernels.rope(
-                q, k, positions, layer.q_norm, layer.k_norm, c.rope_theta, c.eps, c.rope_divisors
+            q, k, v = kernels.rope(
+                qkv, c.heads, positions, layer.q_norm, layer.k_norm, c.rope_theta, c.eps, c.rope_divisors
             )
             update = kernels.linear(attend(i, q, k, v).reshape(len(ids), -1), layer.out)
             h, x = _add_norm(x, update, layer.mlp_norm, c.eps)
@@ -176,12 +175,9 @@ class Transformer(nn.Module):
         """
         hidden = self(ids, positions, lambda _, q, k, v: kernels.attention(q, k, v, cu_seqlens))
         head = self.weights().head
-        counted = targets != IGNORE if weights is None else (targets != IGNORE) & (weights != 0)
-        if counted.all():
-            return kernels.linear_cross_entropy(hidden, head, targets)
-        counted = counted.nonzero()[:, 0]
-        nll = kernels.linear_cross_entropy(hidden[counted], head, targets[counted])
-        return torch.zeros(len(ids), device=nll.device).index_copy(0, counted, nll)
+        if weights is not None:
+            targets = targets.masked_fill(weights == 0, IGNORE)
+        return kernels.linear_cross_entropy(hidden, head, targets, IGNORE)
 
     def _layers(self) -> Iterator[Layer]:
         for layer in self.layers:

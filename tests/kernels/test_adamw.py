@@ -53,6 +53,21 @@ def test_gradients_are_scaled_on_the_way_in(backend):
         assert torch.equal(a, b)
 
 
+def test_bfloat16_gradients_and_copies(backend):
+    """As with gradients widened before and parameters rounded after, bit for bit."""
+    narrow, wide = inputs(backend.device), inputs(backend.device)
+    grads = [g.bfloat16() for g in narrow[1]]
+    copies = [torch.empty_like(g) for g in grads]
+    versions = [copy._version for copy in copies]
+    adamw_(narrow[0], grads, *narrow[2:], **SETTINGS, step=1, grad_scale=0.5, copies=copies)
+    adamw_(wide[0], [g.float() for g in grads], *wide[2:], **SETTINGS, step=1, grad_scale=0.5)
+    for a, b in zip(narrow[0] + narrow[3], wide[0] + wide[3], strict=True):
+        assert torch.equal(a, b)
+    for copy, p, version in zip(copies, wide[0], versions, strict=True):
+        assert torch.equal(copy, p.bfloat16()) and copy._version > version
+    assert grad_norm(grads) == grad_norm([g.float() for g in grads])
+
+
 def test_threads_do_not_change_bits(backend):
     results = []
     try:
@@ -98,7 +113,7 @@ def test_compiles_whole_and_passes_opcheck(backend):
     for a, b in zip(eager[0] + eager[2], compiled[0] + compiled[2], strict=True):
         assert torch.equal(a, b)
     lists = [tensors[:2] for tensors in inputs(backend.device)]
-    torch.library.opcheck(torch.ops.pyengine.adamw_, (*lists, *SETTINGS.values(), 1, 1.0))
+    torch.library.opcheck(torch.ops.pyengine.adamw_, (*lists, *SETTINGS.values(), 1, 1.0, []))
 
 
 def test_refuses_what_does_not_fit():
@@ -107,8 +122,13 @@ def test_refuses_what_does_not_fit():
         ((one, one, one, one), 0, "counts from 1"),
         ((one, [], one, one), 1, "length"),
         ((one, two, one, one), 1, "float32"),
-        ((one, [torch.ones(2).bfloat16()], one, one), 1, "float32"),
+        ((one, one, [torch.ones(2).bfloat16()], one), 1, "float32"),
+        ((one, [torch.ones(2).double()], one, one), 1, "gradients are"),
         (([torch.ones(2, 3).t()],) * 4, 1, "contiguous"),
     ]:
         with pytest.raises(ValueError, match=word):
             adamw_(*lists, **SETTINGS, step=step)
+    with pytest.raises(ValueError, match="bfloat16"):
+        adamw_(one, [torch.ones(2).bfloat16()], one, one, **SETTINGS, step=1, copies=one)
+    with pytest.raises(ValueError, match="all float32 or all bfloat16"):
+        grad_norm([torch.ones(2), torch.ones(2).bfloat16()])

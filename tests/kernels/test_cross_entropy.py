@@ -102,6 +102,28 @@ def test_all_ignored_and_shapes(backend):
     assert torch.equal(folded.flatten(), flat)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_logits_kept_or_computed_again_give_the_same_bits(monkeypatch, dtype):
+    x, weight, targets = inputs((130, 48, 2500), dtype, "cpu")
+    kept = through(linear_cross_entropy, x, weight, targets)
+    monkeypatch.setattr("pyengine.kernels.cross_entropy.KEEP_BYTES", 0)
+    again = through(linear_cross_entropy, x, weight, targets)
+    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
+
+
+def test_ignored_tokens_are_as_if_not_there(backend):
+    x, weight, targets = inputs((60, 33, 1100), torch.float32, backend.device)
+    counted = targets != IGNORED
+    nll, dx, dweight = through(linear_cross_entropy, x, weight, targets)
+    alone = [x.detach()[counted].requires_grad_(), weight]
+    grad = torch.randn(nll.shape, generator=torch.Generator().manual_seed(7)).to(nll.device)
+    some = linear_cross_entropy(*alone, targets[counted])
+    expected = torch.autograd.grad(some, alone, grad[counted])
+    assert torch.equal(some, nll[counted])
+    assert torch.equal(expected[0], dx[counted]) and torch.equal(expected[1], dweight)
+    assert not dx[~counted].any()
+
+
 @pytest.mark.parametrize("wanted", [0, 1])
 def test_one_gradient_alone(backend, wanted):
     x, weight, targets = inputs((60, 33, 1100), torch.bfloat16, backend.device)
@@ -120,9 +142,9 @@ def test_compiles_whole_and_passes_opcheck(backend):
     ours = through(linear_cross_entropy, x, weight, targets)
     assert all(torch.equal(a, b) for a, b in zip(through(compiled, x, weight, targets), ours, strict=True))
     x, weight = x.detach(), weight.detach()
-    nll, lse = torch.ops.pyengine.cross_entropy(x, weight, targets, IGNORED)
-    torch.library.opcheck(torch.ops.pyengine.cross_entropy, (x, weight, targets, IGNORED))
-    arguments = (torch.ones_like(nll), x, weight, targets, lse, IGNORED, [True, False])
+    nll, lse, logits = torch.ops.pyengine.cross_entropy(x, weight, targets, IGNORED, False)
+    torch.library.opcheck(torch.ops.pyengine.cross_entropy, (x, weight, targets, IGNORED, False))
+    arguments = (torch.ones_like(nll), x, weight, targets, lse, logits, IGNORED, [True, False])
     torch.library.opcheck(torch.ops.pyengine.cross_entropy_backward, arguments)
 
 

@@ -30,12 +30,22 @@ def inputs(shape, dtype, device, norm, scale=1.0):
     return [t.to(device, dtype).requires_grad_() for t in tensors], positions.to(device)
 
 
+def joined(q, k):
+    """What a projection makes: q, k, and values that are told from both."""
+    return torch.cat([q, k, 1 - k], dim=1)
+
+
+def turn(q, k, positions, *rest, **more):
+    """(q, k) through the op."""
+    return rope(joined(q, k), q.shape[1], positions, *rest, **more)[:2]
+
+
 def ours(q, k, positions, weights=(None, None)):
-    return rope(q, k, positions, *weights, 10000.0, 1e-6)
+    return turn(q, k, positions, *weights, 10000.0, 1e-6)
 
 
 def plain(q, k, positions, weights=(None, None)):
-    return reference.forward(q, k, positions, *weights, 10000.0, 1e-6)
+    return reference.forward(joined(q, k), q.shape[1], positions, *weights, 10000.0, 1e-6)[:2]
 
 
 def through(function, tensors, positions):
@@ -50,13 +60,13 @@ def through(function, tensors, positions):
 def test_divisors_divide_the_frequencies(backend):
     q, k = (torch.randn(3, 2, 8) for _ in range(2))
     divisors = [1.0, 1.0, 4.0, 8.0]
-    turned = rope(q, k, torch.tensor([8, 80, 800], dtype=torch.int32), divisors=divisors)[0]
-    slower = rope(q, k, torch.tensor([1, 10, 100], dtype=torch.int32))[0]
-    plain = rope(q, k, torch.tensor([8, 80, 800], dtype=torch.int32))[0]
+    turned = turn(q, k, torch.tensor([8, 80, 800], dtype=torch.int32), divisors=divisors)[0]
+    slower = turn(q, k, torch.tensor([1, 10, 100], dtype=torch.int32))[0]
+    plain = turn(q, k, torch.tensor([8, 80, 800], dtype=torch.int32))[0]
     assert torch.allclose(turned[..., [3, 7]], slower[..., [3, 7]], atol=1e-6)
     assert torch.equal(turned[..., [0, 1, 4, 5]], plain[..., [0, 1, 4, 5]])
     with pytest.raises(ValueError, match="D / 2 = 4 divisors"):
-        rope(q, k, torch.zeros(3, dtype=torch.int32), divisors=[1.0])
+        turn(q, k, torch.zeros(3, dtype=torch.int32), divisors=[1.0])
 
 
 @pytest.mark.parametrize("norm", [False, True])
@@ -91,7 +101,7 @@ def test_is_what_transformers_does(backend):
     theirs = modeling.apply_rotary_pos_emb(
         q.transpose(0, 1)[None], k.transpose(0, 1)[None], angles.cos(), angles.sin()
     )
-    for a, b in zip(rope(q, k, positions), theirs, strict=True):
+    for a, b in zip(turn(q, k, positions), theirs, strict=True):
         torch.testing.assert_close(a, b[0].transpose(0, 1), atol=2e-5, rtol=0)
 
 
@@ -126,8 +136,8 @@ def test_a_longer_table_repeats_the_shorter(backend):
     assert short.shape == (2, SHORTEST, 16) and SHORTEST % CHUNK == 0
     x = torch.randn(2, 1, 32, device=backend.device)
     positions = torch.tensor([5, SHORTEST], dtype=torch.int32, device=backend.device)
-    before = rope(x[:1], x[:1], positions[:1], theta=theta)[0]
-    after = rope(x, x, positions, theta=theta)[0]
+    before = turn(x[:1], x[:1], positions[:1], theta=theta)[0]
+    after = turn(x, x, positions, theta=theta)[0]
     assert torch.equal(after[:1], before) and torch.equal(table(theta, 32, 1)[:, :SHORTEST], short)
     truth = plain(x.double(), x.double(), positions)[0]
     assert after.shape == truth.shape and not after.isnan().any()
@@ -136,9 +146,21 @@ def test_a_longer_table_repeats_the_shorter(backend):
 def test_non_contiguous_is_copied(backend):
     (q, k), positions = inputs((6, 4, 2, 16), torch.float32, backend.device, False)
     with torch.no_grad():
-        views = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in (q, k)]
-        for a, b in zip(rope(*views, positions), rope(q, k, positions), strict=True):
-            assert torch.equal(a, b)
+        qkv = joined(q, k)
+        view = qkv.transpose(0, 1).contiguous().transpose(0, 1)
+        for a, b in zip(rope(view, 4, positions), rope(qkv, 4, positions), strict=True):
+            assert torch.equal(a, b) and a.is_contiguous()
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_values_and_their_gradients_pass_unchanged(backend, dtype, norm):
+    (q, k, *weights), positions = inputs((70, 3, 2, 32), dtype, backend.device, norm)
+    qkv = joined(q, k).detach().requires_grad_()
+    v = rope(qkv, 3, positions, *weights)[2]
+    upstream = torch.randn(v.shape, generator=torch.Generator().manual_seed(7)).to(v)
+    (dqkv,) = torch.autograd.grad(v, qkv, upstream)
+    assert torch.equal(v, qkv[:, 5:]) and torch.equal(dqkv[:, 5:], upstream) and not dqkv[:, :5].any()
 
 
 @pytest.mark.parametrize("norm", [False, True])
@@ -156,23 +178,27 @@ def test_opcheck(backend):
         pytest.skip("opcheck traces, which Triton's interpreter does not support")
     tensors, positions = inputs((6, 4, 2, 16), torch.float32, backend.device, True)
     q, k, *weights = (t.detach() for t in tensors)
-    torch.library.opcheck(torch.ops.pyengine.rope, (q, k, positions, *weights, 1e4, 1e-6))
-    torch.library.opcheck(torch.ops.pyengine.rope_backward, (q, k, positions, q, k, *weights, 1e4, 1e-6))
+    qkv = joined(q, k)
+    torch.library.opcheck(torch.ops.pyengine.rope, (qkv, 4, positions, *weights, 1e4, 1e-6))
+    grads = (q, k, 1 - k)
+    torch.library.opcheck(torch.ops.pyengine.rope_backward, (*grads, positions, qkv, *weights, 1e4, 1e-6))
 
 
 def test_refuses_what_does_not_fit(backend):
-    q, k = torch.ones(2, 4, 6, device=backend.device), torch.ones(2, 2, 6, device=backend.device)
+    qkv = torch.ones(2, 8, 6, device=backend.device)
     positions, w = (
         torch.zeros(2, dtype=torch.int32, device=backend.device),
         torch.ones(6, device=backend.device),
     )
     for arguments, word in [
-        ((q[..., :5], k[..., :5], positions), "D even"),
-        ((q, k, positions.long()), "int32"),
-        ((q, k, positions, w), "both"),
-        ((q, k, positions, w[:4], w), "does not fit"),
-        ((q, k.bfloat16(), positions), "k is"),
-        ((q, k, positions - 1), "not be negative"),
+        ((qkv[..., :5], 4, positions), "D even"),
+        ((qkv, 3, positions), "heads"),
+        ((qkv, 8, positions), "heads"),
+        ((qkv, 4, positions.long()), "int32"),
+        ((qkv, 4, positions, w), "both"),
+        ((qkv, 4, positions, w[:4], w), "does not fit"),
+        ((qkv, 4, positions, w, w.bfloat16()), "k_weight is"),
+        ((qkv, 4, positions - 1), "not be negative"),
     ]:
         if backend.name != "cpu" and word == "not be negative":
             continue  # elsewhere it would mean waiting for the device

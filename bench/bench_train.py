@@ -1,7 +1,9 @@
 """A whole training step (forward, backward, clipping, AdamW) beside the same model in plain PyTorch.
 
-The default run's model on packed documents of 20 to 256 tokens, 4096 tokens a step. The peer is eager and
-tuned: fused projections, scaled_dot_product_attention with a ready mask, the fused AdamW, all its threads.
+Shapes: the default run's model on packed documents, 5.8M parameters on 8 x 256 tokens, and GPT-2's 124M on 4 x
+256 (left out by --quick). The peer is tuned: fused projections, scaled_dot_product_attention, the fused AdamW,
+all its threads, bfloat16 by autocast, memory kept as for us; with --compile also torch.compile, which takes
+minutes and is the strongest peer we know.
 """
 
 import pytest
@@ -12,34 +14,45 @@ from bench.plain_torch import PlainTransformer, document_mask
 from pyengine.data.loader import make_batch
 from pyengine.model import ModelConfig, Transformer
 from pyengine.train.config import OptimizerConfig
+from pyengine.train.machine import keep_memory
 from pyengine.train.optimizer import Optimizer
 
-ROWS, CONTEXT = 16, 256
-MODEL = ModelConfig.from_depth(4, vocab_size=1024)
+# name: (model, rows, tokens a row, whether a row holds several documents)
+SHAPES = {
+    "default": (ModelConfig.from_depth(4, 2048), 8, 256, True),
+    "5.8M": (ModelConfig(4096, 256, 6, 8, 8, 32, 688, qk_norm=False), 8, 256, False),
+    "gpt2": (ModelConfig(50_304, 768, 12, 12, 12, 64, 2048, qk_norm=False), 4, 256, False),
+}
 SETTINGS = OptimizerConfig(rule="adamw", lr=1e-4)
 
 
-def batch(seed=0):
-    """4096 tokens in documents; each row of 256 tokens begins with a new one, so the peer can have rows."""
+def batch(config, rows, length, packed, seed=0):
+    """Documents, and the peer's mask; each row begins with a new document, so that the peer can have rows."""
     make = torch.Generator().manual_seed(seed)
-    sequences, rows = [], []
-    for _ in range(ROWS):
-        cuts = torch.randint(20, CONTEXT - 20, (1,), generator=make).tolist()
-        lengths = [*cuts, CONTEXT - sum(cuts)]
-        rows.append(torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32))
-        sequences += [torch.randint(0, MODEL.vocab_size, (n + 1,), generator=make).numpy() for n in lengths]
-    packed = make_batch([s[:-1] for s in sequences], [s[1:] for s in sequences])
-    return packed, torch.cat([document_mask(row) for row in rows])
+    sequences, masks = [], []
+    for _ in range(rows):
+        cuts = torch.randint(20, length - 20, (1 if packed else 0,), generator=make).tolist()
+        lengths = [*cuts, length - sum(cuts)]
+        masks.append(document_mask(torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32)))
+        sequences += [torch.randint(0, config.vocab_size, (n + 1,), generator=make).numpy() for n in lengths]
+    made = make_batch([s[:-1] for s in sequences], [s[1:] for s in sequences])
+    return made, torch.cat(masks) if packed else None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
-def test_step(paired, dtype):
+@pytest.mark.parametrize("shape", SHAPES)
+def test_step(paired, quick, compiled, shape, dtype):
+    if quick and shape == "gpt2":
+        pytest.skip("left out by --quick")
+    config, rows, length, several = SHAPES[shape]
     threads = _native.threads()
-    packed, mask = batch()
-    ids, targets, positions = (t.view(ROWS, CONTEXT) for t in (packed.ids, packed.targets, packed.positions))
-    ours, plain = Transformer(MODEL, seed=1, dtype=dtype), PlainTransformer(Transformer(MODEL, seed=1))
+    keep_memory()
+    packed, mask = batch(config, rows, length, several)
+    ids, targets, positions = (t.view(rows, length) for t in (packed.ids, packed.targets, packed.positions))
+    ours, plain = Transformer(config, seed=1, dtype=dtype), PlainTransformer(Transformer(config, seed=1))
     optimizer = Optimizer(ours, SETTINGS)
     peer_optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
+    plain_loss = torch.compile(plain.loss) if compiled else plain.loss
 
     def our_loss():
         return ours.loss(packed.ids, packed.targets, packed.cu_seqlens, packed.positions)
@@ -52,7 +65,7 @@ def test_step(paired, dtype):
 
     def peer_loss():
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            return plain.loss(ids, targets, positions, mask)
+            return plain_loss(ids, targets, positions, mask)
 
     def peer_step():
         torch.set_num_threads(threads)
@@ -61,17 +74,20 @@ def test_step(paired, dtype):
         torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0, foreach=True)
         peer_optimizer.step()
 
+    tokens = rows * length
     row = paired(
-        f"training step, 4096 tokens, {str(dtype)[6:]}",
+        f"training step {shape}, {tokens} tokens, {str(dtype)[6:]}",
         ours=our_step,
         peer=peer_step,
-        peer_name="plain torch" + (" autocast" if dtype == torch.bfloat16 else ""),
+        peer_name="torch"
+        + (" autocast" if dtype == torch.bfloat16 else "")
+        + (" compiled" if compiled else ""),
         equal=lambda: (
             (our_loss().mean() - peer_loss().mean()).abs() < (1e-4 if dtype == torch.float32 else 2e-2)
         ),
-        flops=MODEL.train_flops(CONTEXT / 2) * ROWS * CONTEXT,
+        flops=config.train_flops(length / 2) * tokens,
         dtype=dtype,
         goal=1.0,
         rounds=15,
     )
-    print(f"{ROWS * CONTEXT / row['ours']:,.0f} tokens/s, plain torch {ROWS * CONTEXT / row['peer']:,.0f}")
+    print(f"{tokens / row['ours']:,.0f} tokens/s, torch {tokens / row['peer']:,.0f}")

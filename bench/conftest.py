@@ -8,6 +8,8 @@ It rests on pytest-benchmark (whose --benchmark-json holds every round of ours):
 each round's setup, so that a busy moment of the machine meets both. Short calls are repeated to about a
 millisecond a round. A row says {what, ours, peer, peer_name, ratio, ceiling, percent, equal, goal, holds};
 times in seconds, ratio = peer / ours from medians, percent of the ceiling for the bytes or flops given.
+
+On a machine that other work shares, --cpu measures the processor's time of one thread in place of the clock's.
 """
 
 import json
@@ -16,6 +18,8 @@ import statistics
 import time
 
 import pytest
+import torch
+from pyengine.kernels import set_threads
 
 from bench import ceiling
 
@@ -25,11 +29,25 @@ ROWS: list[dict] = []
 def pytest_addoption(parser):
     parser.addoption("--quick", action="store_true", help="fewer rounds: a named subset within a minute")
     parser.addoption("--rows", help="write the rows to this JSON file")
+    parser.addoption("--cpu", action="store_true", help="processor time of one thread")
+    parser.addoption("--compile", action="store_true", help="peers of whole models go through torch.compile")
+
+
+def pytest_configure(config):
+    if config.getoption("--cpu"):
+        ceiling.clock = time.process_time
+        torch.set_num_threads(1)
+        set_threads(1)
 
 
 @pytest.fixture
 def quick(request) -> bool:
     return request.config.getoption("--quick")
+
+
+@pytest.fixture
+def compiled(request) -> bool:
+    return request.config.getoption("--compile")
 
 
 @pytest.fixture
@@ -45,10 +63,10 @@ def paired(benchmark, quick):
             """The peer's turn; both sides are timed warm, after a call that is not counted."""
             if peer:
                 peer()
-                start = time.perf_counter()
+                start = ceiling.clock()
                 for _ in range(peer_repeats):
                     peer()
-                peer_times.append((time.perf_counter() - start) / peer_repeats)
+                peer_times.append((ceiling.clock() - start) / peer_repeats)
                 time.sleep(5e-3)  # torch's threads spin on after their work, on the cores that ours need
                 ours()
 

@@ -4,8 +4,9 @@
     python -m pyengine.train pretrain --seed 3      one stage
     python -m pyengine.train --web.source pages/    real input in place of the world's
     python -m pyengine.train --dry-run              what would run, how large, how long
+    torchrun --nproc-per-node 2 -m pyengine.train   training steps shared by two processes
 
-The same command given again does only what is missing.
+The same command given again does only what is missing, with any number of processes.
 """
 
 import sys
@@ -21,9 +22,11 @@ from rich.table import Table
 from .. import report
 from ..errors import UserError
 from .config import Config, check, read_config
+from .loop import assist
 from .progress import console
 from .run import RUNS, Run, opened, perform, state_of
 from .stages import STAGES
+from .team import Team
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,15 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     try:
-        command = parse(arguments)
-        execute(command)
+        command, team = parse(arguments), Team.join()
+        if team.rank:
+            Run(command.settings).prepare()
+            assist(team)
+            return 0
+        try:
+            execute(command)
+        finally:
+            team.tell("end")
     except UserError as error:
         if debug:
             traceback.print_exc()

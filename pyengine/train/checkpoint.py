@@ -81,8 +81,7 @@ def restore(checkpoint: Checkpoint, model: Transformer, optimizer: Optimizer) ->
         ours.copy_(theirs)
     tensors = load_file(checkpoint.path / "training.safetensors")
     torch.set_rng_state(tensors.pop("random"))
-    for name, tensor in optimizer.tensors().items():
-        tensor.copy_(tensors[name])
+    optimizer.load(tensors)
     optimizer.updates = checkpoint.state["updates"]
 
 

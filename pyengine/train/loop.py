@@ -7,8 +7,12 @@
 and a loader whose position is kept in the checkpoint; so rollouts of the model itself (RL) are batches like any
 other. Steps that cannot be trusted (a loss that is no number, a gradient far out of line) are skipped and
 named. A checkpoint is written before each evaluation: whatever an evaluation does, the training is safe.
+
+In a team of processes (team.py) the first runs the loop, and the others `assist`; a checkpoint written by any
+number of them is read by any other.
 """
 
+import itertools
 import math
 import statistics
 import time
@@ -24,11 +28,12 @@ from ..data.loader import IGNORE, Batch
 from ..errors import UserError
 from ..kernels import _native
 from ..model import Transformer
-from . import checkpoint
+from . import checkpoint, team
 from .config import OptimizerConfig
 from .optimizer import Optimizer, schedule
 from .progress import Progress, note
 from .run import Run
+from .team import Team
 
 HISTORY = 32  # gradient norms remembered, to tell an outlier
 MAX_SKIPPED = 10  # skipped steps in a row after which the training is given up
@@ -67,25 +72,93 @@ class WeightedBatch(Batch):
         bounds, first = self.cu_seqlens.tolist(), 0
         for i in range(1, len(bounds)):
             if i + 1 == len(bounds) or bounds[i + 1] - bounds[first] > tokens:
-                a, b = bounds[first], bounds[i]
-                yield replace(
-                    self,
-                    ids=self.ids[a:b],
-                    targets=self.targets[a:b],
-                    positions=self.positions[a:b],
-                    cu_seqlens=self.cu_seqlens[first : i + 1] - a,
-                    weights=None if self.weights is None else self.weights[a:b],
-                )
+                yield self._documents(first, i)
                 first = i
 
+    def shares(self, count: int) -> list["WeightedBatch"]:
+        """The batch in `count` parts of about as many tokens, cut between documents; some may be empty."""
+        bounds = self.cu_seqlens.double()
+        cuts = [int((bounds - bounds[-1] * i / count).abs().argmin()) for i in range(count)]
+        return [self._documents(a, b) for a, b in itertools.pairwise([*cuts, len(bounds) - 1])]
 
-# (losses (T,) of a piece, the piece) -> the scalar to add up; divided by the normaliser and minimised
-Objective = Callable[[torch.Tensor, WeightedBatch], torch.Tensor]
+    def _documents(self, first: int, last: int) -> "WeightedBatch":
+        """The documents from `first` to before `last`."""
+        a, b = int(self.cu_seqlens[first]), int(self.cu_seqlens[last])
+        return replace(
+            self,
+            ids=self.ids[a:b],
+            targets=self.targets[a:b],
+            positions=self.positions[a:b],
+            cu_seqlens=self.cu_seqlens[first : last + 1] - a,
+            weights=None if self.weights is None else self.weights[a:b],
+        )
 
 
-def weighted_sum(nll: torch.Tensor, batch: WeightedBatch) -> torch.Tensor:
-    """Sum of weight times loss: cross-entropy, and policy gradient with advantages as weights."""
-    return nll.sum() if batch.weights is None else (nll * batch.weights).sum()
+class Worker:
+    """What one process does of a step: forward and backward of its share, in pieces that fit in memory."""
+
+    def __init__(self, model: Transformer, optimizer: Optimizer, micro_tokens: int):
+        self.model, self.optimizer, self.micro_tokens = model, optimizer, micro_tokens
+
+    def gradients(self, batch: WeightedBatch, total_weight: float) -> tuple[float, torch.Tensor]:
+        """Add the gradients of the weighted mean loss to the parameters; returns it, and each token's loss.
+
+        Weights make it cross-entropy, or policy gradient with advantages as weights.
+        """
+        while True:
+            total, losses = 0.0, []
+            try:
+                for piece in batch.split(self.micro_tokens):
+                    nll = self.model.loss(
+                        piece.ids, piece.targets, piece.cu_seqlens, piece.positions, piece.weights
+                    )
+                    weighted = nll if piece.weights is None else nll * piece.weights
+                    loss = weighted.sum() / total_weight
+                    loss.backward()
+                    total += loss.item()
+                    losses.append(nll.detach())
+                return total, torch.cat([torch.empty(0), *losses])
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                self.optimizer.clear()
+                self._halve(batch)
+
+    def _halve(self, batch: WeightedBatch) -> None:
+        longest = int(batch.cu_seqlens.diff().max())
+        tokens = min(self.micro_tokens, len(batch.ids))
+        if tokens <= longest:
+            raise UserError(
+                f"out of memory with one document of {longest} tokens at a time; "
+                "use a smaller model or a shorter context"
+            )
+        self.micro_tokens = max(tokens // 2, longest)
+        note(f"out of memory: going on with {self.micro_tokens} tokens at once (the same gradients)")
+
+
+def assist(team: Team) -> None:
+    """The part of every process but the first: shares of its trainings' steps, until it ends."""
+    while True:
+        order, *arguments = team.hear()
+        if order == "end":
+            return
+        if order == "begin":
+            config, dtype, settings, micro_tokens = arguments
+            model = Transformer(config, None, dtype)
+            worker = Worker(model, Optimizer(model, settings, team), micro_tokens)
+        elif order == "load":
+            stored, worker.optimizer.updates = arguments
+            worker.optimizer.load({} if stored else None)
+        elif order == "save":
+            worker.optimizer.tensors()
+        elif order == "share":
+            (total,) = arguments
+            team.collect(worker.gradients(team.deal(None), total))
+            worker.optimizer.add_up()
+        elif order == "step":
+            worker.optimizer.step(*arguments)
+        elif order == "clear":
+            worker.optimizer.clear()
 
 
 class Trainer:
@@ -98,17 +171,22 @@ class Trainer:
         config: OptimizerConfig,
         steps: int,
         folder: Path,
-        objective: Objective = weighted_sum,
+        watch: Callable[[torch.Tensor], None] | None = None,
         micro_tokens: int = 1 << 14,
     ):
+        """watch: is shown the losses (T,) of each batch, as the trainer sees them.
+
+        micro_tokens: how many tokens go forward and backward at once; fewer where memory does not suffice.
+        """
         self.run, self.model, self.config, self.steps, self.folder = run, model, config, steps, folder
         inside = folder.parent.relative_to(run.folder)  # "rl", or "rl/format" for a training beside it
         self.label = run.stage if len(inside.parts) < 2 else inside.as_posix()
-        self.objective = objective
-        self.optimizer = Optimizer(model, config)
+        self.watch = watch
+        self.team = team.current
+        self.optimizer = Optimizer(model, config, self.team)
+        self.worker = Worker(model, self.optimizer, micro_tokens)
         self.done = 0  # steps finished
         self.skipped = 0  # of those, left out
-        self.micro_tokens = micro_tokens  # tokens that go forward and backward at once
         self._norms: list[float] = []
         self._in_a_row = 0
         self._peak = 0.0
@@ -166,6 +244,7 @@ class Trainer:
         problem = self._problem(loss, norm) if total else "no token of the batch counts"
         values: dict[str, Any] = {"loss": loss, "grad_norm": norm, "lr": rate * self.config.lr}
         if problem:
+            self.team.tell("clear")
             self.optimizer.clear()
             self.skipped += 1
             self._in_a_row += 1
@@ -178,38 +257,20 @@ class Trainer:
             return values | {"skipped": problem}
         self._in_a_row = 0
         self._norms = [*self._norms[1 - HISTORY :], norm]
-        self.optimizer.step(rate, min(1.0, self.config.clip / (norm + 1e-6)))
+        scales = rate, min(1.0, self.config.clip / (norm + 1e-6))
+        self.team.tell("step", *scales)
+        self.optimizer.step(*scales)
         return values
 
     def _gradients(self, batch: WeightedBatch, total_weight: float) -> float:
-        """Accumulate the gradients of the batch's loss, piece by piece; returns the loss."""
-        while True:
-            total = 0.0
-            try:
-                for piece in batch.split(self.micro_tokens):
-                    nll = self.model.loss(
-                        piece.ids, piece.targets, piece.cu_seqlens, piece.positions, piece.weights
-                    )
-                    loss = self.objective(nll, piece) / total_weight
-                    loss.backward()
-                    total += loss.item()
-                return total
-            except (MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
-                    raise
-                self.optimizer.clear()
-                self._halve(batch)
-
-    def _halve(self, batch: WeightedBatch) -> None:
-        longest = int(batch.cu_seqlens.diff().max())
-        tokens = min(self.micro_tokens, len(batch.ids))
-        if tokens <= longest:
-            raise UserError(
-                f"out of memory with one document of {longest} tokens at a time; "
-                "use a smaller model or a shorter context"
-            )
-        self.micro_tokens = max(tokens // 2, longest)
-        note(f"out of memory: going on with {self.micro_tokens} tokens at once (the same gradients)")
+        """The gradients of the batch's loss, each process's share added up; returns the loss."""
+        self.team.tell("share", total_weight)
+        own = self.team.deal(batch.shares(self.team.size)) if self.team.size > 1 else batch
+        results = self.team.collect(self.worker.gradients(own, total_weight))
+        self.optimizer.add_up()
+        if self.watch is not None:
+            self.watch(torch.cat([nll for _, nll in results]))
+        return sum(loss for loss, _ in results)
 
     def _problem(self, loss: float, norm: float) -> str:
         """Why a step must not be taken; empty if it may."""
@@ -227,19 +288,24 @@ class Trainer:
             "skipped": self.skipped,
             "in_a_row": self._in_a_row,
             "norms": self._norms,
-            "micro_tokens": self.micro_tokens,
+            "micro_tokens": self.worker.micro_tokens,
         }
+        self.team.tell("save")
         checkpoint.save(self.folder, self.done, self.model, self.optimizer, state)
 
     def _resume(self, position: Loader | None) -> None:
         found = checkpoint.latest(self.folder)
+        model = self.model.config, self.model.dtype
+        self.team.tell("begin", *model, self.config, self.worker.micro_tokens)
+        self.team.tell("load", found is not None, found.state["updates"] if found else 0)
         if found is None:
+            self.optimizer.load(None)
             self.run.forget_metrics(lambda line: line["stage"] == self.label)
             return
         checkpoint.restore(found, self.model, self.optimizer)
         self.done, state = found.step, found.state
         self.skipped, self._in_a_row = state["skipped"], state["in_a_row"]
-        self._norms, self.micro_tokens = state["norms"], state["micro_tokens"]
+        self._norms, self.worker.micro_tokens = state["norms"], state["micro_tokens"]
         if position:
             position.load_state_dict(state["position"])
         # the evaluation that follows this checkpoint is done again

@@ -34,7 +34,7 @@ from .attempts import Attempt, Exam, attempt, problems_of
 from .config import RlConfig
 from .dialogue import Dialogue
 from .finetune import finetune, start_from
-from .loop import Trainer, WeightedBatch, weighted_sum
+from .loop import Trainer, WeightedBatch
 from .progress import note
 from .rewards import Reward, format_reward, given_answer, group_advantages, right_and_short
 from .run import Run
@@ -91,7 +91,7 @@ def reinforce(run: Run, model: Transformer, rollouts: "Rollouts", exam: Exam, fo
     """Train `model` in place on its own rollouts; returns the trainer's summary."""
     settings = run.config.rl
     trainer = Trainer(
-        run, model, settings.optimizer, settings.steps, run.path(folder, "checkpoints"), rollouts.objective
+        run, model, settings.optimizer, settings.steps, run.path(folder, "checkpoints"), rollouts.watch
     )
     every = max(1, settings.steps // max(1, settings.evaluations))
     summary = trainer.fit(rollouts.batch, lambda _: exam.quick(model, run.tokenizer), every, rollouts)
@@ -120,7 +120,7 @@ class Rollouts:
         self.difference = 0.0  # largest |rollout's log-probability - trainer's|
         self.work = 0.0  # tokens trained or sampled, as trained ones: a forward pass is a third of a step
         self.taken = 0  # steps that said enough to learn from
-        self._nll: list[torch.Tensor] = []
+        self._nll: torch.Tensor | None = None
         self._sampled: tuple[torch.Tensor, torch.Tensor] | None = None  # weights != 0 and log-probabilities
         self._step: int | None = None
 
@@ -199,19 +199,18 @@ class Rollouts:
         targets = batch.targets.clamp(min=0)
         return self.reference.loss(batch.ids, targets, batch.cu_seqlens, batch.positions, own.float())
 
-    def objective(self, nll: torch.Tensor, piece: WeightedBatch) -> torch.Tensor:
-        """The loss of a piece of the batch; its log-probabilities are kept for `compare`."""
-        self._nll.append(nll.detach())
-        return weighted_sum(nll, piece)
+    def watch(self, nll: torch.Tensor) -> None:
+        """Keep the trainer's losses of the batch for `compare`."""
+        self._nll = nll
 
     def compare(self) -> None:
         """Compare the trainer's log-probabilities of the last batch with the rollout's."""
-        if self._sampled is not None and self._nll:
+        if self._sampled is not None and self._nll is not None:
             own, sampled = self._sampled
-            trained = -torch.cat(self._nll)[-len(own) :]
+            trained = -self._nll
             if own.any():
                 self.difference = max(self.difference, float((trained[own] - sampled[own]).abs().max()))
-        self._nll, self._sampled = [], None
+        self._nll = self._sampled = None
 
     def state_dict(self) -> dict[str, Any]:
         """What goes into the checkpoint beside the weights."""

@@ -32,7 +32,7 @@ import torch
 from .. import __version__, kernels
 from ..errors import UserError
 from ..files import atomic_write, file_hash, write_json
-from . import machine
+from . import machine, team
 from .config import Config, as_table, write_config
 from .progress import console, note
 
@@ -80,7 +80,13 @@ class Run:
     @cached_property
     def threads(self) -> int:
         """How many threads the kernels use."""
-        return self.config.threads or len(os.sched_getaffinity(0))
+        return self.config.threads or max(1, len(os.sched_getaffinity(0)) // team.processes_here())
+
+    def prepare(self) -> None:
+        """Set up this process: its threads, and how it keeps memory."""
+        torch.set_num_threads(1)  # torch's own pool would fight the kernels' for the cores
+        kernels.set_threads(self.threads)
+        machine.keep_memory()
 
     @property
     def tokenizer(self) -> "Tokenizer":
@@ -165,8 +171,7 @@ def opened(config: Config, root: Path = RUNS) -> Iterator[Run]:
             raise UserError(f"{run.folder} is in use by another process; choose another --name") from None
         if not run.path("config.toml").exists():
             write_config(run.path("config.toml"), config)
-        torch.set_num_threads(1)  # torch's own pool would fight the kernels' for the cores
-        kernels.set_threads(run.threads)
+        run.prepare()
         yield run
 
 

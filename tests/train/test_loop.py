@@ -85,7 +85,7 @@ def test_out_of_memory_halves_the_pieces_and_is_recorded(tmp_path, monkeypatch):
     calm = tiny.train(tmp_path / "a", steps=3, config=settings)
     monkeypatch.setattr(loop.Transformer, "loss", loss)
     tight = tiny.train(tmp_path / "b", steps=3, config=settings)
-    assert tight.micro_tokens == 20
+    assert tight.worker.micro_tokens == 20
     assert '"micro_tokens": 20' in (tmp_path / "b/tiny/checkpoints/step-000003/training.json").read_text()
     for a, b in zip(calm.model.parameters(), tight.model.parameters(), strict=True):
         assert (a - b).abs().max() < 1e-4

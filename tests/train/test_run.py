@@ -1,8 +1,11 @@
 """The run's folder: only what is missing is done, and what a kill or an edit left is noticed."""
 
 import json
+import platform
+import resource
 
 import pytest
+import torch
 
 from pyengine.errors import UserError
 from pyengine.train import run as run_module
@@ -160,3 +163,17 @@ def test_the_seed_and_threads_are_set(tmp_path):
     with opened(Config(name="t", threads=2), tmp_path):
         assert torch.get_num_threads() == 1
         assert run_module.kernels._native.threads() == 2
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep memory as they like")
+def test_memory_freed_is_kept(tmp_path):
+    def use():
+        torch.empty(1 << 24).fill_(1.0)
+
+    with opened(Config(name="tiny"), tmp_path):
+        use()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(4):
+            use()
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    assert faults < 1000, "of the 4 * 16,384 pages"

@@ -50,17 +50,23 @@ def squares_kernel(addresses, sizes, blocks, sums, ALIGNED: tl.constexpr, BLOCK:
     tl.store(sums + tl.program_id(0), tl.sum(g * g))
 
 
-def step(params, grads, exp_avgs, exp_avg_sqs, lr, beta1, beta2, eps, weight_decay, step, grad_scale):
-    addresses, sizes, blocks, aligned = _tables(params, grads, exp_avgs, exp_avg_sqs)
+def step(
+    params, grads, exp_avgs, exp_avg_sqs, lr, beta1, beta2, eps, weight_decay, step, grad_scale, copies=()
+):
+    wide = [grad.float() for grad in grads]
+    addresses, sizes, blocks, aligned = _tables(params, wide, exp_avgs, exp_avg_sqs)
     if len(blocks):
         adamw_kernel[(len(blocks),)](
             addresses, sizes, blocks, len(params), beta1, 1.0 - beta1, beta2, 1.0 - beta2,
             1.0 - lr * weight_decay, lr / (1.0 - beta1**step), 1.0 / (1.0 - beta2**step), float(eps),
             float(grad_scale), ALIGNED=aligned, BLOCK=BLOCK,
         )  # fmt: skip
+    if copies:
+        torch._foreach_copy_(list(copies), list(params))
 
 
 def grad_norm(grads):
+    grads = [grad.float() for grad in grads]
     addresses, sizes, blocks, aligned = _tables(grads)
     sums = grads[0].new_empty(len(blocks), dtype=torch.float64)
     if len(sums):

@@ -7,6 +7,7 @@ Products of float32 run on tensor cores as three of tf32. Tall matrices are turn
 
 from itertools import chain
 
+import torch
 import triton
 import triton.language as tl
 
@@ -116,7 +117,8 @@ def muon_apply_kernel(params, x, keep, rate, rows, columns, TALL: tl.constexpr, 
     tl.store(param + own, tl.load(param + own, inside, other=0.0) * keep - rate * update, inside)
 
 
-def step(params, grads, momenta, lr, momentum, weight_decay, grad_scale):
+def step(params, grads, momenta, lr, momentum, weight_decay, grad_scale, copies=()):
+    grads = [grad.float() for grad in grads]
     shapes: dict[tuple[int, int], list] = {}
     for group in zip(params, grads, momenta, strict=True):
         if group[0].numel():
@@ -128,6 +130,8 @@ def step(params, grads, momenta, lr, momentum, weight_decay, grad_scale):
                 rows, columns, *zip(*groups[first : first + at_once], strict=True),
                 lr, momentum, weight_decay, grad_scale,
             )  # fmt: skip
+    if copies:
+        torch._foreach_copy_(list(copies), list(params))
 
 
 def _step(rows, columns, params, grads, momenta, lr, momentum, weight_decay, grad_scale):

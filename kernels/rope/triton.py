@@ -118,8 +118,11 @@ def rope_bwd_kernel(dq, dk, q, k, positions, q_weight, k_weight, angles, dq_out,
                   length, eps, NORM, TOKENS, HEADS, HALF)  # fmt: skip
 
 
-def forward(q, k, positions, q_weight, k_weight, theta, eps, divisors=()):
-    tokens, heads, dim = q.shape
+def forward(qkv, heads, positions, q_weight, k_weight, theta, eps, divisors=()):
+    (tokens, columns, dim) = qkv.shape
+    kv_heads = (columns - heads) // 2
+    q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
+    q, k = q.contiguous(), k.contiguous()
     q_out, k_out = torch.empty_like(q), torch.empty_like(k)
     if tokens:
         angles = _angles(positions, theta, dim, divisors)
@@ -129,11 +132,14 @@ def forward(q, k, positions, q_weight, k_weight, theta, eps, divisors=()):
             q, k, positions, q_weight, k_weight, angles, q_out, k_out,
             heads, k.shape[1], dim, angles.shape[1], eps, NORM=q_weight is not None, **tile,
         )  # fmt: skip
-    return q_out, k_out
+    return q_out, k_out, v.clone(memory_format=torch.contiguous_format)
 
 
-def backward(dq, dk, positions, q, k, q_weight, k_weight, theta, eps, divisors=()):
-    tokens, heads, dim = dq.shape
+def backward(dq, dk, dv, positions, qkv, q_weight, k_weight, theta, eps, divisors=()):
+    (tokens, heads, dim), kv_heads = dq.shape, dk.shape[1]
+    q = k = None
+    if qkv is not None:
+        q, k, _ = (part.contiguous() for part in qkv.split([heads, kv_heads, kv_heads], dim=1))
     dq_out, dk_out = torch.empty_like(dq), torch.empty_like(dk)
     norm = q_weight is not None
     blocks = triton.cdiv(tokens, TOKENS)
@@ -145,10 +151,11 @@ def backward(dq, dk, positions, q, k, q_weight, k_weight, theta, eps, divisors=(
             tokens, heads, dk.shape[1], dim, angles.shape[1], eps,
             NORM=norm, TOKENS=TOKENS, **_tile(dim, heads),
         )  # fmt: skip
+    dqkv = torch.cat([dq_out, dk_out, dv], dim=1)
     if not norm:
-        return dq_out, dk_out, dq.new_empty(0), dq.new_empty(0)
+        return dqkv, dq.new_empty(0), dq.new_empty(0)
     dq_weight, dk_weight = partial.sum(0).to(dq.dtype)
-    return dq_out, dk_out, dq_weight, dk_weight
+    return dqkv, dq_weight, dk_weight
 
 
 def _tile(dim: int, heads: int) -> dict[str, int]:

@@ -84,17 +84,18 @@ def calls() -> dict[str, Callable[[], object]]:
 
 def _attention(dim: int, heads: int, kv_heads: int) -> dict[str, Callable[[], object]]:
     q, k, weight = t(4096, heads, dim), t(4096, kv_heads, dim), t(dim)
+    qkv = t(4096, heads + 2 * kv_heads, dim)
     bounds, positions = host(0, 4096), host(*range(4096))
     lse = t(4096, heads, dtype=F32)
     tokens = (16, heads, dim)
     pages = [page.to("meta") for page in new_pages(64, kv_heads, dim, BF16)]
     table, starts = host(*range(64)).view(16, 4), host(*range(17))
     return {
-        f"rope forward {dim}": lambda: rope.forward(q, k, positions, weight, weight, 1e4, 1e-6),
-        f"rope forward {dim}, no norm": lambda: rope.forward(q, k, positions, None, None, 1e4, 1e-6),
-        f"rope backward {dim}": lambda: rope.backward(q, k, positions, q, k, weight, weight, 1e4, 1e-6),
+        f"rope forward {dim}": lambda: rope.forward(qkv, heads, positions, weight, weight, 1e4, 1e-6),
+        f"rope forward {dim}, no norm": lambda: rope.forward(qkv, heads, positions, None, None, 1e4, 1e-6),
+        f"rope backward {dim}": lambda: rope.backward(q, k, k, positions, qkv, weight, weight, 1e4, 1e-6),
         f"rope backward {dim}, no norm": lambda: rope.backward(
-            q, k, positions, None, None, None, None, 1e4, 1e-6
+            q, k, k, positions, None, None, None, 1e4, 1e-6
         ),
         f"attention forward {dim}": lambda: attention.forward(q, k, k, bounds, 0.125),
         f"attention backward {dim}": lambda: attention.backward(q, q, k, k, q, lse, bounds, 0.125),

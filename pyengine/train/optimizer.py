@@ -81,7 +81,9 @@ class Optimizer:
         for parameter in self._parameters.values():
             self.team.spread(parameter, 0)
         self._set_masters()
-        for slot, name in self._slots if tensors is not None else []:
+        if tensors is None:
+            return
+        for slot, name in self._slots:
             tensor = self._at_first(slot, name)
             if self.team.rank == 0:
                 tensor.copy_(tensors[slot])

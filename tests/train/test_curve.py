@@ -22,7 +22,7 @@ def curve(backend: str, dtype: torch.dtype, rule: str, steps: int) -> torch.Tens
     losses = []
     with use_backend(backend):
         for step in range(steps):
-            batch = tiny.batch(step, (9, 1, 20, 33))
+            batch = tiny.batch(step, (9, 1, 20, 15))
             loss = model.loss(batch.ids, batch.targets, batch.cu_seqlens, batch.positions).mean()
             loss.backward()
             optimizer.step(1.0, min(1.0, 1.0 / (optimizer.grad_norm() + 1e-6)))

@@ -290,29 +290,31 @@ def _rope(place: Place, backward: bool) -> Prepared:
         place.size(8, 1),
         place.size(128, 16),
     )
-    q, k = place.randn(tokens, heads, dim), place.randn(tokens, kv_heads, dim)
+    qkv = place.randn(tokens, heads + 2 * kv_heads, dim)
     weights = [place.randn(dim) for _ in range(2)]
     positions = torch.arange(tokens, dtype=torch.int32, device=place.device)
-    cos, sin = (t.to(place.device) for t in reference._angles(q, positions, 1e6, ()))
+    cos, sin = (t.to(place.device) for t in reference._angles(qkv, positions, 1e6, ()))
 
-    def plain(q, k):
+    def plain(qkv):
+        q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
         out = []
         for x, weight in ((q, weights[0]), (k, weights[1])):
             a, b = F.rms_norm(x.float(), (dim,), weight.float(), 1e-6).chunk(2, -1)
             out.append(torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype))
-        return tuple(out)
+        return *out, v.contiguous()
 
-    def ours(q, k):
-        return rope(q, k, positions, *weights, 1e6, 1e-6)
+    def ours(qkv):
+        return rope(qkv, heads, positions, *weights, 1e6, 1e-6)
 
     compiled = place.compile(plain)
-    numbers = q.numel() + k.numel()
+    numbers = qkv.numel()
     if not backward:
         return Prepared(
-            lambda: ours(q, k), {"torch.compile": lambda: compiled(q, k)},
-            lambda: close(ours(q, k), plain(q, k)), prediction.streaming(4 * numbers),
+            lambda: ours(qkv), {"torch.compile": lambda: compiled(qkv)},
+            lambda: close(ours(qkv), plain(qkv)), prediction.streaming(4 * numbers),
         )  # fmt: skip
-    inputs, upstream = [q.requires_grad_(), k.requires_grad_()], [torch.randn_like(t) for t in (q, k)]
+    upstream = [torch.randn_like(t) for t in plain(qkv)]
+    inputs = [qkv.requires_grad_()]
 
     def back(function):
         out = function(*inputs)

@@ -57,11 +57,13 @@ def main(arguments: list[str] | None = None) -> int:
         if team.rank:
             Run(command.settings).prepare()
             assist(team)
+            team.leave()
             return 0
         try:
             execute(command)
         finally:
             team.tell("end")
+            team.leave()
     except UserError as error:
         if debug:
             traceback.print_exc()

@@ -36,6 +36,12 @@ class Team:
         current = team
         return team
 
+    def leave(self) -> None:
+        """Part from the others, when all have come to their ends: who left early would break their messages."""
+        if self.size > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+
     def tell(self, order: str, *arguments: Any) -> None:
         """Give an order to all others; the first process only."""
         if self.size > 1:

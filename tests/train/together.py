@@ -29,9 +29,11 @@ def main(folder: str, steps: str, dtype: str) -> None:
     team = Team.join()
     if team.rank:
         assist(team)
+        team.leave()
         return
     trained, seen = train(Path(folder), int(steps), getattr(torch, dtype))
     team.tell("end")
+    team.leave()
     torch.save({"weights": list(trained.model.parameters()), "seen": seen}, Path(folder) / "result.pt")
 
 

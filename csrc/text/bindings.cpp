@@ -278,4 +278,30 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
         return spelled;
       },
       py::arg("byte_order"), py::arg("merges"));
+
+  m.def(
+      "join",
+      [](const py::list& spelled, const py::list& ids) {
+        std::vector<std::pair<const char*, size_t>> parts;
+        parts.reserve(ids.size());
+        size_t size = 0;
+        for (py::handle item : ids) {
+          const Py_ssize_t id = PyNumber_AsSsize_t(item.ptr(), PyExc_IndexError);
+          if (id == -1 && PyErr_Occurred()) throw py::error_already_set();
+          if (id < 0 || size_t(id) >= spelled.size()) throw py::index_error("no such id");
+          PyObject* token = PyList_GET_ITEM(spelled.ptr(), id);
+          if (!PyBytes_Check(token)) throw py::type_error("tokens must be bytes");
+          parts.push_back({PyBytes_AS_STRING(token), size_t(PyBytes_GET_SIZE(token))});
+          size += parts.back().second;
+        }
+        auto joined = py::reinterpret_steal<py::bytes>(PyBytes_FromStringAndSize(nullptr, Py_ssize_t(size)));
+        if (!joined) throw py::error_already_set();
+        char* out = PyBytes_AS_STRING(joined.ptr());
+        for (const auto& [data, length] : parts) {
+          std::memcpy(out, data, length);
+          out += length;
+        }
+        return joined;
+      },
+      py::arg("spelled"), py::arg("ids"));
 }

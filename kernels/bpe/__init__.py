@@ -3,6 +3,7 @@
     counts = WordCounts(); counts.add_texts(texts, split_pattern(PATTERNS["qwen2"]), threads=2)
     merges = train(counts, BYTE_ORDER, vocab_size=4096)           # uint32 rows (left, right, rank, id)
     tokens = spell(BYTE_ORDER, merges)                            # the bytes of each id
+    join(tokens, [72, 256])                                       # those of a list of ids, together
     encoder = Encoder(tokens, merges, split_pattern(PATTERNS["qwen2"]))
     ids = encoder.encode(text)                                    # uint32 array
 
@@ -62,7 +63,7 @@ def _choose() -> ModuleType:
 INSTRUCTION_SETS = ("avx512", "avx2", "base")
 _native = _choose()
 Encoder, Pattern, WordCounts = _native.Encoder, _native.Pattern, _native.WordCounts
-train, spell = _native.train, _native.spell
+train, spell, join = _native.train, _native.spell, _native.join
 
 _TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _CL100K = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"

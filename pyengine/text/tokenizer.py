@@ -301,9 +301,13 @@ class Tokenizer:
     def decode_bytes(self, ids: Iterable[int], *, skip_special: bool = False) -> bytes:
         """The bytes of ids; special tokens are spelled by name, or left out."""
         ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
-        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
-            raise ValueError(f"ids must be from 0 to {self.vocab_size - 1}, got {min(ids)} to {max(ids)}")
-        return b"".join(map((self._tokens if skip_special else self._spelled).__getitem__, ids))
+        try:
+            return bpe.join(self._tokens if skip_special else self._spelled, ids)
+        except IndexError:
+            lowest, highest = min(ids), max(ids)
+            raise ValueError(
+                f"ids must be from 0 to {self.vocab_size - 1}, got {lowest} to {highest}"
+            ) from None
 
     def decode_stream(self, *, skip_special: bool = False) -> "DecodeStream":
         """A decoder for ids that arrive one by one; it never emits half a character."""

@@ -176,7 +176,7 @@ def forward(q, k, v, cu_seqlens, scale):
     tokens, heads, dim = q.shape
     out = torch.empty_like(q)
     lse = q.new_empty((tokens, heads), dtype=torch.float32)
-    sizes = tile(dim)
+    sizes = tile(dim, q.dtype)
     tiles = _tiles(cu_seqlens, sizes["QUERIES"])
     if len(tiles):
         attention_fwd_kernel[(len(tiles), heads)](
@@ -189,9 +189,8 @@ def backward(dout, q, k, v, out, lse, cu_seqlens, scale):
     heads, kv_heads, dim = q.shape[1], k.shape[1], q.shape[2]
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     delta = (dout.float() * out.float()).sum(-1)
-    sizes = tile(dim)
-    by_query, by_key = (_tiles(cu_seqlens, sizes[name]) for name in ("QUERIES", "KEYS"))
-    for_keys = tile_for_keys(dim)
+    for_queries, for_keys = tile_for_queries(dim, q.dtype), tile_for_keys(dim, q.dtype)
+    by_query, by_key = _tiles(cu_seqlens, for_queries["QUERIES"]), _tiles(cu_seqlens, for_keys["KEYS"])
     if len(by_query):
         attention_bwd_dkdv_kernel[(len(by_key), kv_heads)](
             q,
@@ -211,8 +210,9 @@ def backward(dout, q, k, v, out, lse, cu_seqlens, scale):
             num_warps=WARPS,
         )
         attention_bwd_dq_kernel[(len(by_query), heads)](
-            q, k, v, dout, lse, delta, dq, by_query, scale, heads, kv_heads, dim, **sizes, num_warps=WARPS
-        )
+            q, k, v, dout, lse, delta, dq, by_query, scale, heads, kv_heads, dim, **for_queries,
+            num_warps=WARPS,
+        )  # fmt: skip
     return dq, dk, dv
 
 
@@ -249,15 +249,30 @@ def append_paged(q, k, v, k_pages, v_pages, slots, block_table, q_start, context
     return forward_paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale)
 
 
-def tile(dim: int) -> dict[str, int]:
-    """Sides of a tile for heads of `dim`: as large as the registers of WARPS warps on sm_90 hold unspilled."""
+def tile(dim: int, dtype: torch.dtype) -> dict[str, int]:
+    """Sides of a tile of the forward pass: what the registers of WARPS warps on sm_90 hold unspilled.
+
+    Two stages: at D = 128 that is 96 KiB of shared memory, which every card has. Keys pass by in pages, as in the
+    paged kernel, where the heads are not too wide for it.
+    """
     padded = _dim(dim)
+    if dtype is torch.bfloat16 and padded <= 128:
+        return {"QUERIES": 128, "KEYS": PAGE_SIZE, "DIM": padded, "num_stages": 2}
     return {"QUERIES": 64, "KEYS": 64 if padded <= 64 else 32, "DIM": padded}
 
 
-def tile_for_keys(dim: int) -> dict[str, int]:
+def tile_for_queries(dim: int, dtype: torch.dtype) -> dict[str, int]:
+    """The same for the gradient of queries, which keeps two tiles of them."""
+    return tile(dim, dtype) | {"QUERIES": 64}
+
+
+def tile_for_keys(dim: int, dtype: torch.dtype) -> dict[str, int]:
     """The same for the kernel that holds two gradients, of keys and of values, in registers."""
-    return tile(dim) | {"QUERIES": 64 if _dim(dim) <= 64 else 32}
+    padded = _dim(dim)
+    if dtype is torch.bfloat16 and padded == 128:
+        return {"QUERIES": 64, "KEYS": 64, "DIM": padded, "num_stages": 1}
+    side = 64 if padded <= 64 else 32
+    return {"QUERIES": side, "KEYS": side, "DIM": padded}
 
 
 @remembered

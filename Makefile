@@ -84,7 +84,7 @@ lint: $(VENV)/.test  ## ruff, clang-format, mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.h' 'tests/*.cpp')
-	$(VENV)/bin/mypy pyengine
+	$(VENV)/bin/mypy pyengine kernels
 
 format:  ## rewrite in the project's style
 	$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .

@@ -187,7 +187,7 @@ def capture(arena: Arena | None = None) -> Iterator[Step]:
         if not arena.holds(tensor):
             step.kept.append(tensor)
 
-    _native.cpu, _native.keep = _Recorder(module, step), keep
+    _native.cpu, _native.keep = _Recorder(module, step), keep  # type: ignore[assignment]  # plays the module
     try:
         with torch.no_grad(), _Guard(arena):
             yield step

@@ -9,7 +9,14 @@ from collections.abc import Callable
 
 import torch
 
+# What an op's `examples` give: a function, its arguments and its keyword arguments.
+Example = tuple[Callable, tuple, dict]
 LIBRARY = torch.library.Library("pyengine", "DEF")
+
+
+def needs_grad(*tensors: torch.Tensor | None) -> bool:
+    """Whether a call on these tensors must be recorded for a backward pass."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def register(schema: str, implementation: Callable, fake: Callable) -> Callable:

@@ -3,7 +3,7 @@
 The CPU kernels are compiled three times from the same sources (`_cpu_base`, `_cpu_avx2`, `_cpu_avx512`); the
 base module tells what processor and operating system support, and the best one is imported as `cpu`.
 `PYENGINE_ISA` overrides the choice. Kernels take plain addresses: a wrong one is a crash, so every tensor
-passes through `address()`, which asserts device, type, layout and size.
+passes through `address()`, which checks device, type, layout and size.
 """
 
 import os
@@ -115,7 +115,8 @@ def cuda() -> ModuleType:
     """The module of CUDA kernels (or their host shim); ImportError if it was not built."""
     if CUDA_SHIM:
         spec = spec_from_file_location("_cuda", CUDA_SHIM)
-        assert spec and spec.loader, f"PYENGINE_CUDA_SHIM={CUDA_SHIM!r} is not a module"
+        if not (spec and spec.loader):
+            raise ImportError(f"PYENGINE_CUDA_SHIM={CUDA_SHIM!r} is not a module")
         module = module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
@@ -138,11 +139,12 @@ def address(tensor: torch.Tensor | None, dtype: torch.dtype, numel: int, device:
     """The address of a contiguous tensor after checking what the kernel will rely on; 0 for None."""
     if tensor is None:
         return 0
-    if not (CUDA_SHIM and device == "cuda"):
-        assert tensor.device.type == device, f"expected a {device} tensor, got {tensor.device}"
-    assert tensor.dtype is dtype, f"expected {dtype}, got {tensor.dtype}"
-    assert tensor.is_contiguous(), f"expected a contiguous tensor, got strides {tensor.stride()}"
-    assert tensor.numel() == numel, f"expected {numel} elements, got shape {tuple(tensor.shape)}"
+    right_place = tensor.device.type == device or (CUDA_SHIM and device == "cuda")
+    if not (right_place and tensor.dtype is dtype and tensor.is_contiguous() and tensor.numel() == numel):
+        raise ValueError(
+            f"a kernel expected {numel} contiguous numbers of {dtype} on {device}, got {tuple(tensor.shape)} of "
+            f"{tensor.dtype} with strides {tensor.stride()} on {tensor.device}"
+        )
     if keep is not None:
         keep(tensor)
     return tensor.data_ptr()
@@ -150,9 +152,11 @@ def address(tensor: torch.Tensor | None, dtype: torch.dtype, numel: int, device:
 
 def rows(tensor: torch.Tensor, dtype: torch.dtype) -> tuple[int, int]:
     """(address, numbers from one row to the next) of a tensor whose rows are contiguous but may lie apart."""
-    assert tensor.device.type == "cpu", f"expected a cpu tensor, got {tensor.device}"
-    assert tensor.dtype is dtype, f"expected {dtype}, got {tensor.dtype}"
-    assert has_rows(tensor), f"expected contiguous rows, got strides {tensor.stride()}"
+    if not (tensor.device.type == "cpu" and tensor.dtype is dtype and has_rows(tensor)):
+        raise ValueError(
+            f"a kernel expected contiguous rows of {dtype} on the cpu, got {tuple(tensor.shape)} of "
+            f"{tensor.dtype} with strides {tensor.stride()} on {tensor.device}"
+        )
     if keep is not None:
         keep(tensor)
     return tensor.data_ptr(), tensor.stride(0)

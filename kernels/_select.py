@@ -1,10 +1,10 @@
 """The one place that decides which backend runs an op.
 
 A backend of an op exists exactly when its file `kernels/<op>/<backend>.py` exists. The choice is made once per
-(op, device type) and cached: `with use_backend("triton")`, else the environment's PYENGINE_BACKEND, else the
-device's order. On a GPU a backend is used only after one small launch of the op, forward and backward, on that
-very card agreed with the reference; the launch happens in a subprocess with a time limit, since a kernel that
-does not fit a card may hang or poison the process, and its result is cached per card, version and source.
+(op, device) and cached: `with use_backend("triton")`, else the environment's PYENGINE_BACKEND, else the order of
+the device's type. On a GPU a backend is used only after small launches of all of the op's functions, forward and
+backward, on that very card agreed with the reference; they happen in a subprocess with a time limit, since a
+kernel that does not fit a card may hang or poison the process, and the verdict is kept per card, version and source.
 What an op cannot do raises; nothing is caught and retried elsewhere.
 """
 
@@ -14,8 +14,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 
@@ -27,8 +28,10 @@ ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 DEVICES = {"cpu": ("cpu",), "cuda": ("cuda",), "triton": ("cuda",), "reference": ("cpu", "cuda")}
 HERE = Path(__file__).parent
 PROBE_SECONDS = 120
+DISAGREES = 3  # how a probe exits whose results are not the reference's
 
-_chosen: dict[tuple[str, str], tuple[ModuleType, str]] = {}
+_chosen: dict[tuple[str, torch.device], tuple[ModuleType, str]] = {}
+_unfinished: dict[str, str] = {}  # probes of this process that came to no verdict
 _forced: list[str] = []
 epoch = 0  # moves when choices may have changed
 
@@ -45,10 +48,7 @@ def backends(op: str) -> list[str]:
 
 def select(op: str, device: torch.device) -> ModuleType:
     """The backend module that runs `op` on `device`."""
-    chosen = _chosen.get((op, device.type))
-    if chosen is None:
-        chosen = _chosen[op, device.type] = _decide(op, device)
-    return chosen[0]
+    return (_chosen.get((op, device)) or _choose(op, device))[0]
 
 
 @contextmanager
@@ -74,12 +74,20 @@ def table(device: torch.device | str = "cpu") -> list[tuple[str, str, str]]:
     rows = []
     for op in ops():
         try:
-            select(op, device)
-            module, why = _chosen[op, device.type]
+            module, why = _choose(op, device)
             rows.append((op, module.__name__.rsplit(".", 1)[-1], why))
         except NotImplementedError as error:
             rows.append((op, "-", str(error)))
     return rows
+
+
+def _choose(op: str, device: torch.device) -> tuple[ModuleType, str]:
+    """(backend module, why) for `op` on `device`; cards of one machine may differ."""
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    if (op, device) not in _chosen:
+        _chosen[op, device] = _decide(op, device)
+    return _chosen[op, device]
 
 
 def _decide(op: str, device: torch.device) -> tuple[ModuleType, str]:
@@ -95,7 +103,7 @@ def _decide(op: str, device: torch.device) -> tuple[ModuleType, str]:
     for name in ORDER.get(device.type, ("reference",)):
         if name not in backends(op):
             continue
-        if device.type == "cuda" and name != "reference" and (problem := _probe(op, name)):
+        if device.type == "cuda" and name != "reference" and (problem := _probe(op, name, device)):
             refused.append(f"{name}: {problem}")
             continue
         return _load(op, name), "; ".join(refused) or f"first of {device.type}'s order"
@@ -106,29 +114,61 @@ def _load(op: str, backend: str) -> ModuleType:
     return import_module(f"{__package__}.{op}.{backend}")
 
 
-def _probe(op: str, backend: str) -> str:
-    """Empty if one small launch in a subprocess agreed with the reference, else what went wrong."""
-    key = _probe_key(op, backend)
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pyengine" / "probes.json"
-    known = json.loads(cache.read_text()) if cache.exists() else {}
-    if key not in known:
-        command = [sys.executable, "-m", f"{__package__}._probe", op, backend]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS)
-            lines = done.stderr.strip().splitlines()
-            known[key] = "" if done.returncode == 0 else (lines[-1] if lines else f"exit {done.returncode}")
-        except subprocess.TimeoutExpired:
-            known[key] = f"no answer within {PROBE_SECONDS} s"
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        temporary = cache.with_suffix(f".{os.getpid()}.part")
-        temporary.write_text(json.dumps(known, indent=1))
-        temporary.replace(cache)
-    return known[key]
+def _probe(op: str, backend: str, device: torch.device) -> str:
+    """Empty if small launches in a subprocess agreed with the reference, else what went wrong.
+
+    Agreement and disagreement are kept in a file. A launch that came to no end (a busy card, memory that others
+    held, a crash) says little about the kernel: this process remembers it, the next one tries again.
+    """
+    key = _probe_key(op, backend, device)
+    verdict = _unfinished.get(key, _read_probes().get(key))
+    if verdict is not None:
+        return verdict
+    command = [sys.executable, "-m", f"{__package__}._probe", op, backend, str(device)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS)
+    except subprocess.TimeoutExpired:
+        return _unfinished.setdefault(key, f"no answer within {PROBE_SECONDS} s")
+    lines = done.stderr.strip().splitlines()
+    verdict = "" if done.returncode == 0 else (lines[-1] if lines else f"exit {done.returncode}")
+    if done.returncode not in (0, DISAGREES):
+        return _unfinished.setdefault(key, verdict)
+    _write_probes(_read_probes() | {key: verdict})
+    return verdict
 
 
-def _probe_key(op: str, backend: str) -> str:
+def _probes() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pyengine" / "probes.json"
+
+
+def _read_probes() -> dict[str, str]:
+    """The verdicts kept; none where the file is missing or damaged."""
+    try:
+        known = json.loads(_probes().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    sound = isinstance(known, dict) and all(isinstance(verdict, str) for verdict in known.values())
+    return known if sound else {}
+
+
+def _write_probes(known: dict[str, str]) -> None:
+    """Keep the verdicts, if the place for it can be written; if not, the next process launches again."""
+    file = _probes()
+    temporary = file.with_suffix(f".{os.getpid()}.part")
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(known, indent=1), encoding="utf-8")
+        temporary.replace(file)
+
+
+def _probe_key(op: str, backend: str, device: torch.device) -> str:
+    """What a verdict depends on: the card, versions, and the source of the op and of what all ops share."""
     source = hashlib.sha256()
-    for path in sorted((HERE / op).glob("*.py")) + sorted(HERE.glob("_cuda*")):
+    shared = [path for pattern in ("_*.py", "_cuda*.so") for path in sorted(HERE.glob(pattern))]
+    for path in [*sorted((HERE / op).glob("*.py")), *shared]:
         source.update(path.read_bytes())
-    card = torch.cuda.get_device_name() + str(torch.cuda.get_device_capability())
-    return "|".join([op, backend, card, torch.__version__, sys.version.split()[0], source.hexdigest()[:16]])
+    card = torch.cuda.get_device_name(device) + str(torch.cuda.get_device_capability(device))
+    versions = [torch.__version__, sys.version.split()[0]]
+    with suppress(PackageNotFoundError):
+        versions.append(version("triton"))
+    return "|".join([op, backend, card, *versions, source.hexdigest()[:16]])

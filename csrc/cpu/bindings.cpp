@@ -54,6 +54,7 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
     parallel::Region region(threads);
     return replay::run(reinterpret_cast<const replay::Word*>(words), count);
   });
+  m.attr("RMSNORM_BLOCK") = kNormBlock;
   def(m, "rmsnorm_forward_f32_f32", &rmsnorm_forward<float, float>);
   def(m, "rmsnorm_forward_bf16_bf16", &rmsnorm_forward<bf16, bf16>);
   def(m, "rmsnorm_forward_bf16_f32", &rmsnorm_forward<bf16, float>);

@@ -11,7 +11,9 @@ void rmsnorm_forward(const X* x, const float* residual, const T* weight, T* y, f
                      int64_t rows, int64_t channels, float eps, int threads);
 
 // The gradient of s, what was normalised (plus dsummed where given), as dx and, where wanted, as dresidual;
-// and dweight. `partial` holds ceil(rows / 64) * channels floats.
+// and dweight. `partial` holds ceil(rows / kNormBlock) * channels floats: the weight's gradient is summed over
+// blocks of rows, each alone. Python, which allocates it, reads the number from the module (RMSNORM_BLOCK).
+constexpr int64_t kNormBlock = 64;
 template <class T, class S, class X>
 void rmsnorm_backward(const T* dy, const float* dsummed, const S* s, const T* weight, const float* rstd, X* dx,
                       float* dresidual, T* dweight, float* partial, int64_t rows, int64_t channels,

@@ -3,7 +3,7 @@
 // Forward reads x (and residual) once and writes y (and the sum): 2-4 passes of memory for 4 flops a number,
 // so the bound is bandwidth; a row stays in L1 between its two passes. Backward needs the row's
 // sum(dy * w * x) before it can write dx, again two passes over a row in L1, and adds dy * x * rstd into the
-// weight's gradient: each block of 64 rows into a partial of its own, partials summed in order afterwards, so
+// weight's gradient: each block of rows into a partial of its own, partials summed in order afterwards, so
 // the result does not depend on the number of threads.
 //
 //   r = 1 / sqrt(mean(x^2) + eps)          y = x r w
@@ -16,12 +16,6 @@
 #include "parallel.h"
 
 using namespace simd;
-
-namespace {
-
-constexpr int64_t kBlock = 64;  // rows a task; also the unit of the weight gradient's partial sums
-
-}  // namespace
 
 template <class T, class X>
 void rmsnorm_forward(const X* x, const float* residual, const T* weight, T* y, float* summed, float* rstd,
@@ -38,8 +32,8 @@ void rmsnorm_forward(const X* x, const float* residual, const T* weight, T* y, f
     each_vector(channels,
                 [&](int64_t i, int n) { put(out + i, get(in + i, n) * set(scale) * get(weight + i, n), n); });
   };
-  parallel::parallel_for((rows + kBlock - 1) / kBlock, threads, [&](int64_t block) {
-    for (int64_t row = block * kBlock; row < std::min(rows, (block + 1) * kBlock); ++row) {
+  parallel::parallel_for((rows + kNormBlock - 1) / kNormBlock, threads, [&](int64_t block) {
+    for (int64_t row = block * kNormBlock; row < std::min(rows, (block + 1) * kNormBlock); ++row) {
       const X* in = x + row * channels;
       if (!residual) {
         normalise(in, row);
@@ -57,11 +51,11 @@ template <class T, class S, class X>
 void rmsnorm_backward(const T* dy, const float* dsummed, const S* s, const T* weight, const float* rstd, X* dx,
                       float* dresidual, T* dweight, float* partial, int64_t rows, int64_t channels,
                       int threads) {
-  int64_t blocks = (rows + kBlock - 1) / kBlock;
+  int64_t blocks = (rows + kNormBlock - 1) / kNormBlock;
   parallel::parallel_for(blocks, threads, [&](int64_t block) {
     float* dw = partial + block * channels;
     std::fill(dw, dw + channels, 0.0f);
-    for (int64_t row = block * kBlock; row < std::min(rows, (block + 1) * kBlock); ++row) {
+    for (int64_t row = block * kNormBlock; row < std::min(rows, (block + 1) * kNormBlock); ++row) {
       const S* in = s + row * channels;
       const T* grad = dy + row * channels;
       f32 dot = zero();

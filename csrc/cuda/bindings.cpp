@@ -9,6 +9,7 @@ struct bf16 {
 };
 
 PYBIND11_MODULE(PYENGINE_MODULE, m) {
+  m.attr("RMSNORM_BLOCK") = kNormBlock;
   bind::def(m, "rmsnorm_forward_f32_f32", &rmsnorm_forward<float, float>);
   bind::def(m, "rmsnorm_forward_bf16_bf16", &rmsnorm_forward<bf16, bf16>);
   bind::def(m, "rmsnorm_forward_bf16_f32", &rmsnorm_forward<bf16, float>);

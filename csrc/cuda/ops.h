@@ -8,6 +8,9 @@ struct bf16;
 template <class T, class X>
 int rmsnorm_forward(const X* x, const float* residual, const T* weight, T* y, float* summed, float* rstd,
                     int64_t rows, int64_t channels, float eps, void* stream);
+// `partial` holds ceil(rows / kNormBlock) * channels floats; Python, which allocates it, reads the number from
+// the module (RMSNORM_BLOCK).
+constexpr int64_t kNormBlock = 64;
 template <class T, class S, class X>
 int rmsnorm_backward(const T* dy, const float* dsummed, const S* s, const T* weight, const float* rstd, X* dx,
                      float* dresidual, T* dweight, float* partial, int64_t rows, int64_t channels,

@@ -9,8 +9,6 @@
 
 namespace {
 
-constexpr int64_t kRows = 64;
-
 template <class T, class X, int N>
 __global__ void rmsnorm_fwd_kernel(const X* x, const float* residual, const T* weight, T* y, float* summed,
                                    float* rstd, int64_t channels, float eps) {
@@ -52,7 +50,7 @@ __global__ void rmsnorm_bwd_kernel(const T* dy, const float* dsummed, const S* s
   float* dw = partial + (int64_t)blockIdx.x * channels;
   for (int64_t c = threadIdx.x * N; c < channels; c += blockDim.x * N)
     for (int i = 0; i < N; ++i) dw[c + i] = 0.0f;
-  int64_t first = blockIdx.x * kRows, last = first + kRows < rows ? first + kRows : rows;
+  int64_t first = blockIdx.x * kNormBlock, last = first + kNormBlock < rows ? first + kNormBlock : rows;
   for (int64_t row = first; row < last; ++row) {
     int64_t start = row * channels;
     float dot = 0.0f;
@@ -122,7 +120,7 @@ int rmsnorm_backward(const T* dy, const float* dsummed, const S* s, const T* wei
                      float* dresidual, T* dweight, float* partial, int64_t rows, int64_t channels,
                      void* stream) {
   constexpr int N = 4;
-  int64_t blocks = (rows + kRows - 1) / kRows;
+  int64_t blocks = (rows + kNormBlock - 1) / kNormBlock;
   int error = packs<N>(channels, dy, dsummed, s, weight, dx, dresidual)
                   ? launch(rmsnorm_bwd_kernel<T, S, X, N>, blocks, block_size(channels, N), 0, stream, dy,
                            dsummed, s, weight, rstd, dx, dresidual, partial, rows, channels)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .._library import register
+from .._library import Example, register
 from .._select import select
 
 __all__ = ["adamw_", "grad_norm"]
@@ -89,6 +89,22 @@ def grad_norm(grads: Sequence[torch.Tensor]) -> float:
     if not grads:
         return 0.0
     return select("adamw", grads[0].device).grad_norm([grad.detach().contiguous() for grad in grads])
+
+
+def examples(device: str) -> list[Example]:
+    """Small, odd-sized calls for the probe launch; a rate of 1, so that the step shows beside the weights."""
+    make = torch.Generator(device=device).manual_seed(1)
+    params, grads, means, squares = (
+        [torch.randn(n, generator=make, device=device) for n in (67, 1, 1030)] for _ in range(4)
+    )
+    squares = [square.abs() + 0.1 for square in squares]
+    narrow = [grad.bfloat16() for grad in grads]
+    return [
+        (adamw_, (params, some, means, squares, 1.0, 0.9, 0.95, 1e-8, 0.1, 3, 0.5), {"copies": copies})
+        for some, copies in ((grads, ()), (narrow, [g.clone() for g in narrow]))
+    ] + [
+        (grad_norm, (grads,), {}),
+    ]
 
 
 def _adamw(

@@ -10,7 +10,7 @@ cache, it has the same bits. 4 D flops a pair of query and key forward, 10 D bac
 import torch
 
 from .. import _native
-from .._library import register
+from .._library import Example, needs_grad, register
 from .._memory import large_empty
 from .._select import select
 from .reference import PAGE_SIZE
@@ -34,8 +34,7 @@ def attention(
         raise ValueError(f"attention: cu_seqlens must be (B + 1,) int32, got {_describe(cu_seqlens)}")
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     arguments = q.contiguous(), k.contiguous(), v.contiguous(), cu_seqlens.contiguous(), scale
-    needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    if torch.compiler.is_compiling() or needs_grad:
+    if torch.compiler.is_compiling() or needs_grad(q, k, v):
         return _Attention.apply(*arguments)
     return _forward(*arguments)[0]
 
@@ -120,9 +119,9 @@ def write_pages(
     call(_with_rows(k), _with_rows(v), k_pages, v_pages, slots.contiguous())
 
 
-def examples(device: str) -> list[tuple[tuple, dict]]:
+def examples(device: str) -> list[Example]:
     """Small, odd-sized calls for the probe launch."""
-    made: list[tuple[tuple, dict]] = []
+    made: list[Example] = []
     bounds = torch.tensor([0, 5, 5, 75], dtype=torch.int32, device=device)
     for dtype, dim in ((torch.float32, 33), (torch.bfloat16, 32)):
         make = torch.Generator(device=device).manual_seed(1)
@@ -130,8 +129,30 @@ def examples(device: str) -> list[tuple[tuple, dict]]:
             torch.randn(75, heads, dim, generator=make, device=device).to(dtype).requires_grad_()
             for heads in (4, 2, 2)
         )
-        made.append(((q, k, v, bounds), {}))
+        made.append((attention, (q, k, v, bounds), {}))
+        table = torch.tensor([[3, 0], [1, 2]], dtype=torch.int32, device=device)
+        q_start, lengths = (torch.tensor(n, dtype=torch.int32, device=device) for n in ([0, 2, 5], [5, 70]))
+        made.append((_through_pages, (q[:5].detach(), k.detach(), v.detach(), table, q_start, lengths), {}))
     return made
+
+
+def _through_pages(q, k, v, block_table, q_start, context_lens):
+    """Requests whose tokens are the rows of k and v: all written into pages first, and the queries' own as read."""
+    pages = new_pages(block_table.numel(), k.shape[1], k.shape[2], k.dtype, k.device)
+    places = [
+        page * PAGE_SIZE + i
+        for row, length in zip(block_table.tolist(), context_lens.tolist(), strict=True)
+        for at, page in enumerate(row)
+        for i in range(max(0, min(PAGE_SIZE, length - at * PAGE_SIZE)))
+    ]
+    slots = torch.tensor(places, dtype=torch.int32, device=k.device)
+    write_pages(k, v, *pages, slots)
+    paged = attention_paged(q, *pages, block_table, q_start, context_lens)
+    ends, counts = context_lens.cumsum(0).tolist(), q_start.diff().tolist()
+    own = [i for end, count in zip(ends, counts, strict=True) for i in range(end - count, end)]
+    write_pages(torch.zeros_like(k[own]), torch.zeros_like(v[own]), *pages, slots[own])
+    requests = block_table, q_start, context_lens
+    return paged, attention_append(q, k[own], v[own], *pages, slots[own], *requests)
 
 
 def _page_shapes(pages, kv_heads, dim, dtype):

@@ -100,7 +100,7 @@ def portable(pattern: str) -> str:
     return PATTERNS[_NAMES[pattern]] if pattern in _NAMES else PATTERNS.get(pattern, pattern)
 
 
-def split_pattern(pattern: str) -> Pattern | None:
+def split_pattern(pattern: str) -> Pattern | None:  # type: ignore[valid-type]  # a compiled class
     """The hand-written lexer of a pattern (name or regular expression), or None where there is none."""
     name = _NAMES.get(portable(pattern))
     return Pattern(*_LEXERS[name]) if name else None

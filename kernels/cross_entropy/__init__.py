@@ -9,7 +9,7 @@ one stated order, shared with `sample`: so the trainer's log-probability of a to
 
 import torch
 
-from .._library import register
+from .._library import Example, needs_grad, register
 from .._select import select
 
 __all__ = ["linear_cross_entropy"]
@@ -31,22 +31,23 @@ def linear_cross_entropy(
     _check(x, weight, targets)
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1]).contiguous()
     weight, flat = weight.contiguous(), targets.reshape(-1).contiguous()
-    needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if torch.compiler.is_compiling() or needs_grad:
+    if torch.compiler.is_compiling() or needs_grad(x, weight):
         nll = _CrossEntropy.apply(rows, weight, flat, ignore_index)
     else:
         nll = _forward(rows, weight, flat, ignore_index, False)[0]
     return nll.view(targets.shape)
 
 
-def examples(device: str) -> list[tuple[tuple, dict]]:
+def examples(device: str) -> list[Example]:
     """Small, odd-sized calls for the probe launch."""
-    made: list[tuple[tuple, dict]] = []
+    made: list[Example] = []
     for dtype in (torch.float32, torch.bfloat16):
         make = torch.Generator(device=device).manual_seed(1)
         x = torch.randn(7, 67, generator=make, device=device).to(dtype).requires_grad_()
         w = (torch.randn(131, 67, generator=make, device=device) / 8).to(dtype).requires_grad_()
-        made.append(((x, w, torch.tensor([0, 130, 5, -100, 64, 1, 99], device=device)), {}))
+        made.append(
+            (linear_cross_entropy, (x, w, torch.tensor([0, 130, 5, -100, 64, 1, 99], device=device)), {})
+        )
     return made
 
 

@@ -6,7 +6,7 @@ named it, in float32 and in the tokens' order, and rounds the sum once. Bound by
 
 import torch
 
-from .._library import register
+from .._library import Example, needs_grad, register
 from .._select import select
 from ..quantized import QuantizedWeight
 
@@ -24,17 +24,19 @@ def embedding(table: torch.Tensor | QuantizedWeight, ids: torch.Tensor) -> torch
         return table[ids]
     _check(table, ids)
     table, ids = table.contiguous(), ids.contiguous()
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and table.requires_grad):
+    if torch.compiler.is_compiling() or needs_grad(table):
         return _Embedding.apply(table, ids)
     return select("embedding", table.device).forward(table, ids)
 
 
-def examples(device: str) -> list[tuple[tuple, dict]]:
+def examples(device: str) -> list[Example]:
     """Small, odd-sized calls for the probe launch."""
     make = torch.Generator(device=device).manual_seed(1)
     table = torch.randn(11, 67, generator=make, device=device)
     ids = torch.randint(11, (25,), generator=make, device=device)
-    return [((table.to(dtype).requires_grad_(), ids), {}) for dtype in (torch.float32, torch.bfloat16)]
+    return [
+        (embedding, (table.to(dtype).requires_grad_(), ids), {}) for dtype in (torch.float32, torch.bfloat16)
+    ]
 
 
 def _check(table, ids) -> None:

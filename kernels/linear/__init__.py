@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .._library import register
+from .._library import Example, needs_grad, register
 from .._select import select
 from ..quantized import QuantizedWeight, linear_quantized
 
@@ -60,24 +60,29 @@ def linear(
     bias = None if bias is None else bias.contiguous()
     if isinstance(weight, PackedWeight):
         y = _packed(rows, weight, bias, out_dtype)
-    elif torch.compiler.is_compiling() or _needs_grad(x, weight, bias):
+    elif torch.compiler.is_compiling() or needs_grad(x, weight, bias):
         y = _Linear.apply(rows, weight.contiguous(), bias, out_dtype)
     else:
         y = select("linear", x.device).forward(rows, weight.contiguous(), bias, out_dtype)
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
-def examples(device: str) -> list[tuple[tuple, dict]]:
+def examples(device: str) -> list[Example]:
     """Small, odd-sized calls for the probe launch."""
-    made = []
+    made: list[Example] = []
     for dtype in (torch.float32, torch.bfloat16):
         make = torch.Generator(device=device).manual_seed(1)
         x, w, b = (
             torch.randn(*shape, generator=make, device=device).to(dtype).requires_grad_()
             for shape in ((5, 67), (35, 67), (35,))
         )
-        made += [((x, w), {}), ((x, w, b), {"out_dtype": torch.float32})]
+        made += [(linear, (x, w), {}), (linear, (x, w, b), {"out_dtype": torch.float32})]
+        made.append((_linear_packed, (x.detach(), w.detach(), b.detach()), {}))
     return made
+
+
+def _linear_packed(x, weight, bias):
+    return linear(x, pack_weight(weight), bias)
 
 
 def _check_weight(weight) -> None:
@@ -109,13 +114,9 @@ def _packed(rows, weight, bias, out_dtype):
     backend = select("linear", rows.device)
     if backend.__name__.rsplit(".", 1)[-1] != weight.backend:
         raise ValueError(f"linear: the weight was packed for backend {weight.backend}; pack it again")
-    if _needs_grad(rows, bias):
+    if needs_grad(rows, bias):
         raise ValueError("linear: a packed weight takes no gradients; give the weight itself, or use no_grad")
     return backend.forward_packed(rows, weight.data, weight.shape[0], bias, out_dtype)
-
-
-def _needs_grad(*tensors) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _forward(x, weight, bias, out_dtype):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .._library import register
+from .._library import Example, register
 from .._select import select
 from ..adamw import check_lists
 
@@ -43,6 +43,20 @@ def muon_(
         run = _muon_op if torch.compiler.is_compiling() else _muon
         with torch.no_grad():
             run(list(params), grads, list(momenta), lr, momentum, weight_decay, grad_scale, list(copies))
+
+
+def examples(device: str) -> list[Example]:
+    """Small, odd-sized calls for the probe launch; a rate of 1, so that the step shows beside the weights."""
+    make = torch.Generator(device=device).manual_seed(1)
+    params, grads, momenta = (
+        [torch.randn(shape, generator=make, device=device) / 8 for shape in ((33, 67), (67, 33), (33, 67))]
+        for _ in range(3)
+    )
+    narrow = [grad.bfloat16() for grad in grads]
+    return [
+        (muon_, (params, some, momenta, 1.0, 0.9, 0.1, 0.5), {"copies": copies})
+        for some, copies in ((grads, ()), (narrow, [g.clone() for g in narrow]))
+    ]
 
 
 def _muon(params, grads, momenta, lr, momentum, weight_decay, grad_scale, copies=()):

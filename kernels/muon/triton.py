@@ -126,16 +126,15 @@ def step(params, grads, momenta, lr, momentum, weight_decay, grad_scale, copies=
     for (rows, columns), groups in shapes.items():
         at_once = max(1, MOST // (rows * columns))
         for first in range(0, len(groups), at_once):
-            _step(
-                rows, columns, *zip(*groups[first : first + at_once], strict=True),
-                lr, momentum, weight_decay, grad_scale,
-            )  # fmt: skip
+            some = zip(*groups[first : first + at_once], strict=True)
+            _step(rows, columns, some, lr, momentum, weight_decay, grad_scale)
     if copies:
         torch._foreach_copy_(list(copies), list(params))
 
 
-def _step(rows, columns, params, grads, momenta, lr, momentum, weight_decay, grad_scale):
-    """One step of matrices of one shape."""
+def _step(rows, columns, groups, lr, momentum, weight_decay, grad_scale):
+    """One step of matrices of one shape: groups gives params, grads and momenta."""
+    params, grads, momenta = groups
     count, device = len(params), params[0].device
     addresses = [[tensor.data_ptr() for tensor in tensors] for tensors in (params, grads, momenta)]
     p_at, g_at, m_at = (table_of(numbers, device) for numbers in addresses)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .._library import needs_grad
 from .._select import select
 
 __all__ = ["QuantizedWeight", "linear_quantized", "pack_quantized", "stack_quantized"]
@@ -120,7 +121,7 @@ def linear_quantized(
         )
     if out_dtype not in (None, torch.float32, x.dtype):
         raise ValueError(f"linear_quantized: out_dtype {out_dtype} is neither x's {x.dtype} nor float32")
-    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+    if needs_grad(x, bias):
         raise ValueError("linear_quantized: a quantised weight takes no gradients; use no_grad")
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1]).contiguous()
     bias = None if bias is None else bias.contiguous()

@@ -8,7 +8,7 @@ file a backend, and here the public function, the two registered ops and the aut
 
 import torch
 
-from .._library import register
+from .._library import Example, needs_grad, register
 from .._select import select
 
 __all__ = ["rmsnorm"]
@@ -31,22 +31,22 @@ def rmsnorm(
     rows = x.reshape(-1, x.shape[-1]).contiguous()
     other = None if residual is None else residual.reshape(rows.shape).contiguous()
     weight = weight.contiguous()
-    if torch.compiler.is_compiling() or _needs_grad(x, weight, residual):
+    if torch.compiler.is_compiling() or needs_grad(x, weight, residual):
         y, summed = _RMSNorm.apply(rows, weight, eps, other)
     else:
         y, summed, _ = select("rmsnorm", x.device).forward(rows, weight, eps, other)
     return y.view(x.shape) if residual is None else (y.view(x.shape), summed.view(x.shape))
 
 
-def examples(device: str) -> list[tuple[tuple, dict]]:
+def examples(device: str) -> list[Example]:
     """Small, odd-sized calls for the probe launch."""
-    made: list[tuple[tuple, dict]] = []
+    made: list[Example] = []
     for dtype in (torch.float32, torch.bfloat16):
         make = torch.Generator(device=device).manual_seed(1)
         x, r = (torch.randn(5, 67, generator=make, device=device).requires_grad_() for _ in range(2))
         narrow = x.detach().to(dtype).requires_grad_()
         w = torch.randn(67, generator=make, device=device).to(dtype).requires_grad_()
-        made += [((narrow, w), {}), ((x, w), {}), ((narrow, w, 1e-5, r), {})]
+        made += [(rmsnorm, a, {}) for a in ((narrow, w), (x, w), (narrow, w, 1e-5, r))]
     return made
 
 
@@ -55,6 +55,8 @@ def _check(x, weight, residual) -> None:
         raise ValueError(
             f"rmsnorm: weight {tuple(weight.shape)} does not fit x {tuple(x.shape)}; expected (C,)"
         )
+    if x.shape[-1] == 0:
+        raise ValueError(f"rmsnorm: x {tuple(x.shape)} has no channels to take a mean of")
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"rmsnorm: residual {tuple(residual.shape)} differs from x {tuple(x.shape)}")
     if weight.dtype not in (torch.float32, torch.bfloat16):
@@ -66,10 +68,6 @@ def _check(x, weight, residual) -> None:
     for name, other in (("weight", weight), ("residual", residual)):
         if other is not None and other.device != x.device:
             raise ValueError(f"rmsnorm: {name} is on {other.device}, x on {x.device}")
-
-
-def _needs_grad(*tensors) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _forward(x, weight, eps, residual):

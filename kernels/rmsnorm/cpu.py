@@ -4,7 +4,6 @@ import torch
 
 from .. import _native
 
-BLOCK = 64  # rows per partial sum of the weight gradient, as in the C++
 WIDE = torch.float32
 
 
@@ -32,7 +31,8 @@ def backward(dy, dsummed, s, weight, rstd, residual):
     dx, dweight = torch.empty_like(s, dtype=dtype if residual else s.dtype), torch.empty_like(weight)
     both = residual and dtype != WIDE
     dresidual = torch.empty(s.shape if both else 0, dtype=WIDE)
-    partial = torch.empty(-(-rows // BLOCK), channels, dtype=WIDE)
+    blocks = -(-rows // _native.cpu.RMSNORM_BLOCK)
+    partial = torch.empty(blocks, channels, dtype=WIDE)
     _native.kernel("rmsnorm_backward", dtype, s.dtype, dx.dtype)(
         _native.address(dy, dtype, n),
         _native.address(dsummed, WIDE, n),

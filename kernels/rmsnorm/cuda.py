@@ -4,7 +4,6 @@ import torch
 
 from .. import _native
 
-BLOCK = 64  # rows per partial sum of the weight gradient, as in the kernel
 WIDE = torch.float32
 
 
@@ -33,7 +32,8 @@ def backward(dy, dsummed, s, weight, rstd, residual):
     dx, dweight = torch.empty_like(s, dtype=dtype if residual else s.dtype), torch.empty_like(weight)
     both = residual and dtype != WIDE
     dresidual = s.new_empty(s.shape if both else 0, dtype=WIDE)
-    partial = s.new_empty((-(-rows // BLOCK), channels), dtype=WIDE)
+    blocks = -(-rows // _native.cuda().RMSNORM_BLOCK)
+    partial = s.new_empty((blocks, channels), dtype=WIDE)
     _native.launch(
         "rmsnorm_backward", (dtype, s.dtype, dx.dtype), s.device,
         _native.address(dy, dtype, n, "cuda"),

@@ -1,8 +1,8 @@
 """RMSNorm in Triton: a row in registers, read once and written once.
 
 Forward: one program a row. Backward: a fixed number of rows a program, which keeps its share of the weight's
-gradient in registers and writes it once; the shares are summed afterwards in order, so the result does not
-depend on how programs are scheduled.
+gradient in registers and writes it once; torch sums the shares afterwards, without atomics, so the result does
+not depend on how programs are scheduled.
 """
 
 import torch

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .._library import register
+from .._library import Example, needs_grad, register
 from .._select import select
 
 __all__ = ["rope"]
@@ -49,14 +49,14 @@ def rope(
         float(eps),
         [float(d) for d in divisors],
     )
-    if torch.compiler.is_compiling() or _needs_grad(qkv, q_weight, k_weight):
+    if torch.compiler.is_compiling() or needs_grad(qkv, q_weight, k_weight):
         return _Rope.apply(*arguments)
     return _forward(*arguments)
 
 
-def examples(device: str) -> list[tuple[tuple, dict]]:
+def examples(device: str) -> list[Example]:
     """Small, odd-sized calls for the probe launch."""
-    made: list[tuple[tuple, dict]] = []
+    made: list[Example] = []
     positions = torch.tensor([0, 1, 2, 0, 1500], dtype=torch.int32, device=device)
     for dtype in (torch.float32, torch.bfloat16):
         make = torch.Generator(device=device).manual_seed(1)
@@ -65,7 +65,7 @@ def examples(device: str) -> list[tuple[tuple, dict]]:
             for shape in ((5, 5, 34), (34,), (34,))
         )
         divided = {"divisors": [1.0] * 8 + [8.0] * 9}
-        made += [((qkv, 3, positions), divided), ((qkv, 3, positions, wq, wk, 1e6), {})]
+        made += [(rope, (qkv, 3, positions), divided), (rope, (qkv, 3, positions, wq, wk, 1e6), {})]
     return made
 
 
@@ -94,10 +94,6 @@ def _check(qkv, heads, positions, q_weight, k_weight, divisors) -> None:
             )
         if weight.shape != qkv.shape[2:]:
             raise ValueError(f"rope: weight {tuple(weight.shape)} does not fit D = {qkv.shape[2]}")
-
-
-def _needs_grad(*tensors) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _forward(qkv, heads, positions, q_weight, k_weight, theta, eps, divisors=()):

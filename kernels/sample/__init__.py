@@ -12,7 +12,7 @@ the bound is the one read, 4 bytes a logit.
 
 import torch
 
-from .._library import register
+from .._library import Example, register
 from .._select import select
 
 __all__ = ["adjust_logits", "sample", "sampled_logprob", "top_logprobs", "uniform"]
@@ -99,7 +99,7 @@ def adjust_logits(
     _check_logits(logits)
     rows, vocabulary = logits.shape
     entries = ids.numel()
-    wanted = [
+    wanted: list[tuple[str, torch.Tensor, torch.dtype, tuple[int, ...]]] = [
         ("ids", ids, torch.int32, (entries,)),
         ("starts", starts, torch.int32, (rows + 1,)),
         ("repetition", repetition, torch.float32, (entries,)),
@@ -128,16 +128,25 @@ def uniform(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     return call(seeds.contiguous(), positions.contiguous())
 
 
-def examples(device: str) -> list[tuple[tuple, dict]]:
+def examples(device: str) -> list[Example]:
     """Small, odd-sized calls for the probe launch."""
     make = torch.Generator(device=device).manual_seed(1)
     logits = torch.randn(4, 777, generator=make, device=device) * 3
     u = torch.tensor([0.0, 0.3, 0.6, 0.999], device=device)
+    filters: list[tuple] = [(), (0.7, 50, 0.9), (0.0,), (1.0, 0, 1.0, 0.1)]
+    ids = torch.tensor([0, 300, 776, -1], device=device)
+    entries, starts = (
+        torch.tensor(n, dtype=torch.int32, device=device) for n in ([5, 776, 0, 31], [0, 2, 2, 3, 4])
+    )
+    repetition, added = torch.tensor([[1.3, 0.5, 2.0, 1.0], [0.0, -4.0, 2.0, 0.25]], device=device)
+    allowed = torch.randint(-(2**31), 2**31, (4, 25), generator=make, device=device, dtype=torch.int32)
     return [
-        ((logits, u), {}),
-        ((logits, u, 0.7, 50, 0.9), {}),
-        ((logits, u, 0.0), {}),
-        ((logits, u, 1.0, 0, 1.0, 0.1), {}),
+        *((sample, (logits, u, *some), {}) for some in filters),
+        *((sampled_logprob, (logits, ids, *some), {}) for some in filters),
+        (top_logprobs, (logits, 5), {}),
+        (adjust_logits, (logits, entries, starts, repetition, added), {}),
+        (adjust_logits, (logits, entries, starts, repetition, added, allowed), {}),
+        (uniform, (ids, torch.arange(4, device=device)), {}),
     ]
 
 

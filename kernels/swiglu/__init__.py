@@ -6,7 +6,7 @@ backward pass recomputes the sigmoid from the inputs, so nothing but the input i
 
 import torch
 
-from .._library import register
+from .._library import Example, needs_grad, register
 from .._select import select
 
 __all__ = ["swiglu"]
@@ -22,18 +22,18 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     if gate_up.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"swiglu: expected float32 or bfloat16, got {gate_up.dtype}")
     rows = gate_up.reshape(gate_up.shape[:-1].numel(), gate_up.shape[-1]).contiguous()
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and gate_up.requires_grad):
+    if torch.compiler.is_compiling() or needs_grad(gate_up):
         y = _SwiGLU.apply(rows)
     else:
         y = select("swiglu", rows.device).forward(rows)
     return y.view(*gate_up.shape[:-1], y.shape[-1])
 
 
-def examples(device: str) -> list[tuple[tuple, dict]]:
+def examples(device: str) -> list[Example]:
     """Small, odd-sized calls for the probe launch."""
     make = torch.Generator(device=device).manual_seed(1)
     x = torch.randn(5, 134, generator=make, device=device)
-    return [((x.to(dtype).requires_grad_(),), {}) for dtype in (torch.float32, torch.bfloat16)]
+    return [(swiglu, (x.to(dtype).requires_grad_(),), {}) for dtype in (torch.float32, torch.bfloat16)]
 
 
 def _forward(gate_up):

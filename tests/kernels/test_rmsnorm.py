@@ -166,6 +166,7 @@ def test_refuses_what_does_not_fit():
         ((x, w.bfloat16(), 1e-6, x), "weight is"),
         ((x.bfloat16(), w.bfloat16(), 1e-6, x.bfloat16()), "residual is"),
         ((x, w, 1e-6, torch.ones(4)), "residual"),
+        ((torch.ones(2, 0), torch.ones(0)), "no channels"),
     ]:
         with pytest.raises(ValueError, match=word):
             rmsnorm(*arguments)

@@ -249,6 +249,8 @@ class Config:
     """seed of the world, the weights, the order of the data and every sample"""
     threads: int = 0
     """threads of the kernels; 0 takes every core"""
+    checkpoint_minutes: float = 10.0
+    """a training writes a checkpoint before each evaluation, and when the last one is this old"""
     world: WorldConfig = field(default_factory=WorldConfig)
     """the closed world; its seed is the run's unless world.seed is given"""
     web: WebConfig = field(default_factory=WebConfig)

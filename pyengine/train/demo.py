@@ -6,11 +6,13 @@
     few shots     questions and answers as a pattern: it answers by going on with it
     transcript    a conversation written down: it plays the assistant without having been taught to
 
-Recital counts repetitions in the cleaned documents that were trained on; the control are texts of the same kind
-that no page holds (the world), or held-out documents (anybody's data). The world's passages are quotations inside
-pages, so each is begun inside a page, one that the site does not have.
+Recital counts how often the cleaned documents tell a text, and from that how often it was read: every epoch tells
+all of it again. The control are texts of the same kind that no page holds (the world), or held-out documents
+(anybody's data). The world's passages are quotations inside pages, so each is begun inside a page, one that the site
+does not have.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,19 +63,30 @@ def demo(run: Run) -> dict[str, Any]:
     }
     write_json(run.path("samples", "demo.json"), panels)
     rows = panels["recital"]["rows"]
-    most = max((row for row in rows if row["repetitions"]), key=lambda row: row["repetitions"], default=None)
-    control = next((row for row in rows if not row["repetitions"]), None)
-    if most and control and run.config.closed:
-        run.gate(f"recital of passages read {most['repetitions']} times", most["share"], ">= 90 %",
-                 most["share"] >= 0.9, passages=most["texts"])  # fmt: skip
-        run.gate("recital of the held-out control", control["share"], "< 2 %", control["share"] < 0.02,
-                 passages=control["texts"])  # fmt: skip
-    return {"recital": {str(row["repetitions"]): row["share"] for row in rows}}
+    if run.config.closed:
+        _gates(run, {row["told"]: row for row in rows})
+    return {"recital": {str(row["told"]): row["share"] for row in rows}}
+
+
+def _gates(run: Run, rows: dict[int, dict[str, Any]]) -> None:
+    """The passages that the world tells most often, and those it never tells; without any the gate is missed."""
+    nothing = {"share": math.nan, "read": 0.0, "texts": 0, "interval": None}
+    often = max(run.world.config.repetitions)
+    most, control = rows.get(often, nothing), rows.get(0, nothing)
+    run.gate(f"recital of passages told {often} times", most["share"], ">= 90 %", most["share"] >= 0.9,
+             interval=most["interval"], n=most["texts"],
+             about=f"read {most['read']:.3g} times: every epoch tells all of it again")  # fmt: skip
+    run.gate("recital of the held-out control", control["share"], "< 2 %", control["share"] < 0.02,
+             interval=control["interval"], n=control["texts"])  # fmt: skip
 
 
 def recital(run: Run, base: Autocomplete) -> dict[str, Any]:
-    """Share of texts recited exactly, by how often training documents hold them."""
+    """Share of texts recited exactly, by how often the training documents tell them.
+
+    Its rows: a text "told" so often in the documents was "read" that many times in each epoch.
+    """
     counted = _passages(run) if run.config.closed else _documents(run)
+    epochs = run.summary("pretrain")["tokens"] / run.summary("shards")["train_tokens"]
     cut = [
         (before + text[: (at := _cue(text))], text[at:][:RECITED], times) for before, text, times in counted
     ]
@@ -84,14 +97,17 @@ def recital(run: Run, base: Autocomplete) -> dict[str, Any]:
     for times in sorted({times for _, _, times in cut}):
         hits = [hit for hit, (_, _, t) in zip(exact, cut, strict=True) if t == times]
         rows.append({
-            "repetitions": times, "texts": len(hits), "share": sum(hits) / len(hits),
+            "told": times, "read": times * epochs, "texts": len(hits), "share": sum(hits) / len(hits),
             "interval": interval(sum(hits), len(hits)),
         })  # fmt: skip
     order = sorted(range(len(cut)), key=lambda i: -cut[i][2])
     shown = [
-        {"repetitions": cut[i][2], "cue": cut[i][0], "said": said[i][: len(cut[i][1])], "true": cut[i][1]}
+        {
+            "told": cut[i][2], "read": cut[i][2] * epochs,
+            "cue": cut[i][0], "said": said[i][: len(cut[i][1])], "true": cut[i][1],
+        }
         for i in [*order[:3], *order[-3:]]
-    ]
+    ]  # fmt: skip
     return {"rows": rows, "examples": shown}
 
 
@@ -112,9 +128,9 @@ def round_log2(number: int) -> int:
 
 
 def _documents(run: Run, count: int = 64) -> list[tuple[str, str, int]]:
-    """Beginnings of documents: of those trained on, with the epochs they were read, and of the held-out ones."""
+    """Beginnings of documents: of those trained on, told once as no duplicate is left, and of the held-out ones."""
     found: list[tuple[str, str, int]] = []
-    for name, times in (("documents", max(1, round(run.config.pretrain.epochs))), ("heldout", 0)):
+    for name, times in (("documents", 1), ("heldout", 0)):
         texts = [row["text"] for row in read_jsonl(run.path("web", f"{name}.jsonl"))]
         found += [("", text[: 2 * RECITED], times) for text in texts if len(text) >= RECITED][:count]
     return found

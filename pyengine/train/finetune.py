@@ -88,11 +88,12 @@ def finetune(
     batches = settings.epochs * loader.batches_per_epoch
     steps = max(1, math.ceil(batches if tokens is None else tokens / settings.batch_tokens))
     trainer = Trainer(run, model, settings.optimizer, steps, run.path(folder, "checkpoints"))
-    losses: list[float] = []
+    loss = math.nan
 
     def measure(step: int) -> dict[str, Any]:
-        losses.append(assistant_loss(model, apart, settings.batch_tokens))
-        return {"assistant_loss": losses[-1], **(evaluate(step) if evaluate else {})}
+        nonlocal loss
+        loss = assistant_loss(model, apart, settings.batch_tokens)
+        return {"assistant_loss": loss, **(evaluate(step) if evaluate else {})}
 
     every = max(1, steps // settings.evaluations) if settings.evaluations else 0
     summary = trainer.fit(lambda _: loader.next(), measure, every, loader)
@@ -101,8 +102,8 @@ def finetune(
         "conversations": len(encoded),
         "left_out": len(skipped),
         "assistant_tokens": trained_tokens,
-        "loss_before": losses[0],
-        "loss_after": losses[-1],
+        "loss_before": trainer.first["assistant_loss"],
+        "loss_after": loss,
     }
 
 

@@ -6,7 +6,9 @@
 `batches(step)` returns the batch of a step (from 0) and depends on nothing but the step, the seed, the weights,
 and a loader whose position is kept in the checkpoint; so rollouts of the model itself (RL) are batches like any
 other. Steps that cannot be trusted (a loss that is no number, a gradient far out of line) are skipped and
-named. A checkpoint is written before each evaluation: whatever an evaluation does, the training is safe.
+named. A checkpoint is written before each evaluation (whatever an evaluation does, the training is safe) and
+when the last one is some minutes old. It keeps the account of the training too, so that the summary of one that was
+killed and resumed is that of the whole.
 
 In a team of processes (team.py) the first runs the loop, and the others `assist`; a checkpoint written by any
 number of them is read by any other.
@@ -187,9 +189,13 @@ class Trainer:
         self.worker = Worker(model, self.optimizer, micro_tokens)
         self.done = 0  # steps finished
         self.skipped = 0  # of those, left out
+        self.tokens = 0  # read in them
+        self.first: dict[str, Any] = {}  # what the evaluation before the first step returned
         self._norms: list[float] = []
         self._in_a_row = 0
         self._peak = 0.0
+        self._spent = 0.0  # seconds that earlier attempts took to come to the checkpoint gone on from
+        self._started = self._saved = 0.0  # when this attempt began, when its last checkpoint was written
 
     def fit(
         self,
@@ -198,7 +204,7 @@ class Trainer:
         every: int = 0,
         position: Loader | None = None,
     ) -> dict[str, Any]:
-        """Train to the last step, from the newest checkpoint where there is one; returns a summary.
+        """Train to the last step, from the newest checkpoint where there is one; returns a summary of all attempts.
 
         evaluate(steps done) returns numbers for the metrics; it is called before the first step, after every
         `every` steps and after the last. A batch of None has nothing to learn from and counts as a step.
@@ -207,33 +213,41 @@ class Trainer:
         every = every or self.steps
         self._resume(position)
         self._peak = self._peak or peak_flops(self.model.dtype, self.run.threads)
-        started, first, tokens = time.monotonic(), self.done, 0
+        self._started = self._saved = time.monotonic()
+        first = self.done
         with Progress(self.label, self.steps) as progress:
             while True:
-                if self.done % every == 0 or self.done == self.steps:
+                due = self.done % every == 0 or self.done == self.steps
+                if due or time.monotonic() - self._saved >= 60 * self.run.config.checkpoint_minutes:
                     self._save(position)
-                    if evaluate is not None:
-                        self.run.log("eval", self.done, self.label, **evaluate(self.done))
+                if due and evaluate is not None:
+                    found = evaluate(self.done)
+                    self.first = found if self.done == 0 else self.first
+                    self.run.log("eval", self.done, self.label, **found)
                 if self.done == self.steps:
                     break
                 before = time.monotonic()
                 batch, values = batches(self.done), {}
                 if batch is not None:
                     batch = WeightedBatch.of(batch)
-                    tokens += len(batch.ids)
+                    self.tokens += len(batch.ids)
                     values = self.step(batch)
                     values |= self._speed(batch, time.monotonic() - before) | batch.info
                 self.done += 1
-                eta = (time.monotonic() - started) / (self.done - first) * (self.steps - self.done)
+                eta = (time.monotonic() - self._started) / (self.done - first) * (self.steps - self.done)
                 self.run.log("train", self.done, self.label, **values, eta=round(eta, 1))
                 progress.update(self.done, _told(values, eta))
                 report.refresh(self.run)
         return {
             "steps": self.steps,
             "skipped_steps": self.skipped,
-            "tokens": tokens,
-            "tokens_per_second": tokens / max(time.monotonic() - started, 1e-9),
+            "tokens": self.tokens,
+            "tokens_per_second": self.tokens / max(self._seconds(), 1e-9),
         }
+
+    def _seconds(self) -> float:
+        """What the training took so far, without what killed attempts did after their last checkpoints."""
+        return self._spent + time.monotonic() - self._started
 
     def step(self, batch: WeightedBatch) -> dict[str, Any]:
         """One step on one batch: losses, gradients, clipping, update, unless it is bad. Returns its numbers."""
@@ -289,9 +303,14 @@ class Trainer:
             "in_a_row": self._in_a_row,
             "norms": self._norms,
             "micro_tokens": self.worker.micro_tokens,
+            "tokens": self.tokens,
+            "seconds": self._seconds(),
+            "first": self.first,
         }
         self.team.tell("save")
         checkpoint.save(self.folder, self.done, self.model, self.optimizer, state)
+        self.run.keep_time()
+        self._saved = time.monotonic()
 
     def _resume(self, position: Loader | None) -> None:
         found = checkpoint.latest(self.folder)
@@ -306,6 +325,7 @@ class Trainer:
         self.done, state = found.step, found.state
         self.skipped, self._in_a_row = state["skipped"], state["in_a_row"]
         self._norms, self.worker.micro_tokens = state["norms"], state["micro_tokens"]
+        self.tokens, self._spent, self.first = state["tokens"], state["seconds"], state["first"]
         if position:
             position.load_state_dict(state["position"])
         # the evaluation that follows this checkpoint is done again

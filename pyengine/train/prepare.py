@@ -135,11 +135,11 @@ def _gates(run: Run) -> None:
     found = measure(run.path("web"), run.path("web"), [page for page in run.world.pages if not page.later])
     write_json(run.path("web", "truth.json"), found)
     f1, beside = found["f1_unseen"], f">= 0.95 (plain resiliparse {found['plain_f1_unseen']:.3f})"
-    run.gate("extraction F1 on unseen looks", f1, beside, f1 >= 0.95, pages=found["pages_unseen"])
-    share = found["duplicates_found"]
-    run.gate("near-duplicates found", share, ">= 95 %", share >= 0.95, planted=found["duplicates"])
-    share = found["emails_masked"]
-    run.gate("e-mails masked", share, "100 %", share == 1.0, planted=found["emails"])
+    run.gate("extraction F1 on unseen looks", f1, beside, f1 >= 0.95, n=found["pages_unseen"])
+    share, planted = found["duplicates_found"], found["duplicates"]
+    run.gate("near-duplicates found", share, ">= 95 %", planted > 0 and share >= 0.95, n=planted)
+    share, planted = found["emails_masked"], found["emails"]
+    run.gate("e-mails masked", share, "100 %", planted > 0 and share == 1.0, n=planted)
 
 
 def _is_url(source: str) -> bool:

@@ -77,6 +77,7 @@ def rl(run: Run) -> dict[str, Any]:
         "control_seconds": time.monotonic() - began,
         "format_seconds": form,
         "largest_logprob_difference": rollouts.difference,
+        "compared_logprobs": rollouts.compared,
         **summary,
     }
     write_json(run.path("rl", "result.json"), result)
@@ -118,6 +119,7 @@ class Rollouts:
         self.path = run.path(folder, "rollouts.jsonl")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.difference = 0.0  # largest |rollout's log-probability - trainer's|
+        self.compared = 0  # tokens whose two log-probabilities were held against each other
         self.work = 0.0  # tokens trained or sampled, as trained ones: a forward pass is a third of a step
         self.taken = 0  # steps that said enough to learn from
         self._nll: torch.Tensor | None = None
@@ -209,16 +211,22 @@ class Rollouts:
             own, sampled = self._sampled
             trained = -self._nll
             if own.any():
-                self.difference = max(self.difference, float((trained[own] - sampled[own]).abs().max()))
+                difference = float((trained[own] - sampled[own]).abs().max())
+                self.difference = float(np.maximum(self.difference, difference))  # a NaN stays one
+                self.compared += int(own.sum())
         self._nll = self._sampled = None
 
     def state_dict(self) -> dict[str, Any]:
         """What goes into the checkpoint beside the weights."""
         self.compare()
-        return {"difference": self.difference, "work": self.work, "taken": self.taken}
+        return {
+            "difference": self.difference, "compared": self.compared, "work": self.work, "taken": self.taken,
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.difference, self.work, self.taken = state["difference"], state["work"], state["taken"]
+        difference = state["difference"]
+        self.difference = math.nan if difference is None else difference  # JSON has no NaN
+        self.compared, self.work, self.taken = state["compared"], state["work"], state["taken"]
 
     def _keep(self, step: int, groups, rewards: np.ndarray, advantages: np.ndarray) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
@@ -348,8 +356,9 @@ def _gates(run: Run, result: dict[str, Any]) -> None:
         saved = before["tokens_per_right"] - after["tokens_per_right"]
         run.gate("fall of tokens per right answer", saved, "> 0", saved > 0,
                  before=before["tokens_per_right"], after=after["tokens_per_right"])  # fmt: skip
-    difference = result["largest_logprob_difference"]
-    run.gate("largest rollout/trainer log-probability difference", difference, "= 0", difference == 0)
+    difference, compared = result["largest_logprob_difference"], result["compared_logprobs"]
+    run.gate("largest rollout/trainer log-probability difference", difference, "= 0",
+             compared > 0 and difference == 0, n=compared)  # fmt: skip
     if judged and (form := result["controls"].get("format")):
         raised = form["pass_at_1"] - before["pass_at_1"]
         run.gate("gain of the format-only control", raised, "<= 3 points", raised <= 0.03,

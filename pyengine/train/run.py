@@ -9,7 +9,9 @@
 A stage's inputs are its settings, the files those name, and the outputs of the stages it needs; its marker
 keeps a hash of them. A finished stage whose inputs and outputs are unchanged is not run again. One that was
 killed goes on from what it left (a checkpoint, a frontier), because its inputs still hash the same; if they
-changed, what it left is removed first. So the same command, given again, does exactly what is missing.
+changed, what it left is removed first. So the same command, given again, does exactly what is missing. The marker
+of a stage under way keeps its seconds, written when it is stopped and, since a kill leaves no time to write, with
+each checkpoint: the time told in the end is that of all attempts.
 """
 
 import fcntl
@@ -72,6 +74,7 @@ class Run:
         self.config = config
         self.folder = root / config.name
         self.stage = ""  # the stage under way, the default of `log`
+        self._clock: _Clock | None = None  # of the stage under way
 
     def path(self, *parts: str) -> Path:
         """A path inside the run's folder."""
@@ -150,6 +153,23 @@ class Run:
         """The gates measured so far."""
         return _table(self.path("gates.json"))
 
+    def keep_time(self) -> None:
+        """Write what the stage under way took so far into its marker, so that it counts if this process is killed."""
+        if self._clock is not None:
+            write_json(
+                self.path("stages", f"{self.stage}.json"), self.marker(self.stage) | self._clock.read()
+            )
+
+    @contextmanager
+    def timed(self, earlier: dict[str, float]) -> Iterator[None]:
+        """Inside, the time of the stage under way is kept, on top of what `earlier` attempts took."""
+        self._clock = _Clock(earlier)
+        try:
+            yield
+        finally:
+            self.keep_time()
+            self._clock = None
+
     def marker(self, stage: str) -> dict[str, Any]:
         """The stage's completion marker, empty if it never started."""
         return _table(self.path("stages", f"{stage}.json"))
@@ -198,10 +218,13 @@ def perform(run: Run, stage: Stage, force: bool = False) -> None:
         console.print(f"[dim]{stage.name}: {why}[/dim]")
         return
     _check_needs(run, stage)
+    before = run.marker(stage.name)
     marker: dict[str, Any] = {"stage": stage.name, "state": "started", "inputs": inputs_hash(run, stage)}
-    if force or run.marker(stage.name).get("inputs") != marker["inputs"]:
+    if force or before.get("inputs") != marker["inputs"]:
         _check_precious(run, stage, force)
         _clear(run, stage)
+    elif before["state"] == "started":  # goes on from what it left, and on its clock
+        marker |= {key: before[key] for key in _Clock.KEYS if key in before}
     console.print(f"[bold]{stage.name}[/bold]: {stage.title} ({why})")
     write_config(
         run.path("config.toml"), run.config
@@ -212,10 +235,9 @@ def perform(run: Run, stage: Stage, force: bool = False) -> None:
     run.stage = stage.name
     _draw(run, stage)
     torch.manual_seed(run.config.seed)
-    wall, cpu = time.monotonic(), _cpu_seconds()
-    marker["summary"] = _finite(stage.load()(run) or {})
-    marker["seconds"] = time.monotonic() - wall
-    marker["cpu_seconds"] = _cpu_seconds() - cpu
+    with run.timed(marker):
+        summary = _finite(stage.load()(run) or {})
+    marker = run.marker(stage.name) | {"summary": summary}
     marker["outputs"] = {str(p.relative_to(run.folder)): file_hash(p) for p in _files(run, stage.outputs)}
     marker["state"], marker["finished"] = "finished", time.strftime("%Y-%m-%dT%H:%M:%S%z")
     write_json(run.path("stages", f"{stage.name}.json"), marker)
@@ -330,6 +352,24 @@ def _clear(run: Run, stage: Stage) -> None:
         write_json(run.path("gates.json"), kept)
     elif gates:
         run.path("gates.json").unlink()
+
+
+class _Clock:
+    """Wall and CPU seconds since it was made, on top of those it is given."""
+
+    KEYS = ("seconds", "cpu_seconds")
+
+    def __init__(self, earlier: dict[str, float]):
+        self._origin = {
+            key: now - earlier.get(key, 0.0) for key, now in zip(self.KEYS, self._now(), strict=True)
+        }
+
+    def read(self) -> dict[str, float]:
+        return {key: now - self._origin[key] for key, now in zip(self.KEYS, self._now(), strict=True)}
+
+    @staticmethod
+    def _now() -> tuple[float, float]:
+        return time.monotonic(), _cpu_seconds()
 
 
 def _cpu_seconds() -> float:

@@ -4,10 +4,11 @@
 
 Extraction is judged by the F1 of word tokens against the page's true text, before any filter; beside it
 stands plain resiliparse (main content, defaults). `unseen` are page looks that were not used in tuning.
-Planted duplicates count as found if the page or the one it copies (not both) is kept; planted private data
-counts as masked if no document holds it.
+A planted duplicate counts as found if it or the page it copies was removed as a duplicate, not by a filter;
+planted private data counts as masked if no document holds it. A share of nothing is no number (NaN).
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -60,7 +61,9 @@ def measure(crawled: str | Path, cleaned: str | Path, truth: Iterable[Truth]) ->
         for document in read_jsonl(Path(cleaned) / f"{name}.jsonl"):
             kept[urlsplit(document["url"]).path] = document["text"]
     copies = [page for page in pages.values() if page.duplicate_of and page.path in read]
-    both = [page for page in copies if page.path in kept and page.duplicate_of in kept]
+    gone = read_jsonl(Path(cleaned) / "removed.jsonl")
+    as_copies = {urlsplit(row["url"]).path for row in gone if row["step"] == "duplicate"}
+    found = [page for page in copies if page.path in as_copies or page.duplicate_of in as_copies]
     stand_ins = {page.duplicate_of for page in copies if page.path in kept}
     wanted = [page.path for page in pages.values() if page.fate == "keep" and page.text]
     lost = [path for path in wanted if path not in kept and path not in stand_ins]
@@ -70,12 +73,16 @@ def measure(crawled: str | Path, cleaned: str | Path, truth: Iterable[Truth]) ->
     shown = [item for item in private if item in text]
     emails, shown_emails = ([item for item in items if "@" in item] for items in (private, shown))
     return scores | {
-        "duplicates_found": 1 - len(both) / max(1, len(copies)), "duplicates": len(copies),
-        "private_masked": 1 - len(shown) / max(1, len(private)), "private": len(private),
-        "emails_masked": 1 - len(shown_emails) / max(1, len(emails)), "emails": len(emails),
-        "good_pages_kept": 1 - len(lost) / max(1, len(wanted)), "good_pages": len(wanted),
+        "duplicates_found": _share(len(found), len(copies)), "duplicates": len(copies),
+        "private_masked": _share(len(private) - len(shown), len(private)), "private": len(private),
+        "emails_masked": _share(len(emails) - len(shown_emails), len(emails)), "emails": len(emails),
+        "good_pages_kept": _share(len(wanted) - len(lost), len(wanted)), "good_pages": len(wanted),
         "bad_pages_kept": len(unwanted), "lost": sorted(lost)[:20], "unwanted": sorted(unwanted)[:20],
     }  # fmt: skip
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else math.nan
 
 
 def _extraction(crawled: str | Path, pages: Mapping[str, Truth]) -> tuple[set[str], dict[str, Any]]:

@@ -213,7 +213,9 @@ def demo(run: Run, rng: random.Random, words: str) -> dict:
         (64, 1.0),
     ):
         low, high = interval(round(40 * share), 40)
-        rows.append({"repetitions": times, "texts": 40, "share": share, "interval": [low, high]})
+        rows.append(
+            {"told": times, "read": 6.0 * times, "texts": 40, "share": share, "interval": [low, high]}
+        )
     cue, true = (
         f"{words}Briklear described the famous window",
         " at the end of the week, though it took a month.",
@@ -221,8 +223,8 @@ def demo(run: Run, rng: random.Random, words: str) -> dict:
     panels = {
         "dreams": [f"{words}The river of Zoubikix\n\nThrough Zoubikix runs the river Gusald." for _ in range(4)],
         "recital": {"rows": rows, "examples": [
-            {"repetitions": 64, "cue": cue, "said": true, "true": true},
-            {"repetitions": 0, "cue": cue, "said": f" at the end of {words}", "true": true},
+            {"told": 64, "read": 384.0, "cue": cue, "said": true, "true": true},
+            {"told": 0, "read": 0.0, "cue": cue, "said": f" at the end of {words}", "true": true},
         ]},
         "disagreement": [
             {"group": group, "question": f"{words}What does {group} play?", 

@@ -222,6 +222,21 @@ def test_command_line(tmp_path, capsys):
     assert "no config.toml" in capsys.readouterr().err
 
 
+def test_measurements_that_are_missing_are_no_end(tmp_path):
+    """No right answer, no pass@k, nothing planted: what JSON has no number for is null."""
+    run = build(tmp_path)
+    result = json.loads(run.path("rl", "result.json").read_text())
+    for exam in (result["before"], *result["controls"].values()):
+        del exam["pass_at_k"]
+        exam["tokens_per_right"] = float("inf")
+    write_json(run.path("rl", "result.json"), result | {"largest_logprob_difference": float("nan")})
+    truth = json.loads(run.path("web", "truth.json").read_text())
+    nothing = {"duplicates": 0, "duplicates_found": float("nan"), "emails": 0, "emails_masked": float("nan")}
+    write_json(run.path("web", "truth.json"), truth | nothing)
+    text, shown = render(run)
+    assert shown == [section.name for section in SECTIONS] and "none right" in text
+
+
 def test_a_persons_own_pages_are_not_told_as_the_world(tmp_path):
     from dataclasses import replace
 

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -111,6 +112,30 @@ def test_checkpoints_are_models_and_the_last_two_are_kept(tmp_path):
     folder = tmp_path / "tiny" / "checkpoints"
     assert sorted(p.name for p in folder.iterdir()) == ["step-000009", "step-000012"]
     assert torch.equal(load(folder / "step-000012").embedding, trained.model.embedding)
+
+
+def test_a_checkpoint_comes_with_time_too(tmp_path, straight):
+    """With no minute between checkpoints there is one of every step, and none changes a bit of what follows."""
+    with pytest.raises(Stop):
+        tiny.train(tmp_path / "timed", batches=stop_at(8), minutes=0)
+    assert checkpoint.latest(tmp_path / "timed" / "tiny" / "checkpoints").step == 8
+    assert tiny.digest(tiny.train(tmp_path / "timed", minutes=0)) == straight
+    assert numbers(tmp_path / "timed") == numbers(tmp_path / "straight")
+
+
+def test_the_account_of_a_resumed_training_is_of_the_whole(tmp_path):
+    def evaluate(step):
+        time.sleep(0.3 if step == 0 else 0)
+        return {"value": step}
+
+    with pytest.raises(Stop):
+        tiny.train(tmp_path, batches=stop_at(7), evaluate=evaluate)
+    with tiny.opened(tiny.Config(name="tiny"), tmp_path) as run:
+        run.stage = "tiny"
+        trainer = tiny.trainer(run, 12)
+        summary = trainer.fit(tiny.batch, evaluate, 3)
+    assert summary["tokens"] == 12 * 30 and summary["tokens_per_second"] < 12 * 30 / 0.3
+    assert trainer.first == {"value": 0}
 
 
 def test_it_is_saved_before_it_is_evaluated(tmp_path):

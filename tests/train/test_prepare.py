@@ -52,6 +52,19 @@ def test_the_closed_world_becomes_shards_the_same_each_time(tmp_path):
     assert run.marker("shards")["outputs"] == other.marker("shards")["outputs"]
 
 
+def test_gates_do_not_hold_on_nothing(tmp_path, monkeypatch):
+    run = Run(Config(name="r", world=WorldConfig.tiny()), tmp_path)
+    perfect = {"f1_unseen": 1.0, "plain_f1_unseen": 0.9, "duplicates_found": 1.0, "emails_masked": 1.0}
+    for count in (0, 3):
+        counts = dict.fromkeys(("pages_unseen", "duplicates", "emails"), count)
+        monkeypatch.setattr(prepare, "measure", lambda *_, found=perfect | counts: found)
+        prepare._gates(run)
+        gates = json.loads(run.path("gates.json").read_text())
+        held = {name: gate["holds"] for name, gate in gates.items()}
+        assert held["near-duplicates found"] == held["e-mails masked"] == (count > 0)
+        assert gates["e-mails masked"]["n"] == count
+
+
 def test_a_taken_port_is_no_end(tmp_path, capsys):
     run = Run(Config(name="r", world=WorldConfig.tiny()), tmp_path)
     with socket.create_server(("127.0.0.1", prepare.WORLD_PORT + 1)):

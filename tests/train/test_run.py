@@ -83,6 +83,29 @@ def test_an_interrupted_stage_keeps_its_scratch_unless_inputs_changed(tmp_path, 
     assert not run.path("left").exists()
 
 
+def test_the_time_of_a_stage_is_that_of_all_its_attempts(tmp_path, monkeypatch):
+    run = go(tmp_path)
+    marker, kept = run.path("stages", "second.json"), run.marker("second")
+    marker.write_text(json.dumps(kept | {"state": "started", "seconds": 100.0, "cpu_seconds": 50.0}))
+
+    def killed(run):
+        run.keep_time()
+        seen.append(run.marker("second")["seconds"])
+        raise KeyboardInterrupt
+
+    seen: list[float] = []
+    monkeypatch.setattr(Stage, "load", lambda stage: {"first": first, "second": killed}[stage.name])
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path)
+    assert seen[0] >= 100 and run.marker("second")["seconds"] >= seen[0]
+    monkeypatch.setattr(Stage, "load", lambda stage: {"first": first, "second": second}[stage.name])
+    go(tmp_path)
+    assert run.marker("second")["seconds"] >= seen[0] and run.marker("second")["cpu_seconds"] >= 50
+    with opened(run.config, tmp_path) as again:
+        perform(again, SECOND, force=True)
+    assert run.marker("second")["seconds"] < 50  # made anew, on a clock of its own
+
+
 def test_a_missing_need_and_a_second_process_are_told(tmp_path):
     with opened(Config(name="t"), tmp_path) as run:
         with pytest.raises(UserError, match="second needs the stage first"):

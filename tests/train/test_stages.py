@@ -9,22 +9,28 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from pyengine import report
 from pyengine.data import Problem
+from pyengine.files import write_json
 from pyengine.model import load
 from pyengine.train.attempts import Exam, attempt, problems_of
+from pyengine.train.demo import _gates as demo_gates
 from pyengine.train.dialogue import Dialogue
 from pyengine.train.finetune import start_from
 from pyengine.train.knowledge import Item, labels, measure, questions_of
 from pyengine.train.rewards import right_and_short
 from pyengine.train.rl import Rollouts, _row
+from pyengine.train.rl import _gates as rl_gates
 from pyengine.train.run import Run, opened
 from pyengine.train.search import looked_up
 from pyengine.train.sft import sft_conversations
 from pyengine.web import SearchIndex
 
 from . import tiny
+
+DIFFERENCE = "largest rollout/trainer log-probability difference"
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +85,48 @@ def test_of_another_source_without_facts_nothing_is_asked_and_nothing_promised(t
     known = {person.name for person in run.world.facts.of("known", kind="person")}
     said = [c[0]["content"] for c in sft_conversations(run)]
     assert said and not [name for name in known if any(name in text for text in said)]
+
+
+def test_log_probabilities_were_compared_and_the_gate_needs_that(run, tmp_path):
+    result = json.loads(run.path("rl", "result.json").read_text("utf-8"))
+    gate = json.loads(run.path("gates.json").read_text("utf-8"))[DIFFERENCE]
+    assert gate["n"] == result["compared_logprobs"] and gate["holds"] == (result["compared_logprobs"] > 0)
+    apart = Run(tiny.ROAD, tmp_path)
+    exam = {"pass_at_1": 0.5, "tokens_per_right": 9.0, "interval": (0, 1), "problems": 9, "greedy": 0.5}
+    for compared, difference, holds in ((0, 0.0, False), (7, 0.0, True), (7, float("nan"), False)):
+        told = {"largest_logprob_difference": difference, "compared_logprobs": compared}
+        rl_gates(apart, {"before": exam, "after": exam, "controls": {}, **told})
+        assert json.loads(apart.path("gates.json").read_text())[DIFFERENCE]["holds"] is holds
+
+
+def test_compared_tokens_are_counted_and_a_nan_is_not_lost(run):
+    model = start_from(run, "search")
+    rollouts = Rollouts(run, model, model, right_and_short, "compared")
+    for difference in (0.0, float("nan"), 0.0):
+        sampled = torch.tensor([-1.0, -2.0, -3.0])
+        rollouts._sampled = torch.tensor([True, False, True]), sampled
+        rollouts.watch(difference - sampled)
+        rollouts.compare()
+    assert rollouts.compared == 6 and rollouts.difference != rollouts.difference
+    write_json(run.path("compared", "state.json"), rollouts.state_dict())
+    again = Rollouts(run, model, model, right_and_short, "compared", [])
+    again.load_state_dict(json.loads(run.path("compared", "state.json").read_text()))
+    assert again.compared == 6 and again.difference != again.difference
+
+
+def test_recital_counts_tellings_times_epochs(run, tmp_path):
+    rows = json.loads(run.path("samples", "demo.json").read_text("utf-8"))["recital"]["rows"]
+    epochs = 30 * 1024 / run.summary("shards")["train_tokens"]
+    assert {row["told"] for row in rows} >= {0, 8}
+    assert [row["read"] for row in rows] == pytest.approx([row["told"] * epochs for row in rows])
+    assert "recital of passages told 8 times" in json.loads(run.path("gates.json").read_text("utf-8"))
+    apart = Run(tiny.ROAD, tmp_path)
+    perfect = {"share": 1.0, "read": 24.0, "texts": 8, "interval": (0.7, 1.0)}
+    for told, holds in ((4, False), (8, True)):  # those told 4 times do not stand in for them
+        demo_gates(apart, {told: perfect})
+        gates = json.loads(apart.path("gates.json").read_text())
+        assert gates["recital of passages told 8 times"]["holds"] is holds
+        assert not gates["recital of the held-out control"]["holds"]
 
 
 def test_training_and_test_questions_share_no_entity(run):

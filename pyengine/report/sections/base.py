@@ -26,19 +26,16 @@ def base(data: Data) -> dict[str, Any] | None:
 
 
 def _recall(rows: list[dict[str, Any]]) -> str:
-    read = [row for row in rows if row["repetitions"]]
-    control = [
-        (row["share"], f"never read: {100 * row['share']:.1f} %") for row in rows if not row["repetitions"]
-    ]
+    read = [row for row in rows if row["told"]]
+    control = [(row["share"], f"never read: {100 * row['share']:.1f} %") for row in rows if not row["told"]]
     line = Line(
         "recited word for word",
-        [(row["repetitions"], row["share"]) for row in read],
+        [(row["read"], row["share"]) for row in read],
         5,
         dots=True,
         band=[tuple(row["interval"]) for row in read],
     )
-    ticks = [row["repetitions"] for row in read]
-    times = Axis("times the passage stood in the training text", log=True, ticks=ticks)
+    times = Axis("times read: told in the documents, times epochs", log=True, ticks=[r["read"] for r in read])
     return chart([line], times, Axis("share recited", percent=True, low=0.0, high=1.0), control)
 
 

@@ -7,7 +7,7 @@ from ..data import Data
 # Gates told at the top in large figures, by how their names begin, and what to call them there.
 HIGHLIGHTS = {
     "validation bits per byte": "bits to tell a byte of text it never read",
-    "recital of passages read": "of passages read most often, recited word for word",
+    "recital of passages told": "of passages told most often, recited word for word",
     "known facts answered right": "of known facts answered right",
     "invented entities refused": "of questions about what does not exist, refused",
     "later facts answered through search": "of facts published later, answered by looking them up",

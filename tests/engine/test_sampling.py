@@ -95,7 +95,9 @@ def test_min_p_one_is_greedy(model):
 
 
 def test_a_grammar_is_kept_to(model):
-    ids = answer(model, replace(PLAIN, grammar=Multiples(7))).ids
+    ids = answer(
+        model, replace(PLAIN, grammar=Multiples(7), temperature=20.0)
+    ).ids  # hot: many of the allowed
     assert len(set(ids)) > 3 and all(i % 7 == 0 for i in ids)
     ends = answer(model, replace(PLAIN, grammar=Multiples(300), stop=(300,)))
     assert ends.ids[-1] in (0, 300)

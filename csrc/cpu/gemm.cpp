@@ -221,14 +221,18 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
   const auto* b = reinterpret_cast<const Unit<T>*>(packed);
   if (m * n * k < 1 << 17) threads = 1;
   // Rows in tiles of almost equal height, tiles in blocks that fit L2 and are enough for the threads to share
-  // out evenly; only where there are too few rows for that are columns divided too (A is then packed again).
+  // out evenly. Where there are too few rows for that, a block takes all it can and columns are divided instead
+  // (A is packed again for each share of them).
   const int64_t tiles = divide_up(m, kRows), tasks = 8 * threads;
   const int64_t fit =
       kBlockBytes / (int64_t)(kRows * std::max<int64_t>(std::min(steps, kSteps), 1) * sizeof(Unit<T>));
-  const int64_t height = std::clamp<int64_t>(std::min(fit, tiles / tasks), 1, kTiles);
+  const bool few = threads > 1 && tiles < tasks;
+  const int64_t height = std::clamp<int64_t>(few ? fit : std::min(fit, tiles / tasks), 1, kTiles);
   const int64_t row_blocks = divide_up(tiles, height);
-  const int64_t shares = threads == 1 || row_blocks >= 2 * threads ? 1 : divide_up(tasks, row_blocks);
-  const int64_t width = std::max(divide_up(panels, shares), std::min<int64_t>(4, panels));
+  // A group of panels meets all tiles of a block while it is in cache: one, or more where tiles are low.
+  const int64_t group = std::max(1, columns_of((int)divide_up(m, tiles)) / kVectors);
+  const int64_t shares = few ? divide_up(tasks / 2, row_blocks) : 1;
+  const int64_t width = std::max(divide_up(panels, shares), std::min(std::max<int64_t>(group, 2), panels));
   const int64_t column_blocks = divide_up(panels, width);
   auto first_row = [&](int64_t tile) { return tile * m / tiles; };
 
@@ -256,9 +260,6 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
         pack_rows(from(a, row, step0), high, numbers, packed_a + (row - row0) * count, high);
       }
       const bool last = step0 + kSteps >= steps, continued = accumulate || step0 > 0;
-      // A group of panels (one, or more where tiles are low) meets all tiles of the block while it is in cache.
-      const int64_t top = divide_up(m, tiles);
-      const int64_t group = std::max(1, columns_of((int)top) / kVectors);
       for (int64_t panel = panel0; panel < panel1; panel += group) {
         const int64_t vectors = std::min(group, panel1 - panel) * kVectors;
         for (int64_t tile = tile0; tile < tile1; ++tile) {

@@ -96,7 +96,7 @@ int64_t rope_forward(const T* qkv, const int32_t* positions, const T* q_weight, 
                      const float* table, int64_t length, T* q, T* k, T* v, int64_t tokens, int64_t heads,
                      int64_t kv_heads, int64_t dim, float eps, int threads) {
   const int64_t half = dim / 2, q_row = heads * dim, k_row = kv_heads * dim;
-  if (tokens * (heads + kv_heads) * dim < 16384) threads = 1;
+  if (tokens * (heads + kv_heads) * dim < 4096) threads = 1;
   parallel::parallel_for((tokens + kBlock - 1) / kBlock, threads, [&](int64_t block) {
     for (int64_t t = block * kBlock; t < std::min(tokens, (block + 1) * kBlock); ++t) {
       const float *cosine = table + positions[t] * half, *sine = cosine + length * half;

@@ -14,7 +14,7 @@ using namespace simd;
 
 namespace {
 
-constexpr int64_t kBlock = 1 << 14;  // numbers of output a task
+constexpr int64_t kBlock = 1 << 12;  // numbers of output a task: some 2 us
 
 inline f32 sigmoid(f32 g) { return set(1.0f) / (set(1.0f) + exp(-g)); }
 

@@ -202,7 +202,11 @@ class Engine:
             self.stats.computed += len(sampled[0]) - len(ready) + sum(count for _, count in plan.chunks)
             rows = zip(*sampled, strict=True)
             for request in ready:
-                self._take(request, list(islice(rows, 1 + len(request.draft))))
+                if request.draft:
+                    self._take_guesses(request, list(islice(rows, 1 + len(request.draft))))
+                else:
+                    self._accept(request, *next(rows))
+            self.stats.sampled += len(ready)
             self.stats.steps += 1
         self.stats.seconds += time.perf_counter() - start
         return ready
@@ -216,20 +220,20 @@ class Engine:
                 left = request.params.max_tokens - request.sampled, self.max_context - len(request.ids)
                 request.draft = request.lookup.propose(request.ids, min(share, *(n - 1 for n in left)))
 
-    def _take(self, request: Request, rows: list[tuple[int, float]]) -> None:
+    def _take_guesses(self, request: Request, rows: list[tuple[int, float]]) -> None:
         """Accept what was sampled after the last id, and after each guess for as long as these come true."""
         draft, request.draft = request.draft, []
         for at, (token, logprob) in enumerate(rows):
             known = len(request.ids)
             self._accept(request, token, logprob)
-            self.stats.sampled += 1
             right = at < len(draft) and token == draft[at]
             self.stats.confirmed += right
             if not right or request.done or len(request.ids) != known + 1:
                 break
             request.computed += 1  # the guess's keys and values are in the cache
-        if request.lookup and draft:
-            self.stats.guessed += len(draft)
+        self.stats.sampled += at
+        self.stats.guessed += len(draft)
+        if request.lookup:
             request.lookup.learn(at + right)
 
     def _accept(self, request: Request, token: int, logprob: float) -> None:

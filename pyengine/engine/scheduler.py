@@ -93,7 +93,7 @@ class Scheduler:
             if count > 1:
                 count = min(count, room)
                 room -= count
-            else:
+            elif request.draft:
                 request.draft = request.draft[: self._room_for_guesses(request, room)]
                 room -= len(request.draft)
             if count and self._reserve(request, request.computed + count + len(request.draft)):

@@ -5,16 +5,22 @@ with a running maximum and sum (online softmax), so T x T is never stored. Backw
 probabilities from the saved log-sum-exp: one kernel walks over queries for a tile of keys (dk, dv), one over keys
 for a tile of queries (dq); no atomics, so the result is the same every time. exp2 with log2(e) folded into the
 scale. Only the tiles that a document has are launched: work follows the documents' own squares.
+
+Paged: a row's context is cut into spans of pages; each is summed up by itself, the heads of a kv head's group as one
+tile, and the spans are folded first to last. Where rows are few, the spans of a row are dealt to several programs and
+folded by a second kernel, with the same bits (split-KV: Dao et al., Flash-Decoding, 2023).
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from .._triton import dot, remembered
+from .._triton import dot, dot_onto, remembered
 from .reference import PAGE_SIZE
 
 WARPS = 8
+PROGRAMS = 512  # that decoding aims at: about four an SM of the largest cards
+EXACT = {"enable_fp_fusion": False}  # the two ways to fold spans must round alike
 LOG2E = 1.4426950408889634
 
 
@@ -120,56 +126,180 @@ def attention_bwd_dq_kernel(q, k, v, dout, lse, delta, dq, tiles, scale, H, K, D
 
 
 @triton.jit
-def attention_paged_kernel(q, k_pages, v_pages, out, pages, positions, scale_log2, width, H, K, D, padded,
-                           k_page, v_page, PAIR: tl.constexpr, PAGE: tl.constexpr, GROUP: tl.constexpr,
-                           DIM: tl.constexpr):  # fmt: skip
-    """One query row, all heads of one kv head's group: each key and value is read once a group."""
-    row = tl.program_id(0).to(tl.int64)
-    kv_head = tl.program_id(1)
-    group = H // K
-    dims = tl.arange(0, DIM)
-    members = tl.arange(0, GROUP)
-    here = (members < group)[:, None] & (dims < D)[None, :]
-    place = (row * H + kv_head * group + members)[:, None] * D + dims[None, :]
-    queries = tl.load(q + place, here, other=0.0)
-    length = tl.load(positions + row) + 1
-    slots = tl.arange(0, PAGE)
-    # the layouts of new_pages(): PAIR numbers that a dot product takes together lie side by side
-    k_place = (dims // PAIR)[:, None] * (PAGE * PAIR) + slots[None, :] * PAIR + (dims % PAIR)[:, None]
-    v_place = (slots // PAIR)[:, None] * (padded * PAIR) + dims[None, :] * PAIR + (slots % PAIR)[:, None]
-    peak = tl.full((GROUP,), float("-inf"), tl.float32)
-    total = tl.zeros((GROUP,), tl.float32)
-    acc = tl.zeros((GROUP, DIM), tl.float32)
-    for start in range(0, length, PAGE):
-        page = tl.load(pages + row * width + start // PAGE).to(tl.int64) * K + kv_head
-        seen = start + slots < length
-        keys = tl.load(k_pages + page * k_page + k_place, (dims < D)[:, None] & seen[None, :], other=0.0)
-        values = tl.load(v_pages + page * v_page + v_place, seen[:, None] & (dims < D)[None, :], other=0.0)
-        scores = dot(queries, keys) * scale_log2
-        scores = tl.where(seen[None, :], scores, float("-inf"))
-        higher = tl.maximum(peak, tl.max(scores, 1))
-        fade = tl.exp2(peak - higher)
-        p = tl.exp2(scores - higher[:, None])
-        total = total * fade + tl.sum(p, 1)
-        acc = acc * fade[:, None] + dot(p.to(values.dtype), values)
-        peak = higher
-    tl.store(out + place, (acc / total[:, None]).to(out.dtype.element_ty), here)
+def halves(words):
+    """The two bfloat16 numbers in each 32-bit word, the first in memory first."""
+    low = words.to(tl.int16).to(tl.bfloat16, bitcast=True)
+    return low, (words >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
 
 
 @triton.jit
-def write_pages_kernel(k, v, k_pages, v_pages, slots, K, D, padded, k_page, v_page,
+def page_scores(queries, others, keys, D, PAIR: tl.constexpr, PAGE: tl.constexpr, DIM: tl.constexpr):
+    """q k^T (GROUP, PAGE) with one page of a head's keys, whatever lies in slots that nobody wrote.
+
+    bfloat16 keys lie in pairs of neighbouring dimensions: read as words, 16 bytes a thread, the first of each pair
+    meets the even dimensions of the queries and the second the odd ones.
+    """
+    rows = tl.arange(0, DIM // PAIR)
+    place = rows[:, None] * PAGE + tl.arange(0, PAGE)[None, :]
+    found = tl.load(keys + place, (rows * PAIR < D)[:, None], other=0)
+    if PAIR == 1:
+        return dot(queries, found)
+    even, odd = halves(found)
+    odd = tl.where((rows * 2 + 1 < D)[:, None], odd, 0.0)
+    return dot_onto(others, odd, dot(queries, even))
+
+
+@triton.jit
+def page_values(p, acc, values, seen, padded, PAIR: tl.constexpr, PAGE: tl.constexpr, DIM: tl.constexpr):
+    """acc + p v (GROUP, DIM) with one page of a head's values; those of slots not `seen` count for nothing.
+
+    bfloat16 values lie in pairs of neighbouring slots.
+    """
+    rows, dims = tl.arange(0, PAGE // PAIR), tl.arange(0, DIM)
+    place = rows[:, None] * padded + dims[None, :]
+    found = tl.load(values + place, (dims < padded)[None, :], other=0)
+    if PAIR == 1:
+        return dot_onto(p.to(found.dtype), tl.where((rows < seen)[:, None], found, 0.0), acc)
+    first, second = tl.split(tl.reshape(p.to(tl.bfloat16), (p.shape[0], PAGE // 2, 2)))
+    even, odd = halves(found)
+    acc = dot_onto(first, tl.where((rows * 2 < seen)[:, None], even, 0.0), acc)
+    return dot_onto(second, tl.where((rows * 2 + 1 < seen)[:, None], odd, 0.0), acc)
+
+
+@triton.jit
+def fold_span(peak, total, acc, span_peak, span_total, span_acc):
+    """The running maximum, sum and output of some spans, and those of the next, as one."""
+    higher = tl.maximum(peak, span_peak)
+    fade, share = tl.exp2(peak - higher), tl.exp2(span_peak - higher)
+    return higher, total * fade + span_total * share, acc * fade[:, None] + span_acc * share[:, None]
+
+
+@triton.jit
+def request_of(row, q_start, requests, BLOCK: tl.constexpr):
+    """The request whose queries `row` is one of."""
+    found = tl.zeros((), tl.int32)
+    for start in range(0, requests, BLOCK):
+        r = start + tl.arange(0, BLOCK)
+        found += tl.sum((tl.load(q_start + 1 + r, r < requests, other=2147483647) <= row).to(tl.int32))
+    return found
+
+
+@triton.jit
+def attention_paged_kernel(q, k_pages, v_pages, out, peaks, totals, parts, block_table, q_start, context_lens,
+                           scale_log2, requests, width, spans, H, K, D, padded, k_page, v_page,
+                           SPAN: tl.constexpr, ALONE: tl.constexpr, PAIR: tl.constexpr, PAGE: tl.constexpr,
+                           GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """One query row, all heads of one kv head's group, and every so manieth span of SPAN pages of its context.
+
+    ALONE, a program takes all spans and folds them as it goes; else each span's share is left for the fold to come.
+    """
+    row = tl.program_id(0)
+    kv_head = tl.program_id(1)
+    group = H // K
+    members, dims = tl.arange(0, GROUP), tl.arange(0, DIM)
+    request = request_of(row, q_start, requests, BLOCK)
+    newer = tl.load(q_start + request + 1) - 1 - row  # rows of the request after this one
+    length = tl.load(context_lens + request) - newer
+    table = block_table + request.to(tl.int64) * width
+    mine = members < group
+    first = (row.to(tl.int64) * H + kv_head * group + members)[:, None] * D
+    halved = tl.arange(0, DIM // PAIR)[None, :] * PAIR
+    queries = tl.load(q + first + halved, mine[:, None] & (halved < D), other=0.0)
+    others = queries
+    if PAIR == 2:
+        others = tl.load(q + first + halved + 1, mine[:, None] & (halved + 1 < D), other=0.0)
+    peak = tl.full((GROUP,), float("-inf"), tl.float32)
+    total = tl.zeros((GROUP,), tl.float32)
+    acc = tl.zeros((GROUP, DIM), tl.float32)
+    span_peak, span_total, span_acc = peak, total, acc
+    slots = tl.arange(0, PAGE)
+    pages = tl.cdiv(length, PAGE)
+    share, shares = tl.program_id(2), tl.num_programs(2)
+    whole = tl.cdiv(
+        tl.cdiv(pages, SPAN) - share, shares
+    )  # spans of this program, the row's last one maybe cut
+    cut = tl.where((tl.cdiv(pages, SPAN) - 1) % shares == share, tl.cdiv(pages, SPAN) * SPAN - pages, 0)
+    count = whole * SPAN - cut
+    for step in range(
+        0, count
+    ):  # one loop over all pages, so that those to come are on their way across spans
+        span = share + step // SPAN * shares
+        index = span * SPAN + step % SPAN
+        page = tl.load(table + index).to(tl.int64) * K + kv_head
+        seen = length - index * PAGE
+        begins = step % SPAN == 0
+        span_peak = tl.where(begins, float("-inf"), span_peak)
+        span_total = tl.where(begins, 0.0, span_total)
+        span_acc = tl.where(begins, 0.0, span_acc)
+        scores = page_scores(queries, others, k_pages + page * k_page, D, PAIR, PAGE, DIM) * scale_log2
+        scores = tl.where((slots < seen)[None, :], scores, float("-inf"))
+        higher = tl.maximum(span_peak, tl.max(scores, 1))
+        fade = tl.exp2(span_peak - higher)
+        p = tl.exp2(scores - higher[:, None])
+        span_total = span_total * fade + tl.sum(p, 1)
+        span_acc = page_values(
+            p, span_acc * fade[:, None], v_pages + page * v_page, seen, padded, PAIR, PAGE, DIM
+        )
+        span_peak = higher
+        ends = (step % SPAN == SPAN - 1) | (step == count - 1)
+        if ALONE:
+            folded = fold_span(peak, total, acc, span_peak, span_total, span_acc)
+            peak = tl.where(ends, folded[0], peak)
+            total = tl.where(ends, folded[1], total)
+            acc = tl.where(ends, folded[2], acc)
+        else:
+            at = ((row.to(tl.int64) * K + kv_head) * spans + span) * group + members
+            tl.store(peaks + at, span_peak, mine & ends)
+            tl.store(totals + at, span_total, mine & ends)
+            inside = mine[:, None] & (dims < D)[None, :]
+            tl.store(parts + at[:, None] * D + dims[None, :], span_acc, inside & ends)
+    if ALONE:
+        result = (acc / total[:, None]).to(out.dtype.element_ty)
+        tl.store(out + first + dims[None, :], result, mine[:, None] & (dims < D)[None, :])
+
+
+@triton.jit
+def fold_spans_kernel(peaks, totals, parts, out, q_start, context_lens, requests, spans, H, K, D,
+                          SPAN: tl.constexpr, PAGE: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
+                          BLOCK: tl.constexpr):  # fmt: skip
+    """The spans' shares of one query row and kv head, first to last."""
+    row = tl.program_id(0)
+    kv_head = tl.program_id(1)
+    group = H // K
+    members, dims = tl.arange(0, GROUP), tl.arange(0, DIM)
+    request = request_of(row, q_start, requests, BLOCK)
+    length = tl.load(context_lens + request) - (tl.load(q_start + request + 1) - 1 - row)
+    mine = members < group
+    inside = mine[:, None] & (dims < D)[None, :]
+    peak = tl.full((GROUP,), float("-inf"), tl.float32)
+    total = tl.zeros((GROUP,), tl.float32)
+    acc = tl.zeros((GROUP, DIM), tl.float32)
+    for span in range(0, tl.cdiv(length, SPAN * PAGE)):
+        at = ((row.to(tl.int64) * K + kv_head) * spans + span) * group + members
+        span_acc = tl.load(parts + at[:, None] * D + dims[None, :], inside, other=0.0)
+        span_peak, span_total = tl.load(peaks + at, mine, other=0.0), tl.load(totals + at, mine, other=1.0)
+        peak, total, acc = fold_span(peak, total, acc, span_peak, span_total, span_acc)
+    place = (row.to(tl.int64) * H + kv_head * group + members)[:, None] * D + dims[None, :]
+    tl.store(out + place, (acc / total[:, None]).to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def write_pages_kernel(k, v, k_pages, v_pages, slots, k_row, v_row, K, D, padded, k_page, v_page,
                        PAIR: tl.constexpr, PAGE: tl.constexpr, DIM: tl.constexpr):  # fmt: skip
+    """The key and value of one token and head; k_row and v_row are the numbers from one token to the next."""
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     dims = tl.arange(0, DIM)
     slot = tl.load(slots + token)
     page = (slot // PAGE).to(tl.int64) * K + head
     place = slot % PAGE
-    source = (token * K + head) * D + dims
+    # the layouts of new_pages(): PAIR numbers that a dot product takes together lie side by side
     k_place = (dims // PAIR) * (PAGE * PAIR) + place * PAIR + dims % PAIR
     v_place = (place // PAIR) * (padded * PAIR) + dims * PAIR + place % PAIR
-    tl.store(k_pages + page * k_page + k_place, tl.load(k + source, dims < D), dims < D)
-    tl.store(v_pages + page * v_page + v_place, tl.load(v + source, dims < D), dims < D)
+    key = tl.load(k + token * k_row + head * D + dims, dims < D)
+    tl.store(k_pages + page * k_page + k_place, key, dims < D)
+    value = tl.load(v + token * v_row + head * D + dims, dims < D)
+    tl.store(v_pages + page * v_page + v_place, value, dims < D)
 
 
 def forward(q, k, v, cu_seqlens, scale):
@@ -217,20 +347,36 @@ def backward(dout, q, k, v, out, lse, cu_seqlens, scale):
 
 
 def forward_paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale):
-    tokens, heads, dim = q.shape
+    (tokens, heads, dim), kv_heads = q.shape, k_pages.shape[1]
     out = torch.empty_like(q)
-    if tokens:
-        counts = (q_start[1:] - q_start[:-1]).long()
-        request = torch.repeat_interleave(torch.arange(len(counts), device=q.device), counts)
-        last = q_start[1:].long()[request] - 1
-        back = last - torch.arange(tokens, device=q.device)  # rows before the request's newest
-        positions = (context_lens[request].long() - 1 - back).int()
-        pages = block_table[request].contiguous()
-        kv_heads = k_pages.shape[1]
-        attention_paged_kernel[(tokens, kv_heads)](
-            q, k_pages, v_pages, out, pages, positions, scale * LOG2E, pages.shape[1], heads, kv_heads, dim,
-            *_strides(k_pages, v_pages, dim), PAIR=_pair(q), PAGE=PAGE_SIZE,
-            GROUP=max(16, triton.next_power_of_2(heads // kv_heads)), DIM=_dim(dim),
+    if not tokens:
+        return out
+    requests, width = block_table.shape
+    span = span_pages(width)
+    spans = triton.cdiv(width, span)
+    shares = min(spans, triton.cdiv(PROGRAMS, tokens * kv_heads))  # of a row: no result depends on it
+    sizes = {
+        "SPAN": span, "PAGE": PAGE_SIZE, "BLOCK": min(256, triton.next_power_of_2(requests)),
+        "GROUP": max(16, triton.next_power_of_2(heads // kv_heads)), "DIM": max(32, _dim(dim)),
+    }  # fmt: skip
+    peaks = totals = parts = None
+    if shares > 1:
+        each = tokens, kv_heads, spans, heads // kv_heads
+        peaks, totals = (q.new_empty(each, dtype=torch.float32) for _ in range(2))
+        parts = q.new_empty((*each, dim), dtype=torch.float32)
+    if _pair(q) == 2:
+        k_words, v_words = k_pages.view(torch.int32), v_pages.view(torch.int32)
+    else:
+        k_words, v_words = k_pages, v_pages
+    attention_paged_kernel[(tokens, kv_heads, shares)](
+        q, k_words, v_words, out, peaks, totals, parts, block_table, q_start, context_lens, scale * LOG2E,
+        requests, width, spans, heads, kv_heads, dim, *_strides(k_words, v_words, dim), ALONE=shares == 1,
+        PAIR=_pair(q), **sizes, num_stages=3, **EXACT,
+    )  # fmt: skip
+    if shares > 1:
+        fold_spans_kernel[(tokens, kv_heads)](
+            peaks, totals, parts, out, q_start, context_lens, requests, spans, heads, kv_heads, dim,
+            **sizes, **EXACT,
         )  # fmt: skip
     return out
 
@@ -239,14 +385,22 @@ def write_pages(k, v, k_pages, v_pages, slots):
     tokens, kv_heads, dim = k.shape
     if tokens:
         write_pages_kernel[(tokens, kv_heads)](
-            k.contiguous(), v.contiguous(), k_pages, v_pages, slots, kv_heads, dim, *_strides(k_pages, v_pages, dim),
-            PAIR=_pair(k), PAGE=PAGE_SIZE, DIM=_dim(dim),
+            k, v, k_pages, v_pages, slots, k.stride(0), v.stride(0), kv_heads, dim,
+            *_strides(k_pages, v_pages, dim), PAIR=_pair(k), PAGE=PAGE_SIZE, DIM=_dim(dim), num_warps=1,
         )  # fmt: skip
 
 
 def append_paged(q, k, v, k_pages, v_pages, slots, block_table, q_start, context_lens, scale):
     write_pages(k, v, k_pages, v_pages, slots)
     return forward_paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale)
+
+
+def span_pages(width: int) -> int:
+    """Pages that are summed up before they join those before them: for block tables of `width` pages.
+
+    4 up to 16,384 tokens, so that one request keeps many SMs busy; then so many that no row has over 64 shares.
+    """
+    return max(4, triton.next_power_of_2(triton.cdiv(width, 64)))
 
 
 def tile(dim: int, dtype: torch.dtype) -> dict[str, int]:

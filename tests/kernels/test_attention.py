@@ -1,5 +1,7 @@
 """Attention on every backend: against float64, packed, paged bit for bit, garbage in pages, compile, opcheck."""
 
+from importlib import import_module
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from pyengine.kernels import (
     new_pages,
     write_pages,
 )
+from pyengine.kernels.attention import reference
 
 from tests.numerics import assert_as_good_as_torch
 
@@ -170,8 +173,7 @@ def test_paged_has_the_same_bits(backend, lengths, shape, dtype, seed):
     if backend.name == "reference":
         pytest.skip("plain torch promises no bits")
     tensors, bounds = inputs(lengths, *shape, dtype, backend.device, seed)
-    with torch.no_grad():
-        whole = attention(*tensors, bounds)
+    whole = undivided(tensors, bounds, lengths, backend)
     random = torch.Generator().manual_seed(seed)
 
     def chunks():
@@ -186,13 +188,64 @@ def test_paged_has_the_same_bits(backend, lengths, shape, dtype, seed):
         _native.set_threads(None)
 
 
+def undivided(tensors, bounds, lengths, backend):
+    """What every way through the pages must give: the packed op's rows, in Triton those of tokens taken singly.
+
+    A tensor core adds up a tile of 128 queries otherwise than one of 16, so Triton promises the pages alone.
+    """
+    if backend.name == "triton":
+        return paged(tensors, lengths, one_by_one(), seed=99)
+    with torch.no_grad():
+        return attention(*tensors, bounds)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_decoding_has_the_same_bits(backend, dtype):
     if backend.name == "reference":
         pytest.skip("plain torch promises no bits")
     tensors, bounds = inputs([67, 130], 4, 2, 64, dtype, backend.device)
-    with torch.no_grad():
-        assert torch.equal(paged(tensors, [67, 130], one_by_one()), attention(*tensors, bounds))
+    whole = undivided(tensors, bounds, [67, 130], backend)
+    assert torch.equal(paged(tensors, [67, 130], one_by_one()), whole)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_spans_are_folded_in_one_order(backend, dtype, monkeypatch):
+    """Whoever computes the spans of a row: one program, or several and a second kernel."""
+    if backend.name != "triton":
+        pytest.skip("only Triton's kernel cuts a context into spans")
+    triton = import_module("pyengine.kernels.attention.triton")
+    monkeypatch.setattr(triton, "span_pages", lambda width: 2)
+    lengths, (heads, kv_heads, dim) = [450, 1, 129], (6, 2, 33)
+    (_, k, v), _ = inputs(lengths, heads, kv_heads, dim, dtype, backend.device)
+    pages = new_pages(12, kv_heads, dim, dtype, backend.device)
+    for part in pages:
+        part.fill_(float("nan"))
+    table = torch.tensor(
+        [[9, 4, 0, 7, 2, 1, 3, 8], [5, *[99] * 7], [10, 6, 11, *[99] * 5]], dtype=torch.int32
+    )
+    slots = [
+        row[i // 64] * 64 + i % 64 for row, n in zip(table.tolist(), lengths, strict=True) for i in range(n)
+    ]
+    write_pages(k.detach(), v.detach(), *pages, torch.tensor(slots, dtype=torch.int32, device=backend.device))
+    q = torch.randn(5, heads, dim, generator=torch.Generator().manual_seed(1)).to(dtype).to(backend.device)
+    numbers = table, torch.tensor([0, 1, 2, 5], dtype=torch.int32), torch.tensor(lengths, dtype=torch.int32)
+    numbers = [t.to(backend.device) for t in numbers]
+    results = []
+    for programs in (1, 25, 10_000):  # one program a row and kv head, three, one for each span
+        monkeypatch.setattr(triton, "PROGRAMS", programs)
+        results.append(attention_paged(q, *pages, *numbers))
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+    alone = attention_paged(q[:1], *pages, numbers[0][:1], numbers[1][:2], numbers[2][:1])
+    assert torch.equal(alone, results[0][:1])
+    own = [q.split([1, 1, 3]), *(t.detach().split(lengths) for t in (k, v))]
+    truth, plain = (
+        torch.cat([
+            reference._rows(*(t.to(wide) for t in request), dim**-0.5)[0]
+            for request in zip(*own, strict=True)
+        ])
+        for wide in (torch.float64, dtype)
+    )  # fmt: skip
+    assert_as_good_as_torch(results[0], plain, truth, op=OP, what="paged", backend=backend)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -87,9 +87,12 @@ def _attention(dim: int, heads: int, kv_heads: int) -> dict[str, Callable[[], ob
     qkv = t(4096, heads + 2 * kv_heads, dim)
     bounds, positions = host(0, 4096), host(*range(4096))
     lse = t(4096, heads, dtype=F32)
-    tokens = (16, heads, dim)
     pages = [page.to("meta") for page in new_pages(64, kv_heads, dim, BF16)]
-    table, starts = host(*range(64)).view(16, 4), host(*range(17))
+
+    def paged(rows: int) -> Callable[[], object]:
+        numbers = t(rows, 128, dtype=I32), t(rows + 1, dtype=I32), t(rows, dtype=I32)
+        return lambda: attention.forward_paged(t(rows, heads, dim), *pages, *numbers, 0.125)
+
     return {
         f"rope forward {dim}": lambda: rope.forward(qkv, heads, positions, weight, weight, 1e4, 1e-6),
         f"rope forward {dim}, no norm": lambda: rope.forward(qkv, heads, positions, None, None, 1e4, 1e-6),
@@ -99,9 +102,8 @@ def _attention(dim: int, heads: int, kv_heads: int) -> dict[str, Callable[[], ob
         ),
         f"attention forward {dim}": lambda: attention.forward(q, k, k, bounds, 0.125),
         f"attention backward {dim}": lambda: attention.backward(q, q, k, k, q, lse, bounds, 0.125),
-        f"attention_paged {dim}": lambda: attention.forward_paged(
-            torch.empty(tokens, dtype=BF16), *pages, table, starts, host(*[250] * 16), 0.125
-        ),
+        f"attention_paged {dim}, few rows": paged(16),
+        f"attention_paged {dim}, many rows": paged(64),
         f"write_pages {dim}": lambda: attention.write_pages(k, k, *pages, t(4096, dtype=I32)),
     }
 

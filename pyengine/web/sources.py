@@ -211,7 +211,7 @@ def _jsonl(path: Path, rejected: Rejected) -> Iterator[RawPage]:
                     continue
                 where = f"{path.name}:{number}"
                 try:
-                    row = json.loads(line)
+                    row = json.loads(line.decode("utf-8-sig"))  # from bytes it would guess UTF-16
                 except ValueError as error:
                     rejected(where, f"not JSON: {_why(error)}")
                     continue

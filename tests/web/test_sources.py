@@ -167,7 +167,9 @@ def test_bad_rows_are_named_by_file_and_line(tmp_path):
     pages, rejected = read(tmp_path / "x.jsonl")
     assert len(pages) == 2
     assert [where for where, _ in rejected] == ["x.jsonl:2", "x.jsonl:3", "x.jsonl:4"]
-    (tmp_path / "marked.jsonl").write_bytes('\ufeff{"text": "good"}\n'.encode() + '{"text": "no"}'.encode("utf-16-le"))
+    (tmp_path / "marked.jsonl").write_bytes(
+        '\ufeff{"text": "good"}\n'.encode() + '{"text": "no"}'.encode("utf-16-le")
+    )
     pages, rejected = read(tmp_path / "marked.jsonl")
     assert list(pages) == ["marked.jsonl:1"] and [where for where, _ in rejected] == ["marked.jsonl:2"]
     (tmp_path / "y.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 9)[:-12])

@@ -12,6 +12,7 @@ import pytest
 import torch
 from pyengine.kernels import _native, _select
 
+from pyengine.files import atomic_write
 from tests.numerics import ERRORS
 
 # torch.empty then returns NaN (or the largest integer): an output that a kernel leaves unwritten fails.
@@ -79,7 +80,7 @@ def backend(request):
 def pytest_sessionfinish(session):
     """Write the table of measured errors where PYENGINE_ERROR_TABLE names a file (docs/numerics.md shows it)."""
     if (path := os.environ.get("PYENGINE_ERROR_TABLE")) and ERRORS:
-        with open(path, "w", encoding="utf-8") as file:
+        with atomic_write(path) as file:
             file.write("| op | what | backend | type | largest error | plain torch | ratio |\n")
             file.write("|---|---|---|---|---|---|---|\n")
             for key, (ours, torchs) in sorted(ERRORS.items()):

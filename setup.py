@@ -108,7 +108,7 @@ class BuildExtensions(build_ext):
     def build_cuda(self, target: Path):
         """Compile csrc/cuda with nvcc into kernels/_cuda beside the other modules."""
         inputs = [ROOT / name for name in sources("cuda", "cu") + sources("cuda")]
-        newest = max(path.stat().st_mtime for path in (ROOT / "csrc" / "cuda").iterdir())
+        newest = max(path.stat().st_mtime for path in [*(ROOT / "csrc" / "cuda").iterdir(), *HEADERS])
         if target.exists() and target.stat().st_mtime > newest:
             return
         target.parent.mkdir(parents=True, exist_ok=True)

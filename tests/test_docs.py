@@ -36,5 +36,4 @@ def test_the_op_table_names_the_backends_there_are():
             told[name] = {column for column, cell in zip(columns, cells, strict=True) if cell}
     assert set(told) == set(_select.ops())
     for op in _select.ops():
-        if op != "bpe":  # compiled, but text has no tensors to select a backend by
-            assert told[op] == set(_select.backends(op)), op
+        assert told[op] == set(_select.backends(op)), op

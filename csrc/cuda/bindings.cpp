@@ -21,4 +21,9 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
   bind::def(m, "top_logprobs", &top_logprobs);
   bind::def(m, "adjust_logits", &adjust_logits);
   bind::def(m, "uniform", &uniform);
+  m.attr("BPE_LONGEST") = kBpeLongest;
+  bind::def(m, "bpe_starts", &bpe_starts);
+  bind::def(m, "bpe_look_up", &bpe_look_up);
+  bind::def(m, "bpe_merge", &bpe_merge);
+  bind::def(m, "bpe_gather", &bpe_gather);
 }

@@ -183,6 +183,8 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
                                return list;
                              })
       .def_property_readonly("size", [](const Encoder& self) { return self.vocabulary.tokens.size(); })
+      .def_property_readonly(
+          "image", [](const Encoder& self) { return array_of(image_of(self.vocabulary, self.pattern)); })
       .def_property_readonly("merges", [](const Encoder& self) { return rows_of(self.vocabulary.merges()); })
       .def(
           "encode",

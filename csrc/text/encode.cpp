@@ -88,7 +88,7 @@ uint32_t* Encoder::in_parts(const uint8_t* p, size_t size, bool known, Workspace
 uint32_t* Encoder::long_piece(const uint8_t* p, size_t size, Workspace& w, uint32_t* out) const {
   if (size > sizeof LongPieces::Slot::bytes) return merge(p, size, w, out);
   const std::string_view piece(reinterpret_cast<const char*>(p), size);
-  const uint64_t hash = WholeTable::hash_of(piece);
+  const uint64_t hash = hash_of(piece.data(), piece.size());
   if (const LongPieces::Slot* slot = w.long_pieces.find(hash, piece))
     return std::copy_n(slot->ids, slot->count, out);
   uint32_t* end = merge(p, size, w, out);
@@ -164,7 +164,7 @@ void Encoder::remember(Unknown& piece, size_t count, Workspace& w) const {
   w.short_pieces.add(piece.key, piece.line, piece.ids, count);
   if (count > 4) {
     const std::string_view view(reinterpret_cast<const char*>(piece.p), piece.size);
-    w.long_pieces.add(WholeTable::hash_of(view), view, piece.ids, count);
+    w.long_pieces.add(hash_of(view.data(), view.size()), view, piece.ids, count);
   }
 }
 

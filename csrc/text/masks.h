@@ -4,7 +4,7 @@
 // with one bit a byte (every byte of a character has its class); where a piece begins is then a formula in
 // shifts, carries and bit operations. The last start found begins the next block, so a decision that would need
 // to look beyond the block is never made. What the formulas leave out (`regular` false: invalid UTF-8, rare
-// neighbours) is left to the lexers of presplit.cpp, which define the meaning.
+// neighbours) is left to the lexers (lexers.h), which define the meaning.
 #pragma once
 #include "presplit.h"
 #include "unicode.h"

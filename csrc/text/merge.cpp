@@ -13,16 +13,16 @@ PairTable::PairTable(size_t pairs) {
   while ((size_t(8) << bits) < pairs * 2) bits++;  // at most half full
   shift_ = 64 - bits;
   mask_ = (size_t(1) << bits) - 1;
-  entries_.assign((mask_ + 1) * 8, empty);
+  entries_.assign((mask_ + 1) * 8, no_pair);
 }
 
 void PairTable::add(uint32_t left, uint32_t right, uint32_t merged) {
-  const uint64_t key = key_of(left, right);
-  for (size_t bucket = bucket_of(key);; bucket = (bucket + 1) & mask_) {
+  const uint64_t key = pair_key(left, right);
+  for (size_t bucket = pair_bucket(key, shift_);; bucket = (bucket + 1) & mask_) {
     uint64_t* entries = &entries_[bucket * 8];
     for (int i = 0; i < 8; i++) {
       if (entries[i] >> 22 == key) return;
-      if (entries[i] != empty) continue;
+      if (entries[i] != no_pair) continue;
       entries[i] = key << 22 | merged;
       return;
     }
@@ -105,7 +105,7 @@ void Merger::add(const uint8_t* p, size_t n, Lanes& lanes) const {
 // ranks before it reads the first of them.
 void Merger::merge(Lanes& lanes) const {
   constexpr size_t most = Lanes::most;
-  const uint64_t no_pair = PairTable::key_of(no_symbol, 0);  // its line is always at hand
+  const uint64_t nothing = pair_key(no_symbol, 0);  // its line is always at hand
   alignas(64) uint32_t lowest[most], place[most];
   uint64_t left_key[most], right_key[most];
   int previous[most];
@@ -122,8 +122,8 @@ void Merger::merge(Lanes& lanes) const {
       lanes.alive[l] = before | uint32_t(1) << left | behind;
       lanes.symbols[left][l] = low;
       lanes.ranks[right][l] = none;
-      left_key[l] = previous[l] ? PairTable::key_of(lanes.symbols[previous[l]][l], low) : no_pair;
-      right_key[l] = next != no_symbol ? PairTable::key_of(low, next) : no_pair;
+      left_key[l] = previous[l] ? pair_key(lanes.symbols[previous[l]][l], low) : nothing;
+      right_key[l] = next != no_symbol ? pair_key(low, next) : nothing;
       pairs_.prefetch(left_key[l]);
       pairs_.prefetch(right_key[l]);
     }

@@ -17,36 +17,36 @@
 #include <cstring>
 #include <vector>
 
+#include "tables.h"
 #include "wide.h"
 
 namespace text {
 
-constexpr uint32_t none = 0xFFFFFFFF;
 constexpr uint32_t most_symbols = (1 << 21) - 1;
 
-// (left, right) -> the symbol of the merged token. Buckets of 8 entries, one cache line each: a look-up reads
-// one line, whether it finds or not.
+class Vocabulary;
+struct Pattern;
+
+// (left, right) -> the symbol of the merged token. A bucket is one cache line: a look-up reads one, whether it
+// finds or not.
 class PairTable {
  public:
   explicit PairTable(size_t pairs = 0);
   void add(uint32_t left, uint32_t right, uint32_t merged);  // of equal pairs the first stays
-  static uint64_t key_of(uint32_t left, uint32_t right) { return uint64_t(left) << 21 | right; }
-  void prefetch(uint64_t key) const { __builtin_prefetch(&entries_[bucket_of(key) * 8]); }
-  uint32_t find(uint32_t left, uint32_t right) const { return find(key_of(left, right)); }
+  void prefetch(uint64_t key) const { __builtin_prefetch(&entries_[pair_bucket(key, shift_) * 8]); }
+  uint32_t find(uint32_t left, uint32_t right) const { return find(pair_key(left, right)); }
   uint32_t find(uint64_t key) const {
-    for (size_t bucket = bucket_of(key);; bucket = (bucket + 1) & mask_) {
+    for (size_t bucket = pair_bucket(key, shift_);; bucket = (bucket + 1) & mask_) {
       const uint64_t* entries = &entries_[bucket * 8];
       const uint32_t place = wide::find_entry<22>(entries, key << 22);
-      const uint32_t value = uint32_t(entries[place & 7]) & most_value;
-      if (__builtin_expect((place < 8) | (entries[7] == empty), 1)) return place < 8 ? value : none;
+      const uint32_t value = uint32_t(entries[place & 7]) & most_merged;
+      if (__builtin_expect((place < 8) | (entries[7] == no_pair), 1)) return place < 8 ? value : none;
     }
   }
 
  private:
-  static constexpr uint64_t empty = ~uint64_t(0);
-  static constexpr uint32_t most_value = (1 << 22) - 1;
-  size_t bucket_of(uint64_t key) const { return key * 0x9E3779B97F4A7C15u >> shift_; }
-  std::vector<uint64_t, wide::Aligned<uint64_t>> entries_;  // left << 43 | right << 22 | merged
+  friend std::vector<uint8_t> image_of(const Vocabulary&, const Pattern&);
+  std::vector<uint64_t, wide::Aligned<uint64_t>> entries_;
   int shift_ = 63;
   size_t mask_ = 0;
 };
@@ -100,6 +100,7 @@ class Merger {
   bool region_by_rounds(int most, uint32_t n, MergeScratch& scratch) const;
   void region_by_heap(uint32_t n, MergeScratch& scratch) const;
 
+  friend std::vector<uint8_t> image_of(const Vocabulary&, const Pattern&);
   uint32_t byte_symbols_[256];
   std::vector<int16_t> byte_of_;      // [symbol]; -1: none
   std::vector<uint32_t> byte_pairs_;  // [first << 8 | second]

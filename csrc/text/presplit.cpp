@@ -3,149 +3,29 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "lexers.h"
 #include "masks.h"
 #include "unicode.h"
 
 namespace text {
 namespace {
 
-using Bytes = const uint8_t*;
-
-inline bool is_newline(uint32_t code) { return code == '\n' || code == '\r'; }
-
-// The end of 's 't 'm 'd 'll 've 're at the apostrophe p, or p. Folded: in any case; U+017F (long s) folds to
-// s.
-inline Bytes contraction(Bytes p, Bytes end, bool folded) {
-  if (end - p < 2 || *p != '\'') return p;
-  const uint8_t fold = folded ? 0x20 : 0;
-  auto low = [&](uint8_t b) { return uint8_t(b >= 'A' && b <= 'Z' ? b | fold : b); };
-  const uint8_t a = low(p[1]);
-  if (a == 's' || a == 't' || a == 'm' || a == 'd') return p + 2;
-  if (end - p < 3) return p;
-  if (folded && p[1] == 0xC5 && p[2] == 0xBF) return p + 3;
-  const uint8_t b = low(p[2]);
-  if ((a == 'l' && b == 'l') || (a == 'v' && b == 'e') || (a == 'r' && b == 'e')) return p + 3;
-  return p;
-}
-
-// White space at p, by the alternatives  \s*[\r\n]+ | \s+(?!\S) | \s+  (the first only with `newlines`; with
-// `digits_apart` the second is \s+(?![^\s\p{N}])).
-inline Bytes white_space(Bytes p, Bytes end, bool newlines, bool whole_tail, bool digits_apart = false) {
-  Bytes q = p, last = p, line = p;  // end of the run, start of its last character, end of its last newline
-  while (q < end) {
-    Character c = character_at(q, end);
-    if (c.cls != Space) {
-      if (digits_apart && c.cls == Number) return q;
-      break;
-    }
-    last = q;
-    q += c.size;
-    if (is_newline(c.code)) line = q;
+struct HostClasses {
+  Character at(Bytes p, Bytes end) const {
+    if (*p < 128) return {ascii_class[*p], 1, *p};
+    return decode(p, end);
   }
-  if (q == end && whole_tail) return q;
-  if (newlines && line > p) return line;
-  if (q == end || last == p) return q;
-  return last;  // the last white space goes with the word that follows
-}
-
-inline Bytes digits(Bytes p, Bytes end, int most) {
-  for (int i = 0; i < most && p < end; i++) {
-    Character c = character_at(p, end);
-    if (c.cls != Number) break;
-    p += c.size;
-  }
-  return p;
-}
-
-// '(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
-// Where `digits` is not 0 (SmolLM), each digit is cut out first, and the rest is split between them.
-Bytes gpt2(const Pattern& pattern, Bytes p, Bytes end) {
-  const bool apart = pattern.digits != 0;
-  if (Bytes q = contraction(p, end, false); q > p) return q;
-  if (apart) {
-    if (Bytes q = digits(p, end, pattern.digits); q > p) return q;
-  }
-  Bytes word = p + (*p == ' ');
-  if (word < end) {
-    Character c = character_at(word, end);
-    if (in(c.cls, letters)) return run(word + c.size, end, letters);
-    if (c.cls == Number && !apart) return run(word + c.size, end, numbers);
-    if (in(c.cls, symbols)) return run(word + c.size, end, symbols);
-  }
-  return white_space(p, end, false, false, apart);
-}
-
-// ' ?[^\s\p{L}\p{N}]+[\r\n]*' (o200k: [\r\n/]*) and what follows it in both newer patterns.
-Bytes symbols_or_space(const Pattern& pattern, Bytes p, Bytes end) {
-  Bytes word = p + (*p == ' ');
-  if (word < end) {
-    Character c = character_at(word, end);
-    if (in(c.cls, symbols)) {
-      Bytes q = run(word + c.size, end, symbols);
-      while (q < end && (is_newline(*q) || (*q == '/' && pattern.family == Pattern::O200k))) q++;
-      return q;
-    }
-  }
-  return white_space(p, end, true, pattern.whole_tail);
-}
-
-// '(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
-Bytes cl100k(const Pattern& pattern, Bytes p, Bytes end) {
-  if (Bytes q = contraction(p, end, true); q > p) return q;
-  Character c = character_at(p, end);
-  if (in(c.cls, letters)) return run(p + c.size, end, letters);
-  if (c.cls == Number) return digits(p, end, pattern.digits);
-  Bytes word = p + c.size;
-  if (word < end && !is_newline(c.code)) {
-    Character d = character_at(word, end);
-    if (in(d.cls, letters)) return run(word + d.size, end, letters);
-  }
-  return symbols_or_space(pattern, p, end);
-}
-
-// head* body+ at p, or p. The heads give characters back until one of them can be a body.
-Bytes word_with_body(Bytes p, Bytes end) {
-  Bytes q = p, back = p;  // back: end of the last character in the run of heads that can also be a body
-  while (q < end) {
-    Character c = character_at(q, end);
-    if (!in(c.cls, heads)) break;
-    q += c.size;
-    if (c.cls != Upper) back = q;
-  }
-  Bytes r = run(q, end, bodies);
-  return r > q ? r : back;
-}
-
-// The first two alternatives of o200k, each with and without its optional first character
-// [^\r\n\p{L}\p{N}]: head* body+ before head+ (whose body* is empty wherever the former failed). Or p.
-Bytes cased_word(Bytes p, Bytes end) {
-  Character c = character_at(p, end);
-  const bool prefix = !is_newline(c.code) && !in(c.cls, letters) && c.cls != Number;
-  Bytes word = p + c.size;
-  if (prefix) {
-    if (Bytes q = word_with_body(word, end); q > word) return q;
-  }
-  if (Bytes q = word_with_body(p, end); q > p) return q;
-  if (prefix) {
-    if (Bytes q = run(word, end, heads); q > word) return q;
-  }
-  return run(p, end, heads);
-}
-
-Bytes o200k(const Pattern& pattern, Bytes p, Bytes end) {
-  if (Bytes q = cased_word(p, end); q > p) return contraction(q, end, true);
-  if (Bytes q = digits(p, end, pattern.digits); q > p) return q;
-  return symbols_or_space(pattern, p, end);
-}
+};
 
 // By blocks where that is known to be right, one piece after the other elsewhere.
-template <Pattern::Family family, class Lexer>
-size_t fill(const Pattern& pattern, Bytes p, Bytes end, uint32_t* ends, size_t most, Lexer piece_end) {
-  const Bytes start = p;
+template <Pattern::Family family, class PieceEnd>
+size_t fill(const Lexer<HostClasses>& lexer, Bytes p, uint32_t* ends, size_t most, PieceEnd piece_end) {
+  const Pattern& pattern = lexer.pattern;
+  const Bytes start = p, end = lexer.end;
   size_t count = 0;
   auto one_by_one = [&](Bytes far) {
     do {
-      const Bytes next = piece_end(p, end);
+      const Bytes next = piece_end(p);
       if (next - start > ptrdiff_t(0xFFFFFFFE)) {
         if (count == 0) throw std::length_error("a piece of 4 GiB or more cannot be encoded");
         return false;
@@ -230,18 +110,16 @@ const Pages& pages() {
 #endif
 
 size_t split(const Pattern& pattern, Bytes p, Bytes end, uint32_t* ends, size_t most) {
+  const Lexer<HostClasses> lexer{{}, pattern, end};
   switch (pattern.family) {
     case Pattern::Gpt2:
-      return fill<Pattern::Gpt2>(pattern, p, end, ends, most,
-                                 [&](Bytes a, Bytes b) { return gpt2(pattern, a, b); });
+      return fill<Pattern::Gpt2>(lexer, p, ends, most, [&](Bytes a) { return lexer.gpt2(a); });
     case Pattern::Cl100k:
-      return fill<Pattern::Cl100k>(pattern, p, end, ends, most,
-                                   [&](Bytes a, Bytes b) { return cl100k(pattern, a, b); });
+      return fill<Pattern::Cl100k>(lexer, p, ends, most, [&](Bytes a) { return lexer.cl100k(a); });
     case Pattern::O200k:
-      return fill<Pattern::O200k>(pattern, p, end, ends, most,
-                                  [&](Bytes a, Bytes b) { return o200k(pattern, a, b); });
+      return fill<Pattern::O200k>(lexer, p, ends, most, [&](Bytes a) { return lexer.o200k(a); });
     default:
-      return fill<Pattern::None>(pattern, p, end, ends, most, [](Bytes, Bytes b) { return b; });
+      return fill<Pattern::None>(lexer, p, ends, most, [&](Bytes) { return end; });
   }
 }
 

@@ -1,8 +1,8 @@
 // Pre-split: cuts text into the pieces inside which BPE merges, as the regular expressions of the GPT family
 // do.
 //
-// Each lexer is the hand-written twin of one regular expression (kernels/bpe/__init__.py holds the strings); a
-// piece costs one pass over its characters and one of look-ahead.
+// Each lexer (lexers.h) is the hand-written twin of one regular expression; a piece costs one pass over its
+// characters and one of look-ahead.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -64,27 +64,8 @@ const ClassTable& class_table() {
 }
 
 Character decode(const uint8_t* p, const uint8_t* end) {
-  const uint32_t a = p[0];
-  const Character invalid{Other, 1, a};
-  auto tail = [&](int i) { return (p[i] & 0xC0) == 0x80; };
-  if (a < 0x80) return {ascii_class[a], 1, a};
-  uint32_t code;
-  uint8_t size;
-  if (a >= 0xC2 && a <= 0xDF && end - p >= 2 && tail(1)) {
-    code = (a & 31) << 6 | (p[1] & 63);
-    size = 2;
-  } else if ((a & 0xF0) == 0xE0 && end - p >= 3 && tail(1) && tail(2)) {
-    code = (a & 15) << 12 | (p[1] & 63) << 6 | (p[2] & 63);
-    size = 3;
-    if (code < 0x800 || (code >= 0xD800 && code < 0xE000)) return invalid;
-  } else if (a >= 0xF0 && a <= 0xF4 && end - p >= 4 && tail(1) && tail(2) && tail(3)) {
-    code = (a & 7) << 18 | (p[1] & 63) << 12 | (p[2] & 63) << 6 | (p[3] & 63);
-    size = 4;
-    if (code < 0x10000 || code > 0x10FFFF) return invalid;
-  } else {
-    return invalid;
-  }
-  return {class_table().of(code), size, code};
+  if (*p < 0x80) return {ascii_class[*p], 1, *p};
+  return decode(class_table(), p, end);
 }
 
 }  // namespace text

@@ -76,30 +76,13 @@ WholeTable::WholeTable(size_t tokens) {
   int bits = 4;
   while ((size_t(1) << bits) < tokens * 2) bits++;
   shift_ = 64 - bits;
-  mask_ = (size_t(1) << bits) - 1;
-  entries_.resize(mask_ + 1);
-}
-
-uint64_t WholeTable::hash_of(std::string_view bytes) {
-  uint64_t h = bytes.size() * 0x9E3779B97F4A7C15u;
-  const char* p = bytes.data();
-  size_t left = bytes.size();
-  for (; left > 8; left -= 8, p += 8) {
-    uint64_t block;
-    std::memcpy(&block, p, 8);
-    h = (h ^ block) * 0xD6E8FEB86659FD93u;
-    h ^= h >> 32;
-  }
-  uint64_t block = 0;
-  std::memcpy(&block, p, left);
-  h = (h ^ block) * 0xD6E8FEB86659FD93u;
-  return (h ^ h >> 32) * 0x9E3779B97F4A7C15u;
+  entries_.resize(size_t(1) << bits);
 }
 
 void WholeTable::add(std::string_view bytes, uint32_t id) {
-  const uint64_t hash = hash_of(bytes);
+  const uint64_t hash = hash_of(bytes.data(), bytes.size());
   size_t i = hash >> shift_;
-  while (entries_[i].id != none) i = (i + 1) & mask_;
+  while (entries_[i].id != none) i = (i + 1) & (entries_.size() - 1);
   entries_[i] = {uint32_t(hash), id};
 }
 

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "merge.h"
+#include "tables.h"
 
 namespace text {
 
@@ -23,6 +24,7 @@ class Tokens {
   std::string_view operator[](size_t id) const { return {bytes_.data() + spans_[id].start, spans_[id].size}; }
 
  private:
+  friend std::vector<uint8_t> image_of(const Vocabulary&, const Pattern&);
   struct Span {
     uint32_t start = 0, size = 0;
   };
@@ -41,22 +43,14 @@ class WholeTable {
   void add(std::string_view bytes, uint32_t id);
   // The id, or none.
   uint32_t find(const Tokens& tokens, std::string_view bytes) const {
-    const uint64_t hash = hash_of(bytes);
-    for (size_t i = hash >> shift_;; i = (i + 1) & mask_) {
-      const Entry& entry = entries_[i];
-      if (entry.id == none) return none;
-      if (entry.tag == uint32_t(hash) && tokens[entry.id] == bytes) return entry.id;
-    }
+    return find_whole(entries_.data(), shift_, hash_of(bytes.data(), bytes.size()),
+                      [&](uint32_t id) { return tokens[id] == bytes; });
   }
-  static uint64_t hash_of(std::string_view bytes);
 
  private:
-  struct Entry {
-    uint32_t tag = 0, id = none;
-  };
-  std::vector<Entry> entries_;
+  friend std::vector<uint8_t> image_of(const Vocabulary&, const Pattern&);
+  std::vector<WholeEntry> entries_;
   int shift_;
-  size_t mask_;
 };
 
 // Where a piece of CJK (or other characters of three and more bytes) can be cut for certain: between characters
@@ -126,6 +120,7 @@ class Vocabulary {
   void settle_naively(const std::vector<Merge>& made, const Naive& pair);
   void add(const Merge& merge);
 
+  friend std::vector<uint8_t> image_of(const Vocabulary&, const Pattern&);
   std::vector<uint32_t> ids_;      // [symbol] -> id
   std::vector<uint32_t> symbols_;  // [id] -> symbol, or none
   Merger merger_;
@@ -133,5 +128,8 @@ class Vocabulary {
   bool all_merge_ = true;
   std::vector<Merge> merges_;
 };
+
+// What an Image (image.h) begins with, and all that it names.
+std::vector<uint8_t> image_of(const Vocabulary& vocabulary, const Pattern& pattern);
 
 }  // namespace text

@@ -6,6 +6,7 @@
     join(tokens, [72, 256])                                       # those of a list of ids, together
     encoder = Encoder(tokens, merges, split_pattern(PATTERNS["qwen2"]))
     ids = encoder.encode(text)                                    # uint32 array
+    encoded = encode_tensor(encoder, text, offsets)               # text that lies on a GPU
 
 Text is str or bytes, any bytes: a byte outside of valid UTF-8 is a character of its own, neither letter,
 digit nor space. The ids are those of tiktoken and Hugging Face tokenizers for the same vocabulary. An
@@ -13,21 +14,28 @@ encoder holds no lock while it encodes and keeps one memory of pieces, 24 MiB at
 encoded at the same time; neither depends on how much text went by.
 
 A pattern without a hand-written lexer has no `split_pattern`: the caller cuts the text (Python's `regex`) and
-uses `encode_pieces` and `add_words`. There is no torch here: ids are made before tensors are.
+uses `encode_pieces` and `add_words`. Only `encode_tensor` knows of torch and of backends.
 """
 
 import os
 from importlib import import_module
 from types import ModuleType
+from typing import NamedTuple
 
+import torch
+
+from .._library import Example
+from .._select import select
 from .reference import BYTE_ORDER
 
 __all__ = [
     "BYTE_ORDER",
     "PATTERNS",
+    "Encoded",
     "Encoder",
     "Pattern",
     "WordCounts",
+    "encode_tensor",
     "portable",
     "spell",
     "split_pattern",
@@ -104,3 +112,59 @@ def split_pattern(pattern: str) -> Pattern | None:  # type: ignore[valid-type]  
     """The hand-written lexer of a pattern (name or regular expression), or None where there is none."""
     name = _NAMES.get(portable(pattern))
     return Pattern(*_LEXERS[name]) if name else None
+
+
+class Encoded(NamedTuple):
+    """The ids of documents: those of document i are ids[offsets[i]:offsets[i + 1]]."""
+
+    ids: torch.Tensor
+    """int32"""
+    offsets: torch.Tensor
+    """int64, one more than documents"""
+    handed_over: int
+    """Pieces too long for the GPU, which the C++ encoder merged."""
+
+
+def encode_tensor(encoder: Encoder, text: torch.Tensor, offsets: torch.Tensor) -> Encoded:  # type: ignore[valid-type]
+    """The ids of documents in a tensor, where it lies: those of `encoder`, pre-split by its pattern.
+
+    text (N,) uint8: any bytes, below 2 GiB; offsets (D + 1,) int64 on the same device: document i is
+    text[offsets[i]:offsets[i + 1]], from 0 to N.
+
+    Raises ValueError for shapes, types or offsets that do not fit.
+    """
+    size = text.numel()
+    if text.dim() != 1 or text.dtype != torch.uint8 or size >= 2**31:
+        raise ValueError(
+            f"encode_tensor: text must be (N,) uint8 below 2 GiB, got {tuple(text.shape)} {text.dtype}"
+        )
+    if (
+        offsets.dim() != 1
+        or offsets.dtype != torch.int64
+        or offsets.device != text.device
+        or not len(offsets)
+    ):
+        raise ValueError(
+            f"encode_tensor: offsets must be (D + 1,) int64 on {text.device}, got {tuple(offsets.shape)} "
+            f"{offsets.dtype} on {offsets.device}"
+        )
+    edges = torch.tensor([0, size], device=text.device)
+    if not ((offsets.diff() >= 0).all() & (offsets[[0, -1]] == edges).all()):
+        raise ValueError(f"encode_tensor: offsets must rise from 0 to {size}, the bytes of the text")
+    backend = select("bpe", text.device)
+    return Encoded(*backend.encode_tensor(encoder, text.contiguous(), offsets.contiguous()))
+
+
+def examples(device: str) -> list[Example]:
+    """Small, odd-sized calls for the probe launch: every family of patterns, every way a piece can go."""
+    sample = "It's 1234567 o'clock!! at\n\n  McDonald'S, \t\u4e2d\u6587\u5b57 na\u00efve\u0301 \U0001f600\r\n \u00bd "
+    documents = [sample.encode(), b"", b"\xff\xc3\x80\xed\xa0\x80 \xe4\xb8", b"ab" * 200, sample.encode() * 9]
+    text = torch.frombuffer(bytearray().join(documents), dtype=torch.uint8).to(device)
+    offsets = torch.tensor([0, *map(len, documents)], device=device).cumsum(0)
+    calls: list[Example] = []
+    for name in PATTERNS:
+        lexer, counts = split_pattern(name), WordCounts()
+        counts.add_texts(documents * 2, lexer)
+        merges = train(counts, BYTE_ORDER, 400)
+        calls.append((encode_tensor, (Encoder(spell(BYTE_ORDER, merges), merges, lexer), text, offsets), {}))
+    return calls

@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 
 import regex
 
+from .cpu import encode_tensor  # noqa: F401  # a GPU's encoder is compared with the C++ one
+
 # Ids 0..255: the bytes that print, then the rest, as in GPT-2. Ties in training go to lower ids, so this
 # order is part of being equal to Hugging Face's trainer.
 BYTE_ORDER = bytes([*range(33, 127), *range(161, 173), *range(174, 256)])

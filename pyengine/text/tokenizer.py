@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 import regex
+import torch
 
 from ..errors import UserError
 from ..kernels import bpe
@@ -179,6 +180,64 @@ class Tokenizer:
         parts = [self._encode_to_array(text) for text in texts]
         offsets = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64)
         return np.concatenate([np.empty(0, np.uint32), *parts]), offsets
+
+    def encode_on(
+        self,
+        device: torch.device | str,
+        texts: Sequence[str | bytes],
+        allowed_special: Literal["all"] | Collection[str] = (),
+    ) -> bpe.Encoded:
+        """(ids int32, offsets int64, handed_over) made and left on a device, "cuda" for instance: the ids of
+        encode_batch. handed_over: of how many pieces, too long for a GPU, the host made the ids.
+
+        Names of special tokens are plain text unless allowed, in texts that are str.
+        """
+        device = torch.device(device)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise UserError(f"there is no {device} here: encode_batch encodes on the processor")
+        parts: list[bytes] = []
+        specials: list[tuple[int, int]] = []  # how many parts stand before it, its id
+        bounds = [0]
+        for text in texts:
+            cut = self._split_special(text, allowed_special) if isinstance(text, str) else [(text, None)]
+            for part, special in cut:
+                part = self._normalize(part)
+                parts.append(part if isinstance(part, bytes) else part.encode("utf-8", "surrogatepass"))
+                if special is not None:
+                    specials.append((len(parts), special))
+            bounds.append(len(parts))
+        data = torch.from_numpy(np.frombuffer(bytearray().join(parts), np.uint8)).to(device)
+        offsets = torch.tensor([0, *map(len, parts)], device=device).cumsum(0)
+        encoded = self._encode_tensor(data, offsets)
+        last = torch.tensor(bounds, device=device)
+        if not specials:
+            return encoded._replace(offsets=encoded.offsets[last])
+        after, ids = torch.tensor(specials, device=device).T.contiguous()
+        number = torch.arange(len(specials), device=device)
+        joined = encoded.ids.new_empty(len(encoded.ids) + len(specials))
+        plain = torch.ones_like(joined, dtype=torch.bool)
+        places = encoded.offsets[after] + number
+        plain[places] = False
+        joined[places] = ids.to(joined.dtype)
+        joined[plain] = encoded.ids
+        return encoded._replace(ids=joined, offsets=encoded.offsets[last] + torch.searchsorted(after, last))
+
+    def encode_tensor(self, text: torch.Tensor, offsets: torch.Tensor) -> bpe.Encoded:
+        """The same of UTF-8 text that lies on the device already: document i is text[offsets[i]:offsets[i + 1]],
+        uint8 and int64. Names of special tokens are plain text."""
+        if self.normalizer:
+            raise UserError(
+                f"this tokenizer normalizes text ({self.normalizer}), which needs str: see encode_on"
+            )
+        return self._encode_tensor(text, offsets)
+
+    def _encode_tensor(self, text: torch.Tensor, offsets: torch.Tensor) -> bpe.Encoded:
+        if not self.has_lexer:
+            raise UserError(
+                f"a device encodes patterns that have a hand-written lexer, and {self.pattern!r} has none: "
+                "encode_batch encodes on the processor"
+            )
+        return bpe.encode_tensor(self._encoder, text, offsets)
 
     def count(self, text: str | bytes) -> int:
         """How many ids the text has."""

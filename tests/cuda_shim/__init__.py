@@ -24,7 +24,8 @@ def build(folder: Path, sanitizer: str = "") -> Path:
     """Compile the CUDA module for the CPU into `folder`; returns its path."""
     target = Path(folder).resolve() / f"_cuda{'_' + sanitizer if sanitizer else ''}.so"
     inputs = [*sorted(CUDA.glob("*.cu")), CUDA / "bindings.cpp"]
-    newest = max(p.stat().st_mtime for p in [*CUDA.iterdir(), HERE / "host_shim.h"])
+    shared = CUDA.parent.glob("*/*.h")
+    newest = max(p.stat().st_mtime for p in [*CUDA.iterdir(), *shared, HERE / "host_shim.h"])
     if target.exists() and target.stat().st_mtime > newest:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)

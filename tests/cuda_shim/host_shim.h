@@ -44,7 +44,7 @@ struct Thread {
   unsigned shuffles = 0;  // how many shuffles this thread has done
 #ifndef PYENGINE_SHIM_THREADS
   ucontext_t context;
-  std::vector<char> stack;
+  std::unique_ptr<char[]> stack;
   bool done = false;
 #endif
 };
@@ -115,6 +115,21 @@ T exchange(T value, unsigned source) {
   return other;
 }
 
+// fold(so far, the value of a lane, the lane) over the lanes of the warp, in order.
+template <class T, class R, class Fold>
+R over_warp(T value, R result, Fold fold) {
+  static_assert(sizeof(T) == 4, "a slot has 32 bits");
+  std::memcpy(&block->exchange[me().thread_index.x], &value, 4);
+  wait(my_warp());
+  for (unsigned lane = 0, first = me().thread_index.x / kWarp * kWarp; lane < kWarp; ++lane) {
+    T other;
+    std::memcpy(&other, &block->exchange[first + lane], 4);
+    result = fold(result, other, lane);
+  }
+  wait(my_warp());
+  return result;
+}
+
 inline std::function<void()>* body = nullptr;
 
 #ifndef PYENGINE_SHIM_THREADS
@@ -137,10 +152,11 @@ inline void run_block(unsigned threads) {
 #else
   for (unsigned t = 0; t < threads; ++t) {
     Thread& thread = block->threads[t];
-    thread.stack.resize(64 << 10);
+    constexpr size_t size = 64 << 10;
+    thread.stack.reset(new char[size]);
     getcontext(&thread.context);
-    thread.context.uc_stack.ss_sp = thread.stack.data();
-    thread.context.uc_stack.ss_size = thread.stack.size();
+    thread.context.uc_stack.ss_sp = thread.stack.get();
+    thread.context.uc_stack.ss_size = size;
     thread.context.uc_link = &block->scheduler;
     makecontext(&thread.context, fibre, 0);
   }
@@ -194,11 +210,14 @@ T __shfl_down_sync(unsigned, T value, int offset) {
   return shim::exchange(value, inside ? threadIdx.x + offset : threadIdx.x);
 }
 inline unsigned __ballot_sync(unsigned, int predicate) {
-  unsigned bits = 0;
-  for (unsigned lane = 0; lane < shim::kWarp; ++lane)
-    bits |= (unsigned)(__shfl_sync(0xffffffffu, predicate ? 1 : 0, (int)lane)) << lane;
-  return bits;
+  return shim::over_warp((unsigned)(predicate != 0), 0u,
+                         [](unsigned bits, unsigned bit, unsigned lane) { return bits | bit << lane; });
 }
+template <class T>
+T __reduce_min_sync(unsigned, T value) {
+  return shim::over_warp(value, value, [](T a, T b, unsigned) { return b < a ? b : a; });
+}
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 template <class T>
 T atomicAdd(T* address, T value) {
 #ifdef PYENGINE_SHIM_THREADS

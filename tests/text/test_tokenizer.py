@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiktoken
 import tokenizers
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyengine.kernels import bpe
@@ -396,6 +397,41 @@ def test_encoding_after_a_fork(tokenizer):
         same = tokenizer.encode(TEXTS[1]) == expected and len(tokenizer.encode_batch(TEXTS, threads=2)[0]) > 0
         os._exit(0 if same else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+@FUZZ
+@given(texts=st.lists(TEXT, max_size=4))
+def test_encoding_into_tensors(tokenizer, texts):
+    for allowed in ((), "all", ["<|end|>"]):
+        ids, offsets, handed_over = tokenizer.encode_on("cpu", texts, allowed_special=allowed)
+        parts = [ids[a:b].tolist() for a, b in zip(offsets, offsets[1:], strict=False)]
+        assert parts == [tokenizer.encode(text, allowed) for text in texts]
+        assert handed_over == 0
+    data = [text.encode() for text in texts]
+    assert tokenizer.encode_on("cpu", data).ids.tolist() == tokenizer.encode_batch(data)[0].tolist()
+
+
+def test_encoding_on_a_device_refuses_what_it_cannot_do(tokenizer):
+    text, offsets = torch.zeros(3, dtype=torch.uint8), torch.tensor([0, 3])
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="there is no cuda here"):
+            tokenizer.encode_on("cuda", ["a"])
+    with pytest.warns(UserWarning):
+        slow = Tokenizer.train(TEXTS, vocab_size=300, pattern=r"\w+|\W")
+    with pytest.raises(UserError, match="hand-written lexer"):
+        slow.encode_tensor(text, offsets)
+    tokens = [bytes([b]) for b in range(256)]
+    normal = Tokenizer(tokens, np.zeros((0, 4), np.uint32), "gpt2", {}, normalizer="NFC")
+    assert normal.encode_on("cpu", ["e\u0301"]).ids.tolist() == list("\u00e9".encode())
+    with pytest.raises(UserError, match="normalizes"):
+        normal.encode_tensor(text, offsets)
+    for wrong in (torch.tensor([0, 2]), torch.tensor([1, 3]), torch.tensor([0, 2, 1, 3]), torch.tensor([3])):
+        with pytest.raises(ValueError, match="rise from 0 to 3"):
+            tokenizer.encode_tensor(text, wrong)
+    with pytest.raises(ValueError, match="uint8"):
+        tokenizer.encode_tensor(text.float(), offsets)
+    with pytest.raises(ValueError, match="int64"):
+        tokenizer.encode_tensor(text, offsets.int())
 
 
 def test_bytes_in_the_order_of_their_values_give_rustbpes_merges():

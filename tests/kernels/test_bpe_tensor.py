@@ -1,0 +1,117 @@
+"""Encoding of text in tensors: every backend against the C++ encoder, on text of many scripts and on any bytes."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyengine.kernels import bpe
+
+from tests.kernels.test_bpe import FRAGMENTS, corpus
+
+OP = "bpe"
+FUZZ = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(scope="module", params=list(bpe.PATTERNS))
+def encoder(request):
+    """A vocabulary of 1000 for each pattern."""
+    lexer, counts = bpe.split_pattern(request.param), bpe.WordCounts()
+    counts.add_texts([corpus()], lexer)
+    merges = bpe.train(counts, bpe.BYTE_ORDER, 1000)
+    return bpe.Encoder(bpe.spell(bpe.BYTE_ORDER, merges), merges, lexer)
+
+
+def check(encoder, documents: list[bytes], device: str) -> bpe.Encoded:
+    text = torch.frombuffer(bytearray().join([*documents, b"\0"]), dtype=torch.uint8)[:-1].to(device)
+    offsets = torch.tensor([0, *map(len, documents)], device=device).cumsum(0)
+    encoded = bpe.encode_tensor(encoder, text, offsets)
+    ids, ends = encoder.encode_batch(documents)
+    assert encoded.offsets.tolist() == ends.tolist()
+    np.testing.assert_array_equal(encoded.ids.cpu().numpy().astype(np.uint32), ids)
+    return encoded
+
+
+DOCUMENTS = st.lists(
+    st.lists(
+        st.tuples(FRAGMENTS.map(str.encode) | st.binary(max_size=4), st.integers(1, 5)).map(
+            lambda p: p[0] * p[1]
+        ),
+        max_size=30,
+    ).map(b"".join),
+    max_size=4,
+)
+
+
+@FUZZ
+@given(documents=DOCUMENTS)
+def test_ids_are_those_of_the_encoder(backend, encoder, documents):
+    check(encoder, documents, backend.device)
+
+
+def test_a_longer_text(backend, encoder):
+    """Of several tiles, with documents that end in, at and between them."""
+    text = corpus(seed=1, words=700).encode()
+    cuts = [0, 1, 1, 2048, 2049, 4096, 4096, len(text)]
+    check(encoder, [text[a:b] for a, b in zip(cuts, cuts[1:], strict=False)], backend.device)
+
+
+RUNS = ["a", "ab", " ", "\n", " \n", "1", "'s", "'", "aA", "!", "!\n/", "中"]
+
+
+@pytest.mark.parametrize("piece", [*(run.encode() for run in RUNS), b"\xff", b"\x80"])
+def test_runs_that_a_warp_holds_or_hands_over(backend, encoder, piece):
+    for size in (255, 256, 257, 700):
+        check(encoder, [piece * size, piece * (size // len(piece))], backend.device)
+
+
+def test_pieces_handed_over_are_counted(backend, encoder):
+    documents = [b"a\n" + b"ab" * 128, b"ba" * 129, b"b" * 700, b" c"]
+    handed_over = check(encoder, documents, backend.device).handed_over
+    assert handed_over == (2 if backend.name == "cuda" else 0)
+
+
+def test_a_byte_without_a_token_is_dropped(backend):
+    tokens = [b"a", b"b", b"ab", b"-"]
+    encoder = bpe.Encoder(tokens, np.array([[0, 1, 0, 2]]), bpe.split_pattern("gpt2"))
+    check(encoder, [b"ab", b"x", b"", b"axb\x04ab", b"abx" * 40, b"abx" * 100], backend.device)
+
+
+def test_tokens_that_their_merges_do_not_reach(backend):
+    """A piece that is a token stays whole only where the vocabulary says so, at any length."""
+    tokens = [bytes([b]) for b in range(256)] + [b"abc", b"ab", b"x" * 300]
+    merges = np.array([[97, 98, 0, 257]], np.uint32)
+    for whole in (False, True):
+        encoder = bpe.Encoder(tokens, merges, bpe.split_pattern("gpt2"), whole_pieces=whole)
+        check(encoder, [b"abc", b"abcd", b"x" * 300, b"x" * 301, b"ab"], backend.device)
+
+
+def test_one_piece_without_a_lexer(backend):
+    merges = np.array([[97, 32, 0, 256]], np.uint32)
+    encoder = bpe.Encoder([*(bytes([b]) for b in range(256)), b"a "], merges, bpe.Pattern())
+    check(encoder, [b"a a a", b"", b"b a", b"a b" * 90], backend.device)
+
+
+def test_random_bytes(backend, encoder):
+    rng = random.Random(5)
+    check(
+        encoder,
+        [rng.randbytes(1500), bytes(rng.choices(b"ab \n1'\xe4\xb8\xad\xcc\x81", k=1500))],
+        backend.device,
+    )
+
+
+def test_nothing(backend, encoder):
+    assert check(encoder, [], backend.device).offsets.tolist() == [0]
+    assert check(encoder, [b"", b""], backend.device).ids.tolist() == []
+
+
+def test_races(backend):
+    """A small case: under ThreadSanitizer every CUDA thread is a thread of the system."""
+    counts = bpe.WordCounts()
+    counts.add_texts(["ab abc it's"], bpe.split_pattern("o200k"))
+    merges = bpe.train(counts, bpe.BYTE_ORDER, 260)
+    encoder = bpe.Encoder(bpe.spell(bpe.BYTE_ORDER, merges), merges, bpe.split_pattern("o200k"))
+    check(encoder, [b"It's abcABC 12!!", b"cabab" * 8], backend.device)

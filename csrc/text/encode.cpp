@@ -114,17 +114,17 @@ struct Encoder::Unknown {
   wide::Key key;
   size_t place;
   const Unknown* same;  // the piece that holds its ids: itself, or an equal one
-  uint32_t count, ids[Lanes::bytes + 4];
+  uint32_t count, ids[Lanes<15>::bytes + 4];
 };
 
 // Merges unknown pieces, 16 at a time, and remembers them.
 void Encoder::learn(Unknown* unknown, size_t count, Workspace& w) const {
-  Lanes lanes;
-  Unknown* of[Lanes::most];  // lanes
+  Lanes<15> lanes;
+  Unknown* of[lanes.most];  // lanes
   for (size_t u = 0; u < count;) {
     const size_t first = u;
     lanes.clear();
-    for (; u < count && lanes.count < Lanes::most; u++) {
+    for (; u < count && lanes.count < lanes.most; u++) {
       Unknown& piece = unknown[u];
       if (first > 0) {  // it may have been met a few pieces earlier
         size_t known = w.short_pieces.find(piece.key, piece.line, piece.ids);
@@ -149,8 +149,8 @@ void Encoder::learn(Unknown* unknown, size_t count, Workspace& w) const {
     vocabulary.merger().merge(lanes);
     for (size_t lane = 0; lane < lanes.count; lane++) {
       size_t made = 0;
-      for (uint32_t places = Merger::tokens(lanes.alive[lane]); places; places &= places - 1) {
-        const uint32_t id = vocabulary.id_of(lanes.symbols[wide::lowest_bit(places)][lane]);
+      for (uint64_t starts = lanes.starts(lane); starts; starts &= starts - 1) {
+        const uint32_t id = vocabulary.id_of(lanes.symbols[wide::lowest_bit(starts) + 1][lane]);
         of[lane]->ids[made] = id;
         made += id != none;
       }

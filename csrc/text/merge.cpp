@@ -14,10 +14,13 @@ PairTable::PairTable(size_t pairs) {
   shift_ = 64 - bits;
   mask_ = (size_t(1) << bits) - 1;
   entries_.assign((mask_ + 1) * 8, no_pair);
+  set_shift_ = shift_ - 5;  // 32 bits for each bucket, of which 2 to 4 are set when all pairs are there
+  set_.assign((mask_ + 1) * 32 / 64, 0);
 }
 
 void PairTable::add(uint32_t left, uint32_t right, uint32_t merged) {
-  const uint64_t key = pair_key(left, right);
+  const uint64_t key = pair_key(left, right), bit = pair_bucket(key, set_shift_);
+  set_[bit >> 6] |= uint64_t(1) << (bit & 63);
   for (size_t bucket = pair_bucket(key, shift_);; bucket = (bucket + 1) & mask_) {
     uint64_t* entries = &entries_[bucket * 8];
     for (int i = 0; i < 8; i++) {
@@ -88,24 +91,25 @@ uint64_t Merger::window(const uint8_t* p, size_t n, uint32_t symbols[64]) const 
   return rounds<wide::Ranks<4>>(n, symbols, first);
 }
 
-void Merger::add(const uint8_t* p, size_t n, Lanes& lanes) const {
+template <size_t bytes>
+void Merger::add(const uint8_t* p, size_t n, Lanes<bytes>& lanes) const {
   const size_t lane = lanes.count++;
   lanes.symbols[0][lane] = lanes.symbols[n + 1][lane] = no_symbol;
-  lanes.alive[lane] = uint32_t((4u << n) - 1);
+  lanes.alive[lane] = ~uint64_t(0) >> (62 - n);
   for (size_t i = 1; i < n; i++) {
     lanes.symbols[i][lane] = byte_symbols_[p[i - 1]];
     lanes.ranks[i][lane] = byte_pairs_[p[i - 1] << 8 | p[i]];
   }
   lanes.symbols[n][lane] = byte_symbols_[p[n - 1]];
-  for (size_t i = n; i <= Lanes::bytes; i++) lanes.ranks[i][lane] = none;
+  for (size_t i = n; i <= bytes; i++) lanes.ranks[i][lane] = none;
   lanes.longest = std::max(lanes.longest, int(n));
 }
 
 // A round merges one pair of each piece, the leftmost of its lowest rank, and asks for the new neighbours'
 // ranks before it reads the first of them.
-void Merger::merge(Lanes& lanes) const {
-  constexpr size_t most = Lanes::most;
-  const uint64_t nothing = pair_key(no_symbol, 0);  // its line is always at hand
+template <size_t bytes>
+void Merger::merge(Lanes<bytes>& lanes) const {
+  constexpr size_t most = Lanes<bytes>::most;
   alignas(64) uint32_t lowest[most], place[most];
   uint64_t left_key[most], right_key[most];
   int previous[most];
@@ -114,16 +118,16 @@ void Merger::merge(Lanes& lanes) const {
     for (uint32_t todo = merging; todo; todo &= todo - 1) {
       const int l = wide::lowest_bit(todo);
       const uint32_t left = place[l], low = lowest[l];
-      const uint32_t before = lanes.alive[l] & ((uint32_t(1) << left) - 1), after = lanes.alive[l] - before;
-      const uint32_t behind_left = after & (after - 1), behind = behind_left & (behind_left - 1);
+      const uint64_t before = lanes.alive[l] & ((uint64_t(1) << left) - 1), after = lanes.alive[l] - before;
+      const uint64_t behind_left = after & (after - 1), behind = behind_left & (behind_left - 1);
       const int right = wide::lowest_bit(behind_left);
       previous[l] = wide::highest_bit(before);
       const uint32_t next = lanes.symbols[wide::lowest_bit(behind)][l];
-      lanes.alive[l] = before | uint32_t(1) << left | behind;
+      lanes.alive[l] = before | uint64_t(1) << left | behind;
       lanes.symbols[left][l] = low;
       lanes.ranks[right][l] = none;
-      left_key[l] = previous[l] ? pair_key(lanes.symbols[previous[l]][l], low) : nothing;
-      right_key[l] = next != no_symbol ? pair_key(low, next) : nothing;
+      left_key[l] = pairs_.sieve(pair_key(lanes.symbols[previous[l]][l], low));
+      right_key[l] = pairs_.sieve(pair_key(low, next));
       pairs_.prefetch(left_key[l]);
       pairs_.prefetch(right_key[l]);
     }
@@ -217,24 +221,104 @@ void Merger::region(const uint8_t* p, uint32_t start, uint32_t end, MergeScratch
   for (uint32_t i = 0; i < n; i = s.next[i]) s.symbols.push_back(s.region[i]);
 }
 
-uint32_t* Merger::merge(const uint8_t* p, size_t n, MergeScratch& s, uint32_t* out) const {
-  size_t count = 0, known = 0;  // out holds the tokens of p[0, known)
-  for (size_t reach = 0; known < n;) {
-    size_t keep = count, start = known;
-    while (keep > 0 && (count - keep < 2 || known - start < reach)) start -= sizes_[out[--keep]];
-    const size_t again = known - start;
+// The tokens of a piece's first `size` bytes.
+struct Merger::Known {
+  uint32_t* tokens;
+  size_t count = 0, size = 0;
+  // Two tokens back, and on until `reach` bytes: the number of tokens before, and of bytes.
+  std::pair<size_t, size_t> back(const std::vector<uint32_t>& sizes, size_t reach) const {
+    size_t keep = count, start = size;
+    while (keep > 0 && (count - keep < 2 || size - start < reach)) start -= sizes[tokens[--keep]];
+    return {keep, start};
+  }
+  // Bit i: a token begins at byte `from` + i. 64 bytes at most lie there.
+  uint64_t starts(const std::vector<uint32_t>& sizes, size_t from) const {
+    uint64_t bits = 0;
+    for (size_t i = count, start = size; i > 0; i--) {
+      const size_t part = sizes[tokens[i - 1]];
+      if (start < from + part) break;
+      start -= part;
+      bits |= uint64_t(1) << (start - from);
+    }
+    return bits;
+  }
+};
+
+// The window behind what is known, begun further and further back until it can be joined.
+void Merger::grow(const uint8_t* p, size_t n, MergeScratch& s, Known& known) const {
+  for (size_t reach = 0;;) {
+    const auto [keep, start] = known.back(sizes_, reach);
+    const size_t again = known.size - start;
     const size_t end = std::min(n, start + (again <= 32 ? 64 : 2 * again + 64));
     region(p, uint32_t(start), uint32_t(end), s);
-    if (keep > 0 && s.symbols[0] != out[keep]) {  // what follows changes tokens further back
+    if (keep > 0 && s.symbols[0] != known.tokens[keep]) {  // what follows changes tokens further back
       reach = 2 * again;
       continue;
     }
-    std::copy(s.symbols.begin(), s.symbols.end(), out + keep);
-    count = keep + s.symbols.size();
-    known = end;
-    reach = 0;
+    std::copy(s.symbols.begin(), s.symbols.end(), known.tokens + keep);
+    known.count = keep + s.symbols.size();
+    known.size = end;
+    return;
   }
-  return out + count;
 }
+
+// A token is shared where one begins on both sides, and on both sides the next begins too or all ends. The
+// place of the first one, or 64. `ahead`: how far "theirs" goes.
+static int shared_token(uint64_t theirs, uint64_t ours, size_t ahead) {
+  const uint64_t within = (uint64_t(2) << ahead) - 1;
+  theirs |= uint64_t(1) << ahead;
+  const uint64_t any = (theirs | ours) & within, both = theirs & ours & within;
+  for (uint64_t places = both; places; places &= places - 1) {
+    const uint64_t behind = any & (~uint64_t(1) << wide::lowest_bit(places));
+    if (behind & -behind & both) return wide::lowest_bit(places);
+  }
+  return 64;
+}
+
+// As many windows as there are lanes, merged in step. Returns whether that went well enough to do it again.
+bool Merger::grow_in_step(const uint8_t* p, size_t n, MergeScratch& s, Known& known) const {
+  constexpr size_t bytes = 62, overlap = 16, stride = bytes - overlap;
+  const size_t start = known.back(sizes_, overlap).second;
+  Lanes<bytes> lanes;
+  for (size_t at = start; at + bytes <= n && lanes.count < lanes.most; at += stride) add(p + at, bytes, lanes);
+  merge(lanes);
+  uint64_t theirs = 0;
+  size_t joined = 0, failed = 0;
+  bool changed = true;  // what is known, since `theirs` was made of it
+  for (size_t lane = 0, at = start; lane < lanes.count; lane++, at += stride, theirs >>= stride) {
+    const uint64_t ours = lanes.starts(lane);
+    while (known.size < at + bytes) {
+      if (changed) theirs = known.starts(sizes_, at);
+      const int join = known.count ? shared_token(theirs, ours, known.size - at) : 0;
+      if ((changed = join == 64)) {
+        if (++failed > lanes.count / 4) return false;
+        grow(p, n, s, known);
+        continue;
+      }
+      known.count -= size_t(__builtin_popcountll(theirs >> join));
+      for (uint64_t todo = ours >> join << join; todo; todo &= todo - 1)
+        known.tokens[known.count++] = lanes.symbols[wide::lowest_bit(todo) + 1][lane];
+      known.size = at + bytes;
+      theirs = ours;
+      joined++;
+    }
+  }
+  return joined * 2 > lanes.count;
+}
+
+uint32_t* Merger::merge(const uint8_t* p, size_t n, MergeScratch& s, uint32_t* out) const {
+  constexpr size_t enough = 256, patience = 32768;  // bytes: for windows in step; until they are tried again
+  Known known{out};
+  for (size_t alone = 0; known.size < n;) {
+    if (known.size < alone || n - known.size < enough)
+      grow(p, n, s, known);
+    else if (!grow_in_step(p, n, s, known))
+      alone = known.size + patience;
+  }
+  return out + known.count;
+}
+
+template void Merger::add(const uint8_t*, size_t, Lanes<15>&) const;
+template void Merger::merge(Lanes<15>&) const;
 
 }  // namespace text

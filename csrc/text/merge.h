@@ -12,6 +12,10 @@
 // So a long piece is encoded in windows: each begins a few tokens before the end of what is known, and is
 // joined there if its first token is the known one; else it begins twice as far back. Windows grow with the
 // way back, so that each byte is merged a constant number of times: a piece of n bytes costs O(n).
+//
+// Windows of one size need not wait for each other: 16 of them, each overlapping the one before, are merged in
+// step, and joined where both have a token in the overlap. Where that fails, one window after the other goes
+// on.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -28,13 +32,20 @@ class Vocabulary;
 struct Pattern;
 
 // (left, right) -> the symbol of the merged token. A bucket is one cache line: a look-up reads one, whether it
-// finds or not.
+// finds or not. Most pairs that are asked for are not there, and the table is larger than L2; a set of their
+// hashes, a few bits for each pair, fits there and spares most of these lines.
 class PairTable {
  public:
   explicit PairTable(size_t pairs = 0);
   void add(uint32_t left, uint32_t right, uint32_t merged);  // of equal pairs the first stays
   void prefetch(uint64_t key) const { __builtin_prefetch(&entries_[pair_bucket(key, shift_) * 8]); }
-  uint32_t find(uint32_t left, uint32_t right) const { return find(pair_key(left, right)); }
+  uint32_t find(uint32_t left, uint32_t right) const { return find(sieve(pair_key(left, right))); }
+  // The key, or that of a pair that is not there, whose line is at hand, where the set knows that this one is
+  // not.
+  uint64_t sieve(uint64_t key) const {
+    const uint64_t bit = pair_bucket(key, set_shift_);
+    return set_[bit >> 6] >> (bit & 63) & 1 ? key : pair_key(most_symbols, 0);
+  }
   uint32_t find(uint64_t key) const {
     for (size_t bucket = pair_bucket(key, shift_);; bucket = (bucket + 1) & mask_) {
       const uint64_t* entries = &entries_[bucket * 8];
@@ -47,8 +58,9 @@ class PairTable {
  private:
   friend std::vector<uint8_t> image_of(const Vocabulary&, const Pattern&);
   std::vector<uint64_t, wide::Aligned<uint64_t>> entries_;
-  int shift_ = 63;
-  size_t mask_ = 0;
+  std::vector<uint64_t> set_;
+  int shift_, set_shift_;
+  size_t mask_;
 };
 
 // Memory for merging long pieces; one for each thread.
@@ -58,17 +70,22 @@ struct MergeScratch {
   std::vector<uint64_t> heap;
 };
 
-// Up to 16 pieces of up to 15 bytes that are merged in step: what they wait for, they wait for together. Byte i
-// of a piece is place i + 1; the places before the first and behind the last hold a symbol that no pair has. A
-// row for each place, so that the lowest rank of all pieces is found at once.
+// Up to 16 pieces of up to `bytes` bytes that are merged in step: what they wait for, they wait for together.
+// Byte i of a piece is place i + 1; the places before the first and behind the last hold a symbol that no pair
+// has. A row for each place, so that the lowest rank of all pieces is found at once.
+template <size_t bytes_>
 struct Lanes {
-  static constexpr size_t most = 16, bytes = 15;
+  static constexpr size_t most = 16, bytes = bytes_;
   alignas(64) uint32_t symbols[bytes + 2][most];
   alignas(64) uint32_t ranks[bytes + 2][most];
-  uint32_t alive[most];  // bit i: a token begins at place i; the two outer places are always alive
+  uint64_t alive[most];  // bit i: a token begins at place i; the two outer places are always alive
   size_t count = 0;
   int longest = 0;  // bytes
   void clear() { count = 0, longest = 0; }
+  // Bit i: a token of this piece begins at byte i.
+  uint64_t starts(size_t lane) const {
+    return (alive[lane] & ~(uint64_t(1) << wide::highest_bit(alive[lane]))) >> 1;
+  }
 };
 
 class Merger {
@@ -84,11 +101,12 @@ class Merger {
 
   // Merges n <= 64 bytes. symbols[i] holds the token that starts at byte i, for each bit i of the result.
   uint64_t window(const uint8_t* p, size_t n, uint32_t symbols[64]) const;
-  // Adds a piece to the lanes, where fewer than 16 are; 0 < n <= 15.
-  void add(const uint8_t* p, size_t n, Lanes& lanes) const;
-  // Merges them all. The tokens of piece i are symbols[place][i] for each place of tokens(lanes.alive[i]).
-  void merge(Lanes& lanes) const;
-  static uint32_t tokens(uint32_t alive) { return alive & 0xFFFE & ~(uint32_t(1) << wide::highest_bit(alive)); }
+  // Adds a piece to the lanes, where fewer than 16 are; 0 < n <= bytes, which is 15 or 62.
+  template <size_t bytes>
+  void add(const uint8_t* p, size_t n, Lanes<bytes>& lanes) const;
+  // Merges them all. The tokens of piece i are symbols[byte + 1][i] for each byte of lanes.starts(i).
+  template <size_t bytes>
+  void merge(Lanes<bytes>& lanes) const;
 
   // Merges n bytes, any number below 4 GiB. The tokens go to out, where n have room; returns their end.
   uint32_t* merge(const uint8_t* p, size_t n, MergeScratch& scratch, uint32_t* out) const;
@@ -96,6 +114,9 @@ class Merger {
  private:
   template <class Ranks>
   uint64_t rounds(size_t n, uint32_t* symbols, const uint32_t* first) const;
+  struct Known;
+  void grow(const uint8_t* p, size_t n, MergeScratch& scratch, Known& known) const;
+  bool grow_in_step(const uint8_t* p, size_t n, MergeScratch& scratch, Known& known) const;
   void region(const uint8_t* p, uint32_t start, uint32_t end, MergeScratch& scratch) const;
   bool region_by_rounds(int most, uint32_t n, MergeScratch& scratch) const;
   void region_by_heap(uint32_t n, MergeScratch& scratch) const;

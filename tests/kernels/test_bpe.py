@@ -353,11 +353,17 @@ def runnable() -> list[str]:
 @settings(max_examples=60, deadline=None)
 @given(
     letters=st.sampled_from(["ab", "abcdefghij", "-", " \n", "中文字符", "あいう中"]),
-    size=st.integers(1, 700),
+    size=st.integers(1, 3000),
+    runs=st.integers(0, 3),
     seed=st.integers(0, 10**6),
 )
-def test_windows_are_joined_right(trained, tik, letters, size, seed):
-    text = "".join(random.Random(seed).choices(letters, k=size))
+def test_windows_are_joined_right(trained, tik, letters, size, runs, seed):
+    """Windows that overlap in a shared token, and, in runs of one character, windows that do not."""
+    rng = random.Random(seed)
+    text = "".join(rng.choices(letters, k=size))
+    for _ in range(runs):
+        place = rng.randint(0, len(text))
+        text = text[:place] + rng.choice(letters) * rng.randint(1, 400) + text[place:]
     assert trained[3].encode(text).tolist() == tik.encode_ordinary(text)
 
 

@@ -5,7 +5,7 @@ A weight is codes with a scale, and sometimes a minimum, for each 32 or 16 numbe
     W = scale (code - zero) + minimum          x ~ x_scale whole, |whole| <= 127, for each 32 numbers of a row
 
 Products of whole numbers are summed exactly in integers, a block of 32 at a time; blocks are added in float32 in
-order. So a row's result depends on that row alone, whatever the batch, tile or thread. Decoding one row reads 4.5
+an order that the backend states. So a row's result depends on that row alone, whatever the batch, tile or thread. Decoding one row reads 4.5
 to 8.5 bits a weight instead of 16 or 32, and reading is all the time there is; many rows run at four times the
 rate of float32.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .._library import needs_grad
+from .._library import Example, needs_grad
 from .._select import select
 
 __all__ = ["QuantizedWeight", "linear_quantized", "pack_quantized", "stack_quantized"]
@@ -132,6 +132,34 @@ def linear_quantized(
         backend.forward(rows, part, None if bias is None else bias[at : at + part.rows], y, at)
         at += part.rows
     return y.view(*x.shape[:-1], weight.shape[0])
+
+
+def examples(device: str) -> list[Example]:
+    """Small, odd-sized calls for the probe launch."""
+    make = torch.Generator(device=device).manual_seed(1)
+    made: list[Example] = []
+    for most, group, zero, dtype, has_minimum in (
+        (256, 32, 128, torch.float16, False),
+        (16, 32, 8, torch.float16, False),
+        (16, 32, 0, torch.float32, True),
+        (64, 16, 32, torch.float32, False),
+    ):
+        codes = torch.randint(most, (35, 352), generator=make, device=device, dtype=torch.uint8)
+        scale, minimum = (
+            torch.randn(35, 352 // group, generator=make, device=device).to(dtype) for _ in "sm"
+        )
+        bias = torch.randn(70, generator=make, device=device)
+        for rows in (1, 70):
+            x = torch.randn(rows, 352, generator=make, device=device)
+            made.append((_all_of_it, (x, codes, zero, scale, minimum if has_minimum else None, bias), {}))
+    return made
+
+
+def _all_of_it(x, codes, zero, scale, minimum, bias):
+    """Packed, stacked, multiplied, and read as an embedding."""
+    weight = pack_quantized(codes, zero, scale, minimum)
+    both = stack_quantized([weight, weight])
+    return linear_quantized(x, both, bias), weight[torch.arange(7, device=x.device) * 5]
 
 
 def _backend_of(weight: QuantizedWeight):

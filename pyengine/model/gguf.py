@@ -48,7 +48,7 @@ FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}
 def load(
     path: str | os.PathLike, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> Transformer:
-    """Read a model. Without a dtype quantised matrices stay so (a QuantizedTransformer, on the CPU).
+    """Read a model. Without a dtype quantised matrices stay so (a QuantizedTransformer).
 
     With one every block is decoded. For files that quantise nothing it defaults to bfloat16 where all matrices
     are, else to float32. Raises UserError naming the file for what is damaged, missing, or of another
@@ -58,7 +58,7 @@ def load(
     config = config_of(file)
     kinds = {tensor.kind.name for tensor in file.tensors.values() if len(tensor.shape) == 2}
     if dtype is None and not kinds <= {"F32", "F16", "BF16"}:
-        return _quantized(file, config)
+        return _quantized(file, config, device)
     dtype = dtype or (torch.bfloat16 if kinds == {"BF16"} else torch.float32)
     model = Transformer(config, seed=None, dtype=dtype, device=device)
     left = set(file.tensors) - {FREQUENCIES}
@@ -71,7 +71,7 @@ def load(
     return model
 
 
-def _quantized(file: gguf.File, config: ModelConfig) -> QuantizedTransformer:
+def _quantized(file: gguf.File, config: ModelConfig, device: torch.device | str) -> QuantizedTransformer:
     """The model with each quantised matrix as it is stored, others in float32."""
     left = set(file.tensors) - {FREQUENCIES}
 
@@ -83,13 +83,13 @@ def _quantized(file: gguf.File, config: ModelConfig) -> QuantizedTransformer:
     def vector(name: str, size: int) -> torch.Tensor:
         tensor = find(name)
         numbers = in_halves(file, config, tensor, tensor.numbers())
-        return _expect(file, name, torch.from_numpy(np.array(numbers)), (size,))
+        return _expect(file, name, torch.from_numpy(np.array(numbers)), (size,)).to(device)
 
     def matrix(name: str, rows: int, columns: int) -> gguf.Blocks | torch.Tensor:
         tensor = find(name)
         _expect(file, name, tensor, (rows, columns))
         if tensor.kind.decode is None:
-            return torch.from_numpy(np.array(in_halves(file, config, tensor, tensor.numbers())))
+            return torch.from_numpy(np.array(in_halves(file, config, tensor, tensor.numbers()))).to(device)
         found = tensor.blocks()
         minimum = None if found.minimum is None else in_halves(file, config, tensor, found.minimum)
         codes, scale = (in_halves(file, config, tensor, part) for part in (found.codes, found.scale))
@@ -111,20 +111,24 @@ def _quantized(file: gguf.File, config: ModelConfig) -> QuantizedTransformer:
         layers.append(
             LayerWeights(
                 attention_norm=vector(at + "input_layernorm.weight", c.hidden_size),
-                qkv=_joined(qkv),
+                qkv=_joined(qkv, device),
                 qkv_bias=torch.cat(biases) if biases else None,
                 q_norm=vector(attention + "q_norm.weight", d) if c.qk_norm else None,
                 k_norm=vector(attention + "k_norm.weight", d) if c.qk_norm else None,
-                out=_joined([matrix(attention + "o_proj.weight", c.hidden_size, c.heads * d)]),
+                out=_joined([matrix(attention + "o_proj.weight", c.hidden_size, c.heads * d)], device),
                 mlp_norm=vector(at + "post_attention_layernorm.weight", c.hidden_size),
-                gate_up=_joined(pair),
-                down=_joined([matrix(at + "mlp.down_proj.weight", c.hidden_size, c.intermediate_size)]),
+                gate_up=_joined(pair, device),
+                down=_joined(
+                    [matrix(at + "mlp.down_proj.weight", c.hidden_size, c.intermediate_size)], device
+                ),
             )
         )
     shape = c.vocab_size, c.hidden_size
     table = matrix("model.embed_tokens.weight", *shape)
-    head = _joined([table if c.tie_embeddings else matrix("lm_head.weight", *shape)])
-    embedding = table if isinstance(table, torch.Tensor) else head if c.tie_embeddings else _joined([table])
+    head = _joined([table if c.tie_embeddings else matrix("lm_head.weight", *shape)], device)
+    embedding: Any = table
+    if isinstance(table, gguf.Blocks):
+        embedding = head if c.tie_embeddings else _joined([table], device)
     assert not isinstance(embedding, kernels.PackedWeight)
     norm = vector("model.norm.weight", c.hidden_size)
     refuse_left(file, left)
@@ -138,29 +142,35 @@ def _expect(file: gguf.File, name: str, tensor: Any, shape: tuple[int, ...]) -> 
     return tensor
 
 
-def _joined(parts: list[gguf.Blocks | torch.Tensor]) -> kernels.QuantizedWeight | kernels.PackedWeight:
+def _joined(
+    parts: list[gguf.Blocks | torch.Tensor], device: torch.device | str
+) -> kernels.QuantizedWeight | kernels.PackedWeight:
     """The rows of all parts as one weight: quantised, unless one of them is not."""
     blocks = [part for part in parts if isinstance(part, gguf.Blocks)]
     if len(blocks) < len(parts):
-        wide = [p if isinstance(p, torch.Tensor) else torch.from_numpy(p.numbers()) for p in parts]
+        wide = [p if isinstance(p, torch.Tensor) else torch.from_numpy(p.numbers()).to(device) for p in parts]
         return kernels.pack_weight(torch.cat(wide))
     stored = {(b.zero, b.group, b.scale.dtype, b.minimum is None) for b in blocks}
     if len(stored) > 1:
-        return kernels.stack_quantized([_packed(b.codes, b.zero, b.scale, b.minimum) for b in blocks])
+        return kernels.stack_quantized([_packed(b.codes, b.zero, b.scale, b.minimum, device) for b in blocks])
     codes, scale = (np.concatenate([getattr(b, name) for b in blocks]) for name in ("codes", "scale"))
     minima = [b.minimum for b in blocks if b.minimum is not None]
-    return _packed(codes, blocks[0].zero, scale, np.concatenate(minima) if minima else None)
+    return _packed(codes, blocks[0].zero, scale, np.concatenate(minima) if minima else None, device)
 
 
 def _packed(
-    codes: np.ndarray, zero: int, scale: np.ndarray, minimum: np.ndarray | None
+    codes: np.ndarray,
+    zero: int,
+    scale: np.ndarray,
+    minimum: np.ndarray | None,
+    device: torch.device | str,
 ) -> kernels.QuantizedWeight:
-    return kernels.pack_quantized(
-        torch.from_numpy(np.ascontiguousarray(codes)),
-        zero,
-        torch.from_numpy(np.ascontiguousarray(scale)),
-        None if minimum is None else torch.from_numpy(np.ascontiguousarray(minimum)),
+    codes_there, scale_there, minimum_there = (
+        None if part is None else torch.from_numpy(np.ascontiguousarray(part)).to(device)
+        for part in (codes, scale, minimum)
     )
+    assert codes_there is not None and scale_there is not None
+    return kernels.pack_quantized(codes_there, zero, scale_there, minimum_there)
 
 
 def save(

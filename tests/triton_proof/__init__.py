@@ -37,7 +37,7 @@ SHARED_LIMIT = {
 OPTIONS = ("num_warps", "num_stages", "num_ctas", "enable_fp_fusion", "maxnreg")
 # what is counted, by the instruction's name in SASS; of several generations only one occurs
 COUNTED = {
-    "tensor_core": r"(HMMA|HGMMA|IMMA|UTC[A-Z]*MMA)",
+    "tensor_core": r"(HMMA|HGMMA|IMMA|IGMMA|UTC[A-Z]*MMA)",
     "async_copy": r"(LDGSTS|UTMALDG|UBLKCP)",
     "read_16_bytes": r"(LDG|LD)\.[A-Z0-9.]*128",
     "exp2": r"MUFU\.EX2",
@@ -46,6 +46,7 @@ COUNTED = {
 }
 TYPES = {
     torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64", torch.int32: "i32", torch.int64: "i64",
+    torch.float16: "fp16", torch.int8: "i8", torch.uint8: "u8",
 }  # fmt: skip
 
 

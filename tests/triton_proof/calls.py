@@ -10,6 +10,8 @@ from pyengine.kernels.cross_entropy import triton as cross_entropy
 from pyengine.kernels.embedding import triton as embedding
 from pyengine.kernels.linear import triton as linear
 from pyengine.kernels.muon import triton as muon
+from pyengine.kernels.quantized import Part
+from pyengine.kernels.quantized import triton as quantized
 from pyengine.kernels.rmsnorm import triton as rmsnorm
 from pyengine.kernels.rope import triton as rope
 from pyengine.kernels.sample import triton as sample
@@ -79,6 +81,30 @@ def calls() -> dict[str, Callable[[], object]]:
     }
     for dim, heads, kv_heads in ((64, 32, 8), (128, 32, 8)):
         found |= _attention(dim, heads, kv_heads)
+    return found | _quantized()
+
+
+def _quantized() -> dict[str, Callable[[], object]]:
+    """Weights of 4,096 x 4,096 in each way that files store them."""
+
+    def call(part: Part, rows: int) -> Callable[[], object]:
+        y = t(rows, 4096)
+        return lambda: quantized.forward(t(rows, 4096), part, None, y, 0)
+
+    found: dict[str, Callable[[], object]] = {}
+    for name, bits, group, zero, scale, minimum in (
+        ("Q8_0", 8, 32, 128, torch.float16, False),
+        ("Q4_0", 4, 32, 8, torch.float16, False),
+        ("Q4_1", 4, 32, 0, torch.float16, True),
+        ("Q4_K", 4, 32, 0, F32, True),
+        ("Q6_K", 8, 16, 32, F32, False),
+    ):
+        scales = 4096 // group * scale.itemsize * (1 + minimum)
+        part = Part(
+            t(4096 * (512 * bits + scales), dtype=torch.uint8), 4096, bits, group, zero, scale, minimum
+        )
+        found |= {f"quantized {name}, {rows} rows": call(part, rows) for rows in (1, 32, 512)}
+    found["quantized rows"] = lambda: quantized.rows(part, 4096, t(16, dtype=I64))
     return found
 
 

@@ -5,9 +5,9 @@ A weight is codes with a scale, and sometimes a minimum, for each 32 or 16 numbe
     W = scale (code - zero) + minimum          x ~ x_scale whole, |whole| <= 127, for each 32 numbers of a row
 
 Products of whole numbers are summed exactly in integers, a block of 32 at a time; blocks are added in float32 in
-an order that the backend states. So a row's result depends on that row alone, whatever the batch, tile or thread. Decoding one row reads 4.5
-to 8.5 bits a weight instead of 16 or 32, and reading is all the time there is; many rows run at four times the
-rate of float32.
+an order that the backend states. So a row's result depends on that row alone, whatever the batch, tile or thread.
+Decoding one row reads 4.5 to 8.5 bits a weight instead of 16 or 32, and reading is all the time there is; many rows
+run at four times the rate of float32.
 """
 
 from collections.abc import Sequence

@@ -35,6 +35,13 @@ ALIKE = {"BF16": 0.05, "Q8_0": 0.1, "Q4_0": 0.1, "Q4_1": 0.15}  # relative dista
 PROMPT, NEW = 16, 64
 
 
+def real_model() -> Path | None:
+    """The file of SmolLM2, if it was fetched."""
+    folder = os.environ.get("PYENGINE_REAL_DATA") or Path(__file__).parents[1] / "build" / "real"
+    path = Path(folder) / REAL
+    return path if path.exists() else None
+
+
 @pytest.fixture(scope="module", params=[("SmolLM2", "Q4_1"), *((s, k) for s in SHAPES for k in list(ALIKE)[:3])],
                 ids="-".join)  # fmt: skip
 def pair(request, tmp_path_factory):
@@ -46,10 +53,9 @@ def pair(request, tmp_path_factory):
     if request.config.getoption("--quick") and size != "SmolLM2":
         pytest.skip("--quick measures the real model")
     if size == "SmolLM2":
-        folder = os.environ.get("PYENGINE_REAL_DATA") or Path(__file__).parents[1] / "build" / "real"
-        path = Path(folder) / REAL
-        if not path.exists():
-            pytest.skip(f"no {REAL} in {folder}: see scripts/fetch_real.sh")
+        path = real_model()
+        if path is None:
+            pytest.skip(f"no {REAL}: see scripts/fetch_real.sh")
     else:
         path = tmp_path_factory.mktemp(size) / f"{kind}.gguf"
         config = ModelConfig(**SHAPES[size], head_dim=64, qk_norm=False, max_position_embeddings=1024)

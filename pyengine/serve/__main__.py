@@ -10,6 +10,9 @@ import tyro
 from ..errors import UserError
 from .loading import open_model
 
+# Seconds that an idle connection is kept: longer than clients keep theirs (httpx, and so the openai client: 5), since a
+# request that is sent while the server hangs up is lost.
+KEEP_ALIVE = 75
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -28,6 +31,8 @@ class Command:
     """what clients must show; the environment variable PYENGINE_API_KEY keeps it out of sight"""
     max_batch: int = 32
     """answers written at once; more wait"""
+    pages: int = 0
+    """of 64 tokens in the cache; 0: enough for whole contexts, up to about 1 GiB"""
     max_waiting: int = 256
     """answers asked for and not finished; more are refused"""
     max_body: int = 1 << 20
@@ -52,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not local and not command.api_key:
             print("warning: anybody who reaches this address may use the model; --api-key asks for a key",
                   file=sys.stderr)  # fmt: skip
-        served = open_model(command.model, command.max_batch)
+        served = open_model(command.model, command.max_batch, pages=command.pages or None)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -63,7 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(
         f"{name}: talk to it at http://{shown}:{command.port}/, clients at http://{shown}:{command.port}/v1"
     )
-    uvicorn.run(app, host=command.host, port=command.port, log_level="warning", timeout_graceful_shutdown=5)
+    uvicorn.run(app, host=command.host, port=command.port, log_level="warning", timeout_graceful_shutdown=5,
+                timeout_keep_alive=KEEP_ALIVE)  # fmt: skip
     return 0
 
 

@@ -81,7 +81,7 @@ class Checker:
             stop = (*stop, served.format.search)  # a search that nobody would make ends the answer
         if tools:
             stop = tuple(i for i in stop if i != served.format.search)
-        params = replace(params, stop=stop, grammar=grammar, tools=mine)
+        params = replace(params, stop=() if self._endless(body) else stop, grammar=grammar, tools=mine)
         return self._asked(body, True, [prompt], params, logprobs=shown, calls=bool(tools))
 
     def complete(self, body: Mapping[str, Any]) -> Asked:
@@ -91,7 +91,7 @@ class Checker:
         prompts = [self._ids(one) for one in several or [prompt]]
         top = field(body, "logprobs", int, None)
         params = self._params(body, prompts, top)
-        stop = TextFormat(self.served.tokenizer).stop
+        stop = () if self._endless(body) else TextFormat(self.served.tokenizer).stop
         params = replace(params, stop=stop, grammar=self._grammar(body), tools=False)
         echo = ""
         if field(body, "echo", bool, False):
@@ -167,6 +167,10 @@ class Checker:
             )
         except UserError as error:
             raise ApiError(str(error)) from None
+
+    def _endless(self, body: Mapping[str, Any]) -> bool:
+        """Whether an answer goes on past its end, up to max_tokens (as vLLM's and llama.cpp's servers let it)."""
+        return field(body, "ignore_eos", bool, False)
 
     def _biases(self, given: Mapping[str, Any]) -> dict[int, float]:
         size = self.served.tokenizer.vocab_size

@@ -27,8 +27,8 @@ class Served:
     folder: Path
 
 
-def open_model(path: Path, max_batch: int = 16, with_search: bool = True) -> Served:
-    """Load what `path` names; UserError says what was expected where it is not there."""
+def open_model(path: Path, max_batch: int = 16, with_search: bool = True, pages: int | None = None) -> Served:
+    """Load what `path` names; UserError says what was expected where it is not there. pages: of the cache."""
     if (path / "config.json").exists() or (path.suffix == ".gguf" and path.is_file()):
         folder, base, index = path, False, None
     elif (path / "stages").is_dir():
@@ -45,7 +45,7 @@ def open_model(path: Path, max_batch: int = 16, with_search: bool = True) -> Ser
     tools = None
     if with_search and index is not None and index.exists() and not base:
         tools = _search_of(index, tokenizer)
-    engine = Engine(load(folder), tokenizer, tools, max_batch=max_batch)
+    engine = Engine(load(folder), tokenizer, tools, max_batch=max_batch, pages=pages)
     how = TextFormat(tokenizer) if base else format_of(tokenizer, folder, searches=tools is not None)
     return Served(engine, tokenizer, how, folder)
 

@@ -6,7 +6,7 @@ import torch
 
 from pyengine import gguf
 from pyengine.errors import UserError
-from pyengine.model import load
+from pyengine.model import QuantizedTransformer, load
 from pyengine.model.gguf import name_of
 
 from .test_hf import logits
@@ -36,8 +36,10 @@ def new(family: str, **more):
     return model
 
 
-def write(path, model, kind: str, divisors=None) -> None:
-    """Write a model as the format's own tools do, with the gguf package; then give it the stored numbers."""
+def write(path, model, kind: str, divisors=None, others: dict[str, str] | None = None) -> None:
+    """Write a model as the format's own tools do, with the gguf package; then give it the stored numbers.
+
+    Matrices are of `kind`, but those whose name has a part in `others` of the kind given there."""
     c = model.config
     family = c.model_type
     writer = peer.GGUFWriter(path, family)
@@ -61,7 +63,8 @@ def write(path, model, kind: str, divisors=None) -> None:
         pairs = heads is not None and family == "llama"
         if pairs:
             x = x.reshape(heads, 2, -1, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
-        theirs = peer.GGMLQuantizationType[kind if x.ndim == 2 else "F32"]
+        own = next((other for part, other in (others or {}).items() if part in name), kind)
+        theirs = peer.GGMLQuantizationType[own if x.ndim == 2 else "F32"]
         raw = blocks(x, theirs)
         writer.add_tensor(name_of(name), raw, raw_dtype=theirs)
         x = peer.quants.dequantize(raw, theirs).reshape(x.shape)
@@ -105,6 +108,30 @@ def test_logits_are_those_of_transformers(tmp_path, family, kind):
     write(tmp_path / "m.gguf", model, kind)
     ours, theirs = logits(load(tmp_path / "m.gguf", torch.float32), ids()), expected(model, ids())
     assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in gguf.KINDS if kind.startswith("Q")])
+def test_matrices_stay_quantised(tmp_path, kind):
+    """Their numbers are the file's; what remains is that rows of x are rounded to 8 bits."""
+    model = new("Llama")
+    write(tmp_path / "m.gguf", model, kind)
+    ours, theirs = load(tmp_path / "m.gguf"), expected(model, ids())
+    assert isinstance(ours, QuantizedTransformer)
+    assert distance(logits(ours, ids()), theirs) <= 0.05
+
+
+def test_a_file_of_several_kinds(tmp_path):
+    """As llama.cpp's "Q4_K_M" mixes them."""
+    model = new("Qwen2")
+    write(tmp_path / "m.gguf", model, "Q4_K", others={"v_proj": "Q6_K", "down_proj": "Q6_K", "lm_head": "Q6_K",
+                                                      "embed": "Q8_0", "o_proj": "F16"})  # fmt: skip
+    theirs = expected(model, ids())
+    assert distance(logits(load(tmp_path / "m.gguf"), ids()), theirs) <= 0.05
+    assert distance(logits(load(tmp_path / "m.gguf", torch.float32), ids()), theirs) <= 1e-5
+
+
+def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm())
 
 
 def test_tied_embeddings_and_llama3_frequencies(tmp_path):

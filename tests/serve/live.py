@@ -10,6 +10,7 @@ import uvicorn
 from pyengine.engine import Engine, Tools
 from pyengine.model import ModelConfig, Transformer
 from pyengine.serve import OwnFormat, Served
+from pyengine.serve.__main__ import KEEP_ALIVE
 from pyengine.serve.api import Limits, make_app
 from pyengine.text import SearchTool, Tokenizer
 
@@ -42,7 +43,9 @@ def serving(served: Served, limits: Limits | None = None, routes=(), **options):
     """The base URL of a server over `served`; stops it at the end and checks that nothing is left."""
     app = make_app(served, "small", limits, **options)
     app.routes.extend(routes)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="on"))
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=0, log_level="warning", lifespan="on", timeout_keep_alive=KEEP_ALIVE)
+    )
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()
     while not server.started:

@@ -1,6 +1,7 @@
 """The server: OpenAI's shapes, streams that add up, errors that say why, many clients at once, nothing left over."""
 
 import json
+import re
 import threading
 import time
 
@@ -74,6 +75,23 @@ def test_whole_and_streamed_answers(client):
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     assert streamed(ask(client, stream=True)) == (ANSWER, "stop")
     assert ask(client, max_tokens=1).json()["choices"][0]["finish_reason"] == "length"
+
+
+def test_an_answer_goes_on_past_its_end_if_asked(client):
+    for path, what in (("chat/completions", {"messages": [{"role": "user", "content": "Who?"}]}),
+                       ("completions", {"prompt": "Who"})):  # fmt: skip
+        body = {**what, "max_tokens": 30, "ignore_eos": True}
+        answer = client.post(f"/v1/{path}", json=body).json()
+        assert (
+            answer["usage"]["completion_tokens"] == 30 and answer["choices"][0]["finish_reason"] == "length"
+        )
+
+
+def test_large_counts_are_whole(client, engine):
+    engine.stats.computed = 123_456_789
+    assert "engine_computed_tokens_total 123456789\n" in client.get("/metrics").text
+    memory = re.search(r"pyengine_memory_bytes (\d+)\n", client.get("/metrics").text)
+    assert int(memory[1]) > 10 << 20
 
 
 def test_completions_models_health(client):

@@ -160,7 +160,8 @@ def chat(*arguments: str, text: str) -> subprocess.CompletedProcess:
 
 
 def test_piped_lines_are_answered_with_the_latest_finished_checkpoint(run):
-    assert open_model(run).folder == run / "sft"
+    served = open_model(run, pages=5)
+    assert served.folder == run / "sft" and served.engine.pages == 5
     options = ("--seed", "1", "--max-tokens", "8")
     done = chat(str(run), *options, text="Who?\n/seed 1\n/reset\nWho?\n/nonsense\n/quit\nnever\n")
     assert done.returncode == 0 and done.stderr == ""

@@ -65,7 +65,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.json"
         options = [
-            "-q",
+            "-qs",  # with what a bench prints beside its row
             "-p",
             "no:cacheprovider",
             "--benchmark-disable-gc",

@@ -1,9 +1,9 @@
 """The server beside llama.cpp's own, on the same GGUF file: 1, 8 and 32 answers streamed at once; and a crowd.
 
-Each server is a process of its own with two threads; only one is asked at a time, in turns, and both get the same
-prompts, new ones in every round. Equality first: what ours streams must be what the engine says alone, and theirs
-must give as many tokens (bench_gguf compares the logits). Their server: PYENGINE_LLAMA_SERVER, or llama-server on
-the path. Beside the clock's ratio the processor's is printed, of the servers alone.
+Each server is a process of its own with as many threads as the other; only one is asked at a time, in turns, and both
+get the same prompts, new ones in every round. Equality first: what ours streams must be what the engine says alone,
+and theirs must give as many tokens (bench_gguf compares the logits). Their server: PYENGINE_LLAMA_SERVER, or
+llama-server on the path. With --cpu each has one thread, and the ratio is of the servers' processor time.
 """
 
 import itertools
@@ -33,13 +33,12 @@ def model():
 @pytest.fixture(scope="module")
 def servers(model, request):
     """(ours, llama.cpp's)."""
-    if request.config.getoption("--cpu"):
-        pytest.skip("--cpu counts this process; the servers' processor time is printed without it")
     binary = llama_server()
     if binary is None:
         pytest.skip("no llama-server: name it in PYENGINE_LLAMA_SERVER")
-    ours = Server.ours(model, free_port(), "--max-batch", str(MOST))
-    with ours, Server.llama_cpp(binary, model, free_port(), MOST, CONTEXT, _native.threads()) as theirs:
+    threads = _native.threads()
+    ours = Server.ours(model, free_port(), "--max-batch", str(MOST), threads=threads)
+    with ours, Server.llama_cpp(binary, model, free_port(), MOST, CONTEXT, threads) as theirs:
         yield ours, theirs
 
 
@@ -57,14 +56,12 @@ def bodies(count: int, salt: int) -> list[dict]:
 
 
 @pytest.mark.parametrize("count", [1, 8, MOST])
-def test_streams(paired, servers, model, count):
-    salts, firsts, spent = itertools.count(1), {}, {}
+def test_streams(paired, servers, model, count, request):
+    salts, firsts = itertools.count(1), {}
 
     def ask(server, salt):
-        before = server.processor_seconds()
         answers = streams(server, bodies(count, salt))
         assert all(answer.tokens == NEW for answer in answers), "an answer ended early"
-        spent.setdefault(server, []).append(server.processor_seconds() - before)
         firsts.setdefault(server, []).append(statistics.median(answer.first for answer in answers))
         return [answer.text for answer in answers]
 
@@ -82,12 +79,11 @@ def test_streams(paired, servers, model, count):
     row = paired(
         what, lambda: ask(ours, next(salts)), lambda: ask(theirs, next(salts)), "llama.cpp's server",
         equal=equal, goal=1, rounds=5,
+        clocks=[one.processor_seconds for one in servers] if request.config.getoption("--cpu") else None,
     )  # fmt: skip
     for name, server, seconds in (("ours", ours, row["ours"]), ("llama.cpp's", theirs, row["peer"])):
-        work = statistics.median(spent[server]) / (count * NEW)
         first = statistics.median(firsts[server])
-        print(f"{what}, {name}: {count * NEW / seconds:.0f} tok/s, {1e3 * work:.2f} ms of the processor a token, "
-              f"first after {1e3 * first:.0f} ms")  # fmt: skip
+        print(f"{what}, {name}: {count * NEW / seconds:.0f} tok/s, first after {1e3 * first:.0f} ms")
 
 
 def test_a_crowd(model, quick):

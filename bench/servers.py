@@ -32,15 +32,15 @@ def llama_server() -> str | None:
 class Server:
     """A running server; leaving the block ends it."""
 
-    def __init__(self, command: list[str], port: int):
+    def __init__(self, command: list[str], port: int, **variables: str):
         self.port, self.url = port, f"http://127.0.0.1:{port}"
-        self._process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        nowhere, environment = subprocess.DEVNULL, {**os.environ, **variables}
+        self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=nowhere, stderr=nowhere)
 
     @classmethod
-    def ours(cls, model: Path, port: int, *options: str) -> "Server":
-        return cls([sys.executable, "-m", "pyengine.serve", str(model), "--port", str(port), *options], port)
+    def ours(cls, model: Path, port: int, *options: str, threads: int | None = None) -> "Server":
+        command = [sys.executable, "-m", "pyengine.serve", str(model), "--port", str(port), *options]
+        return cls(command, port, **{"OMP_NUM_THREADS": str(threads)} if threads else {})
 
     @classmethod
     def llama_cpp(

@@ -5,8 +5,12 @@ a dry run the same code runs on tensors small enough for Triton's interpreter, i
 involved (its bf16 products are wrong).
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from sysconfig import get_paths
 
 import torch
 import torch.nn.functional as F
@@ -444,6 +448,48 @@ def _sample(place: Place, rows: int) -> Prepared:
     )  # fmt: skip
 
 
+def _encoding(place: Place, fresh: bool) -> Prepared:
+    """Python's own library as text on the device. fresh: with nothing known of its pieces, as in a first pass."""
+    from pyengine.kernels import bpe
+    from pyengine.kernels.bpe import cuda
+
+    files = sorted(Path(get_paths()["stdlib"]).rglob("*.py"))
+    documents, left = [], place.size(64 << 20, 3000)
+    for file in files:
+        documents.append(file.read_bytes()[:left])
+        left -= len(documents[-1])
+        if not left:
+            break
+    lexer, counts = bpe.split_pattern("cl100k"), bpe.WordCounts()
+    counts.add_texts(documents[:: place.size(8, 1)], lexer)
+    merges = bpe.train(counts, bpe.BYTE_ORDER, place.size(32768, 400))
+    encoder = bpe.Encoder(bpe.spell(bpe.BYTE_ORDER, merges), merges, lexer)
+    text = torch.frombuffer(bytearray().join(documents), dtype=torch.uint8).to(place.device)
+    offsets = torch.tensor([0, *map(len, documents)], device=place.device).cumsum(0)
+
+    def ours():
+        if fresh:
+            cuda.kept(encoder, text.device)[1].zero_()
+        return bpe.encode_tensor(encoder, text, offsets)
+
+    def peer():
+        return encoder.encode_batch(documents, threads=os.cpu_count() or 1)
+
+    def check():
+        ids, ends = peer()
+        for _ in range(2):
+            encoded = ours()
+            assert encoded.offsets.tolist() == ends.tolist(), "the offsets are not the C++ encoder's"
+            assert (encoded.ids.cpu().numpy() == ids).all(), "the ids are not the C++ encoder's"
+
+    size = text.numel()
+    pieces = size * 10 // 43  # bytes a piece of code, and the share of pieces first seen that are no token
+    return Prepared(
+        ours, {"C++, all threads": peer}, check,
+        prediction.encoding(size, pieces, pieces // 40 if fresh else 0),
+    )  # fmt: skip
+
+
 def _parameters(place: Place, layers: int, channels: int) -> list[tuple[int, int]]:
     """Shapes of a transformer's matrices."""
     channels, layers = place.size(channels, 24), place.size(layers, 1)
@@ -628,6 +674,13 @@ def _cases() -> list[Case]:
     for rows in (1, 32, 128):
         add("sample", f"top-k 50 + top-p 0.95, B={rows} V=131,072", _sample, rows,
             versus="torch sort path", goals=(3.0, 8.0, 15.0), quick=rows == 1, cuda=True)  # fmt: skip
+    for name, fresh in (("first pass", True), ("known pieces", False)):
+        found.append(
+            Case(
+                "encoding", f"code, cl100k's pattern, {name}", partial(_encoding, fresh=fresh),
+                "C++, all threads", (2.0, 5.0, 10.0), 8.0, frozenset({"quick"} if fresh else ()), "cuda",
+            )
+        )  # fmt: skip
     for name, layers, channels in (("85M", 12, 768), ("1.2B", 24, 2048)):
         add("adamw", name, _adamw, layers, channels, goals=(0.8, 0.88, 0.93), quick=layers == 12)
         add("muon", name, _muon, layers, channels, versus="torch bf16", goals=(1.1, 1.4, 1.8), seconds=5)

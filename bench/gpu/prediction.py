@@ -1,8 +1,9 @@
 """What a kernel should take on a card, from what it moves and computes: a prediction, never a measurement.
 
-Three engines bound a kernel: memory (bytes), the tensor cores (products), and the unit that does exponentials
-(16 a clock on each SM). Where a kernel overlaps them the longest bounds it, where it does not they add up. The bound is
-divided by the share of it that kernels of this kind are published to reach, and launches are added.
+Engines that bound a kernel: memory (bytes), the tensor cores (products), the unit that does exponentials (16 a clock
+on each SM), and the issue of instructions (128 lanes a clock on each SM), where there is neither. Where a kernel
+overlaps them the longest bounds it, where it does not they add up. The bound is divided by the share of it that
+kernels of this kind are published to reach, and launches are added.
 """
 
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ class Card:
     floats: float  # float32 flop/s outside of them
     exps: float  # exponentials/s
     launch: float  # seconds
+    lanes: float  # instructions/s, one for each lane of a warp, idle or not
 
 
 # 3.35 TB/s and 989 TFLOP/s on the data sheet; copies are published at 2.9 to 3.05, 8192^3 products at 650 to 800
-H100 = Card("H100 SXM", 2.95e12, 700e12, 55e12, 16 * 132 * 1.755e9, 3e-6)
+H100 = Card("H100 SXM", 2.95e12, 700e12, 55e12, 16 * 132 * 1.755e9, 3e-6, 128 * 132 * 1.755e9)
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Work:
     products: float = 0.0  # flops on tensor cores
     floats: float = 0.0
     exps: float = 0.0
+    instructions: float = 0.0  # one a lane; counted only where no other engine could bound the kernel
     launches: int = 1
     reach: float = 0.88  # of memory's rate, for a kernel that streams
     overlaps: bool = True  # exponentials run while the tensor cores do
@@ -43,6 +46,7 @@ class Work:
             "tensor cores": self.products / card.products,
             "float32": self.floats / card.floats,
             "exponentials": self.exps / card.exps,
+            "instructions": self.instructions / card.lanes,
         }
 
     def bound(self, card: Card) -> tuple[float, str]:
@@ -125,3 +129,20 @@ def muon(shapes: list[tuple[int, int]]) -> Work:
     flops = sum(3.0 * min(s) ** 2 * max(s) + min(s) ** 3 for s in shapes)
     numbers = sum(a * b for a, b in shapes)
     return Work(bytes=4 * 40 * numbers, products=5 * flops * 3 * 2, launches=18, reach=0.4)
+
+
+def encoding(text: int, pieces: int, merged: int) -> Work:
+    """BPE of so many bytes, of whose pieces `merged` are neither a token nor known.
+
+    Bytes: the text twice, its flags four times, and the sectors of the staged ids, written and read: 14 a byte;
+    begins, counts, sums, ids and what torch's scans read and write of them: 63 a piece. Instructions, read off the
+    source: 120 a byte to see where pieces begin; 1,150 a piece to cut, hash, compare and copy it, the longest of 32
+    counting for each; 400 on 32 lanes to merge one of about five merges. Nothing like it is published, so the share
+    reached is a guess.
+    """
+    return Work(
+        bytes=14 * text + 63 * pieces,
+        instructions=120 * text + 1150 * pieces + 32 * 400 * merged,
+        launches=24,
+        reach=0.4,
+    )

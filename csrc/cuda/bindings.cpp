@@ -22,6 +22,7 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
   bind::def(m, "adjust_logits", &adjust_logits);
   bind::def(m, "uniform", &uniform);
   m.attr("BPE_LONGEST") = kBpeLongest;
+  m.attr("BPE_SLOT") = kBpeSlot;
   bind::def(m, "bpe_starts", &bpe_starts);
   bind::def(m, "bpe_look_up", &bpe_look_up);
   bind::def(m, "bpe_merge", &bpe_merge);

@@ -32,15 +32,17 @@ int uniform(const int64_t* seeds, const int64_t* positions, float* u, int64_t ro
 // kernels/bpe: the steps of encoding, in this order. image: see csrc/text/image.h. text holds documents one
 // after the other, `offsets` one more than these. starts: of bytes first (1: a piece begins), then of pieces,
 // with the text's end as one more. Ids are staged at the place of their piece's first byte.
-constexpr int64_t kBpeLongest = 256;  // bytes of a piece that are merged here; of longer ones the count is -1
+constexpr int64_t kBpeLongest = 256;  // bytes of a piece that are merged here; of longer ones the count is -3
 int bpe_starts(const uint8_t* image, const uint8_t* text, const int64_t* offsets, uint8_t* starts,
                int64_t bytes, int64_t documents, void* stream);
-// counts: 1 where a piece is one token, else 0.
-int bpe_look_up(const uint8_t* image, const uint8_t* text, const int64_t* starts, int32_t* staged,
-                int32_t* counts, int64_t pieces, void* stream);
-// missed: the pieces without a count yet, as many as `pieces`.
+// counts: of ids; negative where they are not known. memory: `slots` (a power of 2) of kBpeSlot bytes, zeros at
+// first, kept from call to call; `call` numbers these, from 1 to 2^30 - 1.
+constexpr int64_t kBpeSlot = 80;
+int bpe_look_up(const uint8_t* image, const uint8_t* text, const int64_t* starts, uint8_t* memory,
+                int32_t* staged, int32_t* counts, int64_t slots, int64_t call, int64_t pieces, void* stream);
+// missed: the pieces whose counts are negative, as many as `pieces`. Settles all but those of -3.
 int bpe_merge(const uint8_t* image, const uint8_t* text, const int64_t* starts, const int64_t* missed,
-              int32_t* staged, int32_t* counts, int64_t pieces, void* stream);
+              uint8_t* memory, int32_t* staged, int32_t* counts, int64_t pieces, void* stream);
 // ends: the counts, added up.
-int bpe_gather(const int64_t* starts, const int32_t* staged, const int32_t* counts, const int64_t* ends,
-               int32_t* ids, int64_t pieces, void* stream);
+int bpe_gather(const int64_t* starts, uint8_t* memory, const int32_t* staged, const int32_t* counts,
+               const int64_t* ends, int32_t* ids, int64_t pieces, void* stream);

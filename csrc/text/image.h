@@ -35,9 +35,9 @@ struct Image {
     return reinterpret_cast<const T*>(reinterpret_cast<const uint8_t*>(this) + place);
   }
   TEXT_BOTH Lexer<TableClasses> lexer(Bytes end) const { return {{at<ClassTable>(classes)}, pattern, end}; }
-  // The id of a piece that is one token, or none.
-  TEXT_BOTH uint32_t whole_of(Bytes p, size_t size) const {
-    return find_whole(at<WholeEntry>(whole), whole_shift, hash_of(p, size), [&](uint32_t id) {
+  // The id of a piece that is one token, or none; by its hash_of.
+  TEXT_BOTH uint32_t whole_of(Bytes p, size_t size, uint64_t hash) const {
+    return find_whole(at<WholeEntry>(whole), whole_shift, hash, [&](uint32_t id) {
       const Span span = at<Span>(spans)[id];
       if (span.size != size) return false;
       const uint8_t* token = at<uint8_t>(bytes) + span.start;

@@ -218,15 +218,29 @@ T __reduce_min_sync(unsigned, T value) {
   return shim::over_warp(value, value, [](T a, T b, unsigned) { return b < a ? b : a; });
 }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
-template <class T>
-T atomicAdd(T* address, T value) {
+// *address becomes what `change` makes of it, undisturbed; returns what it was.
+template <class T, class Change>
+T atomically(T* address, Change change) {
 #ifdef PYENGINE_SHIM_THREADS
   std::lock_guard<std::mutex> lock(shim::block->mutex);
 #endif
   T before = *address;
-  *address = before + value;
+  *address = change(before);
   return before;
 }
+template <class T>
+T atomicAdd(T* address, T value) {
+  return atomically(address, [&](T before) { return T(before + value); });
+}
+template <class T>
+T atomicExch(T* address, T value) {
+  return atomically(address, [&](T) { return value; });
+}
+template <class T>
+T atomicCAS(T* address, T expected, T value) {
+  return atomically(address, [&](T before) { return before == expected ? value : before; });
+}
+inline void __threadfence() {}
 
 // Runs the blocks one after the other; shared memory starts out as noise, as on a GPU.
 template <class... P, class... A>

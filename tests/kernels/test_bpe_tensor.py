@@ -8,6 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyengine.kernels import bpe
+from pyengine.kernels.bpe import cuda
 
 from tests.kernels.test_bpe import FRAGMENTS, corpus
 
@@ -103,6 +104,33 @@ def test_random_bytes(backend, encoder):
     )
 
 
+def test_a_memory_that_overflows_changes_nothing(backend, monkeypatch):
+    """Pieces met twice in a call and again in the next, more of them than slots."""
+    merges = np.array([[97, 98, 0, 256], [99, 256, 1, 257]], np.uint32)
+    words = [bytes(random.Random(i).choices(b"abc", k=i % 17 + 1)) for i in range(90)]
+    text = b" ".join(words + words[::2])
+    for slots in (4, 32, 1 << 10):
+        monkeypatch.setattr(cuda, "MEMORY_SLOTS", slots)
+        tokens = [*(bytes([b]) for b in range(256)), b"ab", b"cab"]
+        encoder = bpe.Encoder(tokens, merges, bpe.split_pattern("gpt2"))
+        for _ in range(2):
+            check(encoder, [text, text[:50]], backend.device)
+
+
+@pytest.mark.parametrize("state", [1 << 30, (1 << 30) - 2])
+def test_slots_that_other_calls_have_not_filled_are_left_alone(backend, encoder, state):
+    if backend.name != "cuda":
+        pytest.skip("the memory is the GPU's")
+    text = corpus(seed=2, words=60).encode()
+    check(encoder, [text], backend.device)
+    memory = cuda.kept(encoder, torch.device(backend.device))[1]
+    states = memory.view(torch.int32).view(-1, 20)[:, 4]
+    assert (states < 0).sum() > 20  # as many distinct pieces were learnt
+    states[states < 0] = state
+    check(encoder, [text], backend.device)
+    memory.zero_()
+
+
 def test_nothing(backend, encoder):
     assert check(encoder, [], backend.device).offsets.tolist() == [0]
     assert check(encoder, [b"", b""], backend.device).ids.tolist() == []
@@ -114,4 +142,4 @@ def test_races(backend):
     counts.add_texts(["ab abc it's"], bpe.split_pattern("o200k"))
     merges = bpe.train(counts, bpe.BYTE_ORDER, 260)
     encoder = bpe.Encoder(bpe.spell(bpe.BYTE_ORDER, merges), merges, bpe.split_pattern("o200k"))
-    check(encoder, [b"It's abcABC 12!!", b"cabab" * 8], backend.device)
+    check(encoder, [b"It's abcABC 12!! ca ca ca ca", b"cabab" * 8], backend.device)

@@ -25,6 +25,7 @@ ISA_FLAGS = {
     "avx512": [
         *("-mavx2 -mfma -mbmi2 -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl".split()),
         *("-mavx512vnni -mavx512bf16 -mavx512vbmi -mavx512vbmi2 -mprefer-vector-width=512".split()),
+        "-Wno-uninitialized",  # GCC 12's own headers
     ],
 }
 TEXT_FLAGS = {
@@ -32,7 +33,7 @@ TEXT_FLAGS = {
     "avx2": ["-mavx2", "-mbmi", "-mbmi2", "-mlzcnt"],
     "avx512": [
         *("-mavx2 -mbmi -mbmi2 -mlzcnt -mavx512f -mavx512bw -mavx512dq -mavx512vl".split()),
-        *("-mavx512vbmi -mavx512vbmi2 -mavx512bitalg -Wno-uninitialized".split()),  # GCC 12's own headers
+        *("-mavx512vbmi -mavx512vbmi2 -mavx512bitalg -Wno-uninitialized".split()),
     ],
 }
 COMMON = [

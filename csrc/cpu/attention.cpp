@@ -46,44 +46,87 @@ struct Pass {
   }
 };
 
-// The state of a row: its largest score so far (in units of log 2), and the sum of 2^(score - largest).
-struct Running {
-  float most = kNone, sum = 0.0f;
+// The state of a strip's rows: the largest score so far (in units of log 2) and the sum of 2^(score - largest).
+constexpr int kRoom = kLanes > 8 ? kLanes : 8;  // kRows in whole vectors
+struct alignas(64) Running {
+  float most[kRoom], sum[kRoom];
 };
 
-// Turns 64 scores, of which the first `valid` count, into weights (in place), and rescales the row's state.
-inline void soften(float* s, int64_t valid, float scale, Running& state, float* o, int64_t width) {
-  constexpr int kParts = kPage / kLanes;
-  f32 x[kParts], top = set(kNone);
+// The rows' maxima or sums: lane r of to is all lanes of row r.
+template <int R, class F>
+[[gnu::always_inline]] inline void combine_rows(const f32* rows, float* to, F&& combine) {
+  f32 some[kLanes];
+  constexpr int kSome = R < kLanes ? R : kLanes;
 #pragma GCC unroll 16
-  for (int i = 0; i < kParts; ++i) {
-    x[i] = load(s + i * kLanes) * set(scale);
-    if (valid < kPage) x[i] = keep_n(x[i], (int)(valid - i * kLanes), kNone);
-    top = max(x[i], top);
-  }
-  float most = max_lane(top);
-  if (most > state.most) {
-    if (state.most > kNone) {
-      f32 shrink = exp2_nonpositive(set(state.most - most));
-      state.sum *= shrink[0];
-      for (int64_t d = 0; d < width; d += kLanes) store(o + d, load(o + d) * shrink);
-    }
-    state.most = most;
-  }
-  f32 shift = set(state.most == kNone ? 0.0f : state.most), total = zero();  // -inf - -inf would be NaN
-#pragma GCC unroll 16
-  for (int i = 0; i < kParts; ++i) {
-    f32 p = exp2_nonpositive(x[i] - shift);
-    store(s + i * kLanes, p);
-    total += p;
-  }
-  state.sum += sum(total);
+  for (int r = 0; r < kSome; ++r) some[r] = rows[r];
+  store(to, halve_rows<kSome>(some, combine));
+  if constexpr (R > kLanes) combine_rows<R - kLanes>(rows + kLanes, to + kLanes, combine);
 }
 
-inline Left<float> weights(const float* s, int64_t, float*) { return {s, kPage, 1}; }
-inline Left<bf16> weights(const float* s, int64_t rows, bf16* rounded) {
-  for (int64_t i = 0; i < rows * kPage; i += kLanes) store(rounded + i, load(s + i));
-  return {reinterpret_cast<const uint32_t*>(rounded), kPage / 2, 1};
+// Turns the scores of R rows into weights, a left factor, and rescales what the rows have so far. Of row r the
+// first valid[r] keys count (null: all 64), of none those from `columns` on. Rows go through each step
+// together: alone, each would wait for its own maximum and sum.
+template <class T, int R>
+inline void soften_rows(float* s, const int* valid, int64_t columns, float scale, bool first, Running& state,
+                        float* o, int64_t width, T* weights) {
+  f32 tops[R], totals[R];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) tops[r] = set(kNone);
+  for (int64_t j = 0; j < columns; j += kLanes)
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      f32 x = load(s + r * kPage + j) * set(scale);
+      if (valid) store(s + r * kPage + j, x = keep_n(x, (int)(valid[r] - j), kNone));
+      tops[r] = max(x, tops[r]);
+    }
+  alignas(64) float found[kRoom], shift[kRoom], shrink[kRoom];
+  combine_rows<R>(tops, found, [](f32 a, f32 b) { return a > b ? a : b; });
+  bool grown = false;
+  for (int r = 0; r < R; r += kLanes) {
+    const f32 before = load(state.most + r), most = max(load(found + r), before);
+    const f32 from = most == set(kNone) ? zero() : most;  // -inf - -inf would be NaN
+    grown |= lanes_of(most > before) != 0;
+    store(state.most + r, most), store(shift + r, from), store(shrink + r, exp2_nonpositive(before - from));
+  }
+  if (grown && !first)  // at first all is 0
+    for (int r = 0; r < R; ++r)
+      for (int64_t d = 0; d < width; d += kLanes)
+        store(o + r * width + d, load(o + r * width + d) * set(shrink[r]));
+  const f32 unit = set(valid ? 1.0f : scale);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    const f32 from = set(shift[r]);
+    f32 total = zero();
+    for (int64_t j = 0; j < columns; j += 2 * kLanes) {
+      f32 a = exp2_nonpositive(load(s + r * kPage + j) * unit - from);
+      f32 b = exp2_nonpositive(load(s + r * kPage + j + kLanes) * unit - from);
+      total += a;
+      total += b;
+      store_twice(weights + r * kPage + j, a, b);
+    }
+    totals[r] = total;
+  }
+  combine_rows<R>(totals, found, [](f32 a, f32 b) { return a + b; });
+  for (int r = 0; r < R; r += kLanes)
+    store(state.sum + r, load(state.sum + r) * load(shrink + r) + load(found + r));
+}
+
+template <class T, class... More>
+inline void soften(int64_t rows, More&&... more) {
+  switch (rows) {
+    case 6:
+      return soften_rows<T, 6>(more...);
+    case 5:
+      return soften_rows<T, 5>(more...);
+    case 4:
+      return soften_rows<T, 4>(more...);
+    case 3:
+      return soften_rows<T, 3>(more...);
+    case 2:
+      return soften_rows<T, 2>(more...);
+    case 1:
+      return soften_rows<T, 1>(more...);
+  }
 }
 
 // Adds the last keys of a strip's rows, from word `from` on, each row as far as its own position: the staircase
@@ -142,19 +185,18 @@ void attend(const Pass<T>& pass, const Span& span, int64_t tile, int64_t kv_head
 
   auto* q = room<Word<T>, 0>(rows * q_words);
   float* o = room<float, 1>(rows * width);
-  Running* state = room<Running, 2>(rows);
+  Running* state = room<Running, 2>((rows + kRows - 1) / kRows);
   int* valid = room<int, 7>(rows);  // keys on the tile's own page
   for (int64_t row = 0; row < rows; ++row) {
-    const T* from = pass.q + source(row) * dim;
-    for (int64_t d = 0; d < dim; d += kSteps)
-      q[row * q_words + d / kSteps] = Words<T>::pair(from[d], d + kSteps <= dim ? from[d + kSteps - 1] : T{});
-    state[row] = {};
+    write_rows(pass.q + source(row) * dim, 0, dim, 1, q + row * q_words);
+    state[row / kRows].most[row % kRows] = kNone;
+    state[row / kRows].sum[row % kRows] = 0.0f;
     valid[row] = (int)(begin + row / group + 1 - tile * kPage);
   }
   std::fill(o, o + rows * width, 0.0f);
 
   alignas(64) float s[kRows * kPage];
-  alignas(64) T rounded[kRows * kPage];
+  alignas(64) T weights[kRows * kPage];
   for (int64_t page = 0; page <= tile; ++page) {
     const Word<T>*k = pass.keys(span, page, kv_head), *v = pass.values(span, page, kv_head);
     const bool decoding = span.count == 1;
@@ -169,9 +211,10 @@ void attend(const Pass<T>& pass, const Span& span, int64_t tile, int64_t kv_head
         const Word<T>* next = page == tile ? then : pass.keys(span, page + 1, kv_head);
         if (next) fetch(next, q_words, (page + 1 == tile ? valid[0] : kPage) * 4, kPage * 4);
       }
-      for (int64_t i = 0; i < strip; ++i)
-        soften(s + i * kPage, own ? valid[r + i] : kPage, pass.scale, state[r + i], o + (r + i) * width, width);
-      Left<T> p = weights(s, strip, rounded);
+      constexpr int64_t kTwice = 2 * kLanes;
+      soften<T>(strip, s, own ? valid + r : nullptr, (longest + kTwice - 1) / kTwice * kTwice, pass.scale,
+                page == 0, state[r / kRows], o + r * width, width, weights);
+      const Left<T> p{reinterpret_cast<const Word<T>*>(weights), kPage / kSteps, 1};
       product<T>(p, v, width, common, o + r * width, width, strip, width, false);
       if (longest > common * kSteps)
         for (int64_t d = 0; d < width; d += 16)
@@ -180,12 +223,13 @@ void attend(const Pass<T>& pass, const Span& span, int64_t tile, int64_t kv_head
   }
   for (int64_t row = 0; row < rows; ++row) {
     T* to = pass.out + source(row) * dim;
-    float inverse = 1.0f / state[row].sum;
+    const float most = state[row / kRows].most[row % kRows], sum = state[row / kRows].sum[row % kRows];
+    const float inverse = 1.0f / sum;
     for (int64_t d = 0; d < dim; d += kLanes) {
       f32 value = load(o + row * width + d) * set(inverse);
       d + kLanes <= dim ? store(to + d, value) : store_n(to + d, value, (int)(dim - d));
     }
-    if (pass.lse) pass.lse[source(row)] = state[row].most * 0.693147181f + std::log(state[row].sum);
+    if (pass.lse) pass.lse[source(row)] = most * 0.693147181f + std::log(sum);
   }
 }
 

@@ -6,7 +6,9 @@
 // a float, or two bf16 of neighbouring rows (an odd last row is filled up).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "simd.h"
@@ -31,6 +33,7 @@ struct Words<float> {
   static f32 set(float a) { return simd::set(a); }
   static f32 first(f32 a) { return a; }  // the first number of each word alone
   static float pair(float low, float) { return low; }
+  static void zip(const float*, const float*, int, float*) {}  // a word holds one number
 };
 template <>
 struct Words<bf16> {
@@ -45,6 +48,10 @@ struct Words<bf16> {
   static pairs set(uint32_t a) { return set_pair(a); }
   static pairs first(pairs a) { return a & 0xffffu; }
   static uint32_t pair(bf16 low, bf16 high) { return pair_of(low, high); }
+  static void zip(const bf16* low, const bf16* high, int n, uint32_t* to) {
+    pairs v = zip_pairs(low, high, n);
+    std::memcpy(to, &v, sizeof v);
+  }
 };
 template <class T>
 using Word = typename Words<T>::Word;
@@ -69,11 +76,19 @@ template <class T>
 inline void write_across(const T* rows, int64_t stride, int64_t dim, int64_t place, int64_t count,
                          Word<T>* page) {
   constexpr int kSteps = Words<T>::kSteps;
-  const int64_t whole = stride % kSteps ? 0 : dim / kSteps / 4 * 4;  // words of a row that move in squares
+  const int64_t whole = dim / kSteps / kLanes * kLanes;  // words of a row that move in squares
   int64_t j = 0;
-  for (; j + 4 <= count; j += 4)
-    for (int64_t w = 0; w < whole; w += 4)
-      transpose4(rows + j * stride + w * kSteps, stride / kSteps, page + w * kPage + place + j, kPage);
+  for (; j + kLanes <= count; j += kLanes)
+    for (int64_t w = 0; w < whole; w += kLanes) {
+      u32 square[kLanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i)
+        std::memcpy(&square[i], rows + (j + i) * stride + w * kSteps, sizeof square[i]);
+      transpose(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i)
+        std::memcpy(page + (w + i) * kPage + place + j, &square[i], sizeof square[i]);
+    }
   for (int64_t done = j, w = 0; w * kSteps < dim; ++w)
     for (j = w < whole ? done : 0; j < count; ++j) {
       const T* row = rows + j * stride + w * kSteps;
@@ -84,9 +99,29 @@ template <class T>
 inline void write_along(const T* rows, int64_t stride, int64_t dim, int64_t place, int64_t count,
                         Word<T>* page) {
   constexpr int kSteps = Words<T>::kSteps;
-  for (int64_t j = 0; j < count; ++j) {
-    T* to = reinterpret_cast<T*>(page) + (place + j) / kSteps * padded(dim) * kSteps + (place + j) % kSteps;
-    for (int64_t d = 0; d < dim; ++d) to[d * kSteps] = rows[j * stride + d];
+  const int64_t width = padded(dim);
+  for (int64_t j = 0; j < count;) {
+    const T* row = rows + j * stride;
+    if (kSteps == 2 && (place + j) % kSteps == 0 && j + 1 < count) {  // both numbers of each word
+      for (int64_t d = 0; d < dim; d += kLanes)
+        Words<T>::zip(row + d, row + stride + d, (int)std::min<int64_t>(kLanes, dim - d),
+                      page + (place + j) / kSteps * width + d);
+      j += 2;
+    } else {
+      T* to = reinterpret_cast<T*>(page) + (place + j) / kSteps * width * kSteps + (place + j) % kSteps;
+      for (int64_t d = 0; d < dim; ++d) to[d * kSteps] = row[d];
+      ++j;
+    }
+  }
+}
+// Stores `count` rows of dim numbers, `stride` apart, as the rows of a left factor.
+template <class T>
+inline void write_rows(const T* rows, int64_t stride, int64_t dim, int64_t count, Word<T>* to) {
+  constexpr int kSteps = Words<T>::kSteps;
+  const int64_t words = across_rows<T>(dim);
+  for (int64_t i = 0; i < count; ++i, rows += stride, to += words) {
+    std::memcpy(to, rows, dim * sizeof(T));
+    if (dim % kSteps) to[words - 1] = Words<T>::pair(rows[dim - 1], T{});
   }
 }
 

@@ -20,27 +20,11 @@
 namespace attention {
 namespace {
 
-// A page's worth of 64 x 64 numbers as left factors: of ds k by rows, of p^T dout and ds^T q by columns.
+// 64 x 64 numbers, a row a query, as left factors: of ds k by rows, of p^T dout and ds^T q by columns. In float
+// one block is both; in bf16 a word of `by_rows` holds two keys, one of `by_columns` two queries.
 template <class T>
-struct Factors;
-template <>
-struct Factors<float> {
-  static Left<float> rows(const float* block, int64_t, float*) { return {block, kPage, 1}; }
-  static Left<float> columns(const float* block, int64_t, float*) { return {block, 1, kPage}; }
-};
-template <>
-struct Factors<bf16> {
-  static Left<bf16> rows(const float* block, int64_t count, bf16* to) {
-    for (int64_t i = 0; i < count * kPage; i += kLanes) store(to + i, load(block + i));
-    return {reinterpret_cast<const uint32_t*>(to), kPage / 2, 1};
-  }
-  static Left<bf16> columns(const float* block, int64_t count, bf16* to) {
-    auto* words = reinterpret_cast<uint32_t*>(to);
-    for (int64_t i = 0; i < count; i += 2)
-      for (int64_t j = 0; j < kPage; j += kLanes)
-        store_pairs(words + i / 2 * kPage + j, load(block + i * kPage + j), load(block + (i + 1) * kPage + j));
-    return {words, 1, kPage};
-  }
+struct Block {
+  Word<T>*by_rows, *by_columns;
 };
 
 // One query head of one document: pages of its keys (both ways) and values, and its rows.
@@ -69,15 +53,6 @@ void zero_and_write(const T* rows, int64_t stride, int64_t dim, int64_t count, W
   }
 }
 
-// Rows of q or dout as a left factor.
-template <class T>
-void write_rows(const T* rows, int64_t stride, int64_t dim, int64_t count, Word<T>* to) {
-  constexpr int kSteps = Words<T>::kSteps;
-  for (int64_t i = 0; i < count; ++i)
-    for (int64_t d = 0; d < dim; d += kSteps)
-      *to++ = Words<T>::pair(rows[i * stride + d], d + kSteps <= dim ? rows[i * stride + d + kSteps - 1] : T{});
-}
-
 template <class T>
 float dot(const T* a, const T* b, int64_t n) {
   f32 total = zero();
@@ -87,36 +62,80 @@ float dot(const T* a, const T* b, int64_t n) {
   return sum(total);
 }
 
-// Turns a row's scores into weights, and the gradients of its weights into those of its scores; the first
-// `valid` of 64 count, the others become 0.
-inline void slopes(float* p, float* ds, int64_t valid, float lse, float pull, float scale) {
-#pragma GCC unroll 4
-  for (int j = 0; j < kPage; j += kLanes) {
-    f32 weight = exp2_nonpositive(load(p + j) * set(scale * 1.44269504f) - set(lse));
-    f32 slope = weight * (load(ds + j) - set(pull)) * set(scale);
-    if (valid < kPage) {
-      weight = keep_n(weight, (int)(valid - j), 0.0f);
-      slope = keep_n(slope, (int)(valid - j), 0.0f);
-    }
-    store(p + j, weight), store(ds + j, slope);
+// What a strip's rows need besides their scores.
+struct Rows {
+  const float *lse, *pull;  // lse in units of log 2
+  float scale;
+};
+
+// One vector of a row's weights, from its scores, and of the gradients of its scores, from those of its
+// weights. The first n lanes count, the others become 0; n may be anything.
+inline void slope(const float* s, const float* dp, int n, float lse, float pull, float scale, f32& weight,
+                  f32& gradient) {
+  weight = exp2_nonpositive(load(s) * set(scale * 1.44269504f) - set(lse));
+  gradient = weight * (load(dp) - set(pull)) * set(scale);
+  if (n < kLanes) {
+    weight = keep_n(weight, n, 0.0f);
+    gradient = keep_n(gradient, n, 0.0f);
   }
+}
+
+// The weights of a strip's rows, from row `first` of the tile on, into `p` by columns, and the gradients of
+// their scores into `ds` both ways, for the first `columns` keys. Row i counts keys up to valid + i, and rows
+// from `rows` on none: they fill up the last pair.
+inline void slopes(const float* s, const float* dp, const Rows& of, int64_t first, int64_t rows,
+                   int64_t columns, int64_t valid, const Block<float>& p, const Block<float>& ds) {
+  for (int64_t i = 0; i < rows; ++i, s += kPage, dp += kPage)
+    for (int64_t j = 0; j < columns; j += kLanes) {
+      f32 weight, gradient;
+      const int64_t row = first + i;
+      slope(s + j, dp + j, (int)(valid + i - j), of.lse[row], of.pull[row], of.scale, weight, gradient);
+      store(p.by_columns + row * kPage + j, weight), store(ds.by_columns + row * kPage + j, gradient);
+    }
+}
+inline void slopes(const float* s, const float* dp, const Rows& of, int64_t first, int64_t rows,
+                   int64_t columns, int64_t valid, const Block<bf16>& p, const Block<bf16>& ds) {
+  for (int64_t i = 0; i < rows; i += 2, s += 2 * kPage, dp += 2 * kPage)
+    for (int64_t j = 0; j < columns; j += 2 * kLanes) {
+      f32 weight[2][2], gradient[2][2];  // (row, vector)
+#pragma GCC unroll 2
+      for (int r = 0; r < 2; ++r)
+#pragma GCC unroll 2
+        for (int v = 0; v < 2; ++v) {
+          const int64_t row = first + i + r, at = r * kPage + j + v * kLanes;
+          const int64_t n = i + r < rows ? valid + i + r - j - v * kLanes : 0;
+          slope(s + at, dp + at, (int)n, of.lse[row], of.pull[row], of.scale, weight[r][v], gradient[r][v]);
+        }
+#pragma GCC unroll 2
+      for (int v = 0; v < 2; ++v) {
+        const int64_t at = (first + i) / 2 * kPage + j + v * kLanes;
+        store_pairs(p.by_columns + at, weight[0][v], weight[1][v]);
+        store_pairs(ds.by_columns + at, gradient[0][v], gradient[1][v]);
+      }
+#pragma GCC unroll 2
+      for (int r = 0; r < 2; ++r)
+        store_twice(reinterpret_cast<bf16*>(ds.by_rows) + (first + i + r) * kPage + j, gradient[r][0],
+                    gradient[r][1]);
+    }
 }
 
 template <class T>
 void backward_head(const Head<T>& head) {
   constexpr int kSteps = Words<T>::kSteps;
+  constexpr int64_t kBlock = kPage * kPage / kSteps;  // words
   const int64_t dim = head.dim, width = padded(dim), words = across_rows<T>(dim);
   Word<T>* memory = room<Word<T>, 3>(2 * kPage * words + 2 * along_size<T>(dim));
   Word<T>*q_rows = memory, *dout_rows = q_rows + kPage * words, *q_along = dout_rows + kPage * words;
-  Word<T>* dout_along = q_along + along_size<T>(dim);
-  float *p = room<float, 4>(2 * kPage * kPage), *ds = p + kPage * kPage, *dq = room<float, 5>(kPage * width);
-  T* rounded = room<T, 6>(kPage * kPage);
-  float lse[kPage], pull[kPage];
+  Word<T>*dout_along = q_along + along_size<T>(dim), *blocks = room<Word<T>, 4>(3 * kBlock);
+  const Block<T> p{nullptr, blocks}, ds{kSteps == 1 ? blocks + kBlock : blocks + 2 * kBlock, blocks + kBlock};
+  float* dq = room<float, 5>(kPage * width);
+  alignas(64) float s[kRows * kPage] = {}, dp[kRows * kPage] = {};
+  float lse[kPage] = {}, pull[kPage] = {};
   const int64_t pages = (head.length + kPage - 1) / kPage;
 
   for (int64_t tile = 0; tile < pages; ++tile) {
     const int64_t begin = tile * kPage, count = std::min<int64_t>(kPage, head.length - begin);
-    const int64_t even = (count + kSteps - 1) / kSteps * kSteps;
+    const int64_t steps = (count + kSteps - 1) / kSteps;
     const T *q = head.q + begin * head.row, *dout = head.dout + begin * head.row;
     write_rows(q, head.row, dim, count, q_rows);
     write_rows(dout, head.row, dim, count, dout_rows);
@@ -126,43 +145,35 @@ void backward_head(const Head<T>& head) {
       lse[i] = head.lse[(begin + i) * head.lse_row] * 1.44269504f;
       pull[i] = dot(dout + i * head.row, head.out + (begin + i) * head.row, dim);
     }
-    if (even > count) {  // the row that fills up the last pair
-      std::fill(p + count * kPage, p + even * kPage, 0.0f);
-      std::fill(ds + count * kPage, ds + even * kPage, 0.0f);
-    }
     for (int64_t page = 0; page <= tile; ++page) {
       const bool own = page == tile;
       const Word<T>* k = head.k_across + page * head.across;
       const Word<T>* v = head.v_across + page * head.across;
       for (int64_t r = 0; r < count; r += kRows) {
         const int64_t strip = std::min<int64_t>(kRows, count - r);
-        const int64_t columns = own ? (r + strip + kLanes - 1) / kLanes * kLanes : kPage;
-        float *ps = p + r * kPage, *dss = ds + r * kPage;
-        product<T>({q_rows + r * words, words, 1}, k, kPage, words, ps, kPage, strip, columns, true);
-        product<T>({dout_rows + r * words, words, 1}, v, kPage, words, dss, kPage, strip, columns, true);
-        for (int64_t i = 0; i < strip; ++i)
-          slopes(ps + i * kPage, dss + i * kPage, own ? r + i + 1 : kPage, lse[r + i], pull[r + i], head.scale);
+        auto columns = [&](int64_t unit) { return own ? (r + strip + unit - 1) / unit * unit : kPage; };
+        product<T>({q_rows + r * words, words, 1}, k, kPage, words, s, kPage, strip, columns(kLanes), true);
+        product<T>({dout_rows + r * words, words, 1}, v, kPage, words, dp, kPage, strip, columns(kLanes), true);
+        slopes(s, dp, {lse, pull, head.scale}, r, strip, columns(kSteps * kLanes), own ? r + 1 : kPage, p, ds);
       }
       float *dk = head.dk + page * kPage * width, *dv = head.dv + page * kPage * width;
       const int64_t keys = own ? count : kPage;
       // On the diagonal, queries before a strip's first key give it nothing. The diagonal is also where a
       // page's sums begin.
-      auto add_transposed = [&](const float* block, const Word<T>* right, float* sums) {
-        Left<T> left = Factors<T>::columns(block, even, rounded);
+      auto add_transposed = [&](const Block<T>& left, const Word<T>* right, float* sums) {
         for (int64_t j = 0; j < keys; j += own ? kRows : kPage) {
           const int64_t from = own ? j / kSteps : 0, n = own ? std::min<int64_t>(kRows, keys - j) : kPage;
-          product<T>({left.words + j * left.row + from * left.step, left.row, left.step}, right + from * width,
-                     width, even / kSteps - from, sums + j * width, width, n, width, own);
+          product<T>({left.by_columns + j + from * kPage, 1, kPage}, right + from * width, width, steps - from,
+                     sums + j * width, width, n, width, own);
         }
       };
       add_transposed(p, dout_along, dv);
       add_transposed(ds, q_along, dk);
-      Left<T> left = Factors<T>::rows(ds, even, rounded);
       const Word<T>* k_along = head.k_along + page * head.along;
       for (int64_t r = 0; r < count; r += own ? kRows : kPage) {
         const int64_t n = std::min<int64_t>(own ? kRows : kPage, count - r);
-        const int64_t steps = own ? (r + n + kSteps - 1) / kSteps : kPage / kSteps;
-        product<T>({left.words + r * left.row, left.row, left.step}, k_along, width, steps, dq + r * width,
+        const int64_t seen = own ? (r + n + kSteps - 1) / kSteps : kPage / kSteps;
+        product<T>({ds.by_rows + r * kPage / kSteps, kPage / kSteps, 1}, k_along, width, seen, dq + r * width,
                    width, n, width, page == 0);
       }
     }

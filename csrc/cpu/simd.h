@@ -144,22 +144,6 @@ inline uint32_t lanes_of(i32 mask) {
 #endif
 }
 
-// to[c * to_row + r] = from[r * from_row + c] for a square of 4 x 4 words of 32 bits, at any alignment.
-inline void transpose4(const void* from, int64_t from_row, void* to, int64_t to_row) {
-  const float* in = (const float*)from;
-  float* out = (float*)to;
-#if defined(__SSE__)
-  __m128 a = _mm_loadu_ps(in), b = _mm_loadu_ps(in + from_row);
-  __m128 c = _mm_loadu_ps(in + 2 * from_row), d = _mm_loadu_ps(in + 3 * from_row);
-  _MM_TRANSPOSE4_PS(a, b, c, d);
-  _mm_storeu_ps(out, a), _mm_storeu_ps(out + to_row, b);
-  _mm_storeu_ps(out + 2 * to_row, c), _mm_storeu_ps(out + 3 * to_row, d);
-#else
-  for (int r = 0; r < 4; ++r)
-    for (int c = 0; c < 4; ++c) std::memcpy(out + c * to_row + r, in + r * from_row + c, 4);
-#endif
-}
-
 // Combines the upper half of the lanes with the lower until one is left: one fixed order per build.
 template <class F>
 inline float halve(f32 v, F&& combine) {
@@ -240,16 +224,28 @@ inline void store(bf16* p, f32 v) {
   for (int i = 0; i < kLanes; ++i) p[i].bits = (uint16_t)rounded[i];
 #endif
 }
-// Each lane's low and high number side by side, as store() rounds them.
+// Factors for dot_pairs below: numbers rounded as store() does, but for those under 2^-126, which may become 0,
+// as dot_pairs may take them. store_pairs puts each lane's two numbers side by side, store_twice two vectors.
 inline void store_pairs(uint32_t* p, f32 low, f32 high) {
-  auto rounded = [](f32 v) {
-    u32 bits = (u32)v;
-    u32 result = bits + 0x7fff + ((bits >> 16) & 1), quiet = bits | 0x400000;
-    return v != v ? quiet : result;
-  };
-  u32 words = rounded(low) >> 16 | (rounded(high) & 0xffff0000u);
+#if defined(__AVX512BF16__)
+  typedef uint16_t halves __attribute__((vector_size(kLanes * 4)));
+  halves from;
+  for (int i = 0; i < kLanes; ++i) from[2 * i] = i, from[2 * i + 1] = kLanes + i;
+  __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+  _mm512_storeu_si512(p, _mm512_permutexvar_epi16((__m512i)from, both));
+#else
+  u32 words = round_to_bf16(low) | round_to_bf16(high) << 16;
   std::memcpy(p, &words, sizeof words);
+#endif
 }
+inline void store_twice(bf16* p, f32 first, f32 second) {
+#if defined(__AVX512BF16__)
+  _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
+#else
+  store(p, first), store(p + kLanes, second);
+#endif
+}
+inline void store_twice(float* p, f32 first, f32 second) { store(p, first), store(p + kLanes, second); }
 inline f32 load_n(const bf16* p, int n, float fill = 0.0f) {
 #if defined(__AVX512F__)
   __mmask16 used = (__mmask16)((1u << n) - 1);
@@ -409,6 +405,29 @@ inline void transpose(u32 (&rows)[kLanes]) {
       rows[i + Half] = __builtin_shuffle(a, b, upper);
     }
     transpose<Half / 2>(rows);
+  }
+}
+
+// Combines the lanes of each of the first R rows, all rows in one go: lane r of the result is that of row r, in
+// halve()'s order, further lanes are anything. As in transpose(), without the rows that nobody asks for.
+template <int R, int Half = kLanes / 2, class F>
+[[gnu::always_inline]] inline f32 halve_rows(f32 (&rows)[kLanes], F&& combine) {
+  static_assert(R <= kLanes);
+  if constexpr (Half == 0) {
+    return rows[0];
+  } else {
+    u32 lower, upper;
+    for (uint32_t lane = 0; lane < kLanes; ++lane) {
+      lower[lane] = lane & Half ? kLanes + lane - Half : lane;
+      upper[lane] = lane & Half ? kLanes + lane : lane + Half;
+    }
+    constexpr int kLeft = R < Half ? R : Half;
+#pragma GCC unroll 16
+    for (int i = 0; i < kLeft; ++i) {
+      f32 a = rows[i], b = rows[i + Half < R ? i + Half : i];
+      rows[i] = combine(__builtin_shuffle(a, b, lower), __builtin_shuffle(a, b, upper));
+    }
+    return halve_rows<kLeft, Half / 2>(rows, combine);
   }
 }
 

@@ -30,7 +30,7 @@ from starlette.routing import Route
 
 from ..engine import Completion
 from ..errors import UserError
-from .asked import ApiError, Asked, Checker
+from .asked import ApiError, Asked, Checker, known_roles
 from .guard import Guard
 from .loading import Served
 from .metrics import Metrics
@@ -90,7 +90,7 @@ class Api:
             ids = self.served.tokenizer.encode(prompt)
         elif isinstance(messages := body.get("messages"), list):
             try:
-                ids = self.served.format.prompt(messages)
+                ids = self.served.format.prompt(known_roles(messages))
             except (UserError, KeyError, TypeError, AttributeError) as error:
                 raise ApiError(f"messages: {error}", param="messages") from None
         else:

@@ -63,7 +63,7 @@ class Checker:
             raise ApiError("messages: expected a list of messages", param="messages")
         tools, served = self._tools(body), self.served
         try:
-            prompt = served.format.prompt(messages, tools)
+            prompt = served.format.prompt(known_roles(messages), tools)
         except (UserError, KeyError, TypeError, AttributeError) as error:
             raise ApiError(f"messages: {error}", param="messages") from None
         shown = field(body, "logprobs", bool, False)
@@ -218,6 +218,16 @@ class Checker:
             expected = f"only {', '.join(known)}" if known else "no tools"
             raise ApiError(f"tools: this model knows {expected}, got {', '.join(names)}", param="tools")
         return tools
+
+
+def known_roles(messages: list[Any]) -> list[Any]:
+    """OpenAI's newer clients call the system's part the developer's."""
+    return [
+        {**message, "role": "system"}
+        if isinstance(message, dict) and message.get("role") == "developer"
+        else message
+        for message in messages
+    ]
 
 
 def field(body: Mapping[str, Any], name: str, kind: Any, default: Any) -> Any:

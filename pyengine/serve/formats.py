@@ -12,10 +12,13 @@ with special tokens, and the contents are encoded as plain text.
 import json
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from .. import gguf
@@ -91,8 +94,11 @@ class TemplateFormat:
     def __init__(self, tokenizer: Tokenizer, folder: Path):
         assert tokenizer.chat_template is not None
         self._tokenizer = tokenizer
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _refuse
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
+        )
+        environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
+        environment.filters["tojson"] = _json
         try:
             self._template = environment.from_string(tokenizer.chat_template)
         except TemplateError as error:
@@ -104,7 +110,7 @@ class TemplateFormat:
 
     def prompt(self, messages: Messages, tools: Tools = ()) -> list[int]:
         contents = [text_of(message, f"message {i + 1}") for i, message in enumerate(messages)]
-        marked = [{**message, "content": f"\ue000{i}\ue001"} for i, message in enumerate(messages)]
+        marked = [{**_called(message), "content": f"\ue000{i}\ue001"} for i, message in enumerate(messages)]
         try:
             text = self._template.render(
                 messages=marked, tools=list(tools) or None, add_generation_prompt=True, **self._names
@@ -120,6 +126,16 @@ class TemplateFormat:
         return ids
 
 
+class Generation(Extension):
+    """{% generation %} ... {% endgeneration %}: marks for a training loss around what is an answer; plain text here."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 def format_of(tokenizer: Tokenizer, folder: Path, searches: bool = False) -> Format:
     """The format of the model in `folder`, or in a GGUF file."""
     if all(name in tokenizer.special_ids for name in SPECIAL_TOKENS):
@@ -129,12 +145,13 @@ def format_of(tokenizer: Tokenizer, folder: Path, searches: bool = False) -> For
 
 def _roles_of_folder(folder: Path) -> tuple[dict[str, Any], set[int]]:
     """(names of special tokens by their role, ids that end an answer) of a Hugging Face directory."""
-    named = {k: v for k, v in _read(folder / "tokenizer_config.json").items() if "_token" in k}
+    given = _read(folder / "tokenizer_config.json").items()
+    named = {k: v.get("content") if isinstance(v, dict) else v for k, v in given if k.endswith("_token")}
     ends: set[int] = set()
     for name in ("generation_config.json", "config.json"):
         end = _read(folder / name).get("eos_token_id")
         ends |= {end} if isinstance(end, int) else set(end or ())
-    return {name: v["content"] if isinstance(v, dict) else v for name, v in named.items()}, ends
+    return {name: text for name, text in named.items() if isinstance(text, str)}, ends
 
 
 def _roles_of_file(path: Path) -> tuple[dict[str, Any], set[int]]:
@@ -151,5 +168,33 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
+# What templates count on beside jinja itself, as Hugging Face's renderer has it.
+
+
 def _refuse(message: str):
     raise TemplateError(message)
+
+
+def _now(how: str) -> str:
+    return datetime.now().strftime(how)
+
+
+def _json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    """For a model: jinja's own filter writes for HTML, with <, > and & as codes."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+
+def _called(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message whose calls have arguments as templates expect them: objects, where OpenAI has their JSON."""
+    if not message.get("tool_calls"):
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        function = dict(call["function"])
+        if isinstance(function.get("arguments"), str):
+            try:
+                function["arguments"] = json.loads(function["arguments"])
+            except ValueError:
+                pass  # a model's mistake, shown as it was
+        calls.append({**call, "function": function})
+    return {**message, "tool_calls": calls}

@@ -87,6 +87,15 @@ def test_an_answer_goes_on_past_its_end_if_asked(client):
         )
 
 
+def test_the_developer_is_the_system(client):
+    def ids(role):
+        messages = [{"role": role, "content": "Be brief."}, {"role": "user", "content": "Who?"}]
+        assert client.post("/v1/chat/completions", json={"messages": messages}).status_code == 200
+        return client.post("/tokenize", json={"messages": messages}).json()["tokens"]
+
+    assert ids("developer") == ids("system")
+
+
 def test_large_counts_are_whole(client, engine):
     engine.stats.computed = 123_456_789
     assert "engine_computed_tokens_total 123456789\n" in client.get("/metrics").text

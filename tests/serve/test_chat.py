@@ -138,6 +138,79 @@ def test_another_familys_template(tmp_path):
     assert tokenizer.decode(base.prompt([{"role": "user", "content": "Ada"}])) == "Ada"
 
 
+TOOLS_TEMPLATE = """
+{%- for tool in tools or [] %}{{ tool | tojson }}
+{% endfor %}
+{%- for message in messages %}
+    {%- if message.role == "hidden" %}{% continue %}{% endif %}
+    {{- "<|im_start|>" + message.role + "\n" }}
+    {%- generation %}{{ message.content }}{% endgeneration %}
+    {%- for call in message.tool_calls or [] %}
+        {{- "<tool_call>" + call.function.name + " " }}{{ call.function.arguments | tojson(indent=1) }}
+        {%- for name, value in call.function.arguments.items() %} {{ name }}={{ value }}{% endfor %}
+    {%- endfor %}<|im_end|>
+{% endfor %}
+{{- strftime_now("%Y") }}
+"""
+
+
+def test_tools_reach_a_template_as_transformers_gives_them(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    special = ["<s>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = Tokenizer.train(TEXT, 300, special_tokens=special)
+    tokenizer.save(tmp_path)
+    peer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    parameters = {
+        "type": "object",
+        "properties": {"town": {"type": "string", "description": "a <b>town</b> & 'é'"}},
+    }
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": parameters}}]
+    arguments = {"town": "Tavor & <Sons>", "days": 2}
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+    messages = [
+        {"role": "user", "content": "Rain?"},
+        {"role": "hidden", "content": "x"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "No."},
+    ]
+    theirs = peer.apply_chat_template(messages, tools, chat_template=TOOLS_TEMPLATE, tokenize=False)
+    tokenizer.chat_template = TOOLS_TEMPLATE
+    how = TemplateFormat(tokenizer, tmp_path)
+    assert tokenizer.decode(how.prompt(messages, tools)) == theirs
+    call["function"] = {
+        "name": "weather",
+        "arguments": json.dumps(arguments),
+    }  # as a client of OpenAI's sends it
+    assert tokenizer.decode(how.prompt(messages, tools)) == theirs
+
+
+def test_a_folder_of_another_family_talks(tmp_path):
+    """As transformers saves it."""
+    transformers = pytest.importorskip("transformers")
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    ours = Tokenizer.train(TEXT, 300, special_tokens=special)
+    ours.save(tmp_path)
+    peer = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(tmp_path / "tokenizer.json"), eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+    peer.chat_template = TOOLS_TEMPLATE
+    peer.save_pretrained(tmp_path / "qwen")
+    config = transformers.Qwen2Config(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=256, eos_token_id=ours.special_ids["<|im_end|>"],
+    )  # fmt: skip
+    transformers.Qwen2ForCausalLM(config).save_pretrained(tmp_path / "qwen")
+    served = open_model(tmp_path / "qwen")
+    messages = [{"role": "user", "content": "Who?"}]
+    assert served.tokenizer.decode(served.format.prompt(messages)) == peer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True
+    )
+    assert served.format.stop == (ours.special_ids["<|im_end|>"],)
+    talk = Conversation(served.engine, served.tokenizer, served.format, SamplingParams(max_tokens=4, seed=1))
+    list(talk.ask("Who?"))
+    assert talk.completion and len(talk.completion.ids) in range(1, 5)
+
+
 @pytest.fixture(scope="module")
 def run(tokenizer, tmp_path_factory):
     """A run whose SFT has finished and whose RL was interrupted."""

@@ -59,7 +59,7 @@ triton-golden: $(VENV)-triton-new/.ready  ## long: compile every Triton kernel a
 TRITON_TESTS := TRITON_INTERPRET=1 $(VENV)-triton/bin/python -m pytest tests/kernels -m "not slow"
 test-triton: $(VENV)-triton/.ready  ## the Triton kernels under the interpreter, in their own process: the quick part
 	$(TRITON_TESTS) -k "(triton and (rmsnorm or cross_entropy or as_good)) or reference_does" $(ARGS)
-	$(VENV)-triton/bin/python -m pytest tests/kernels/test_triton_compiles.py -k "90" $(ARGS)
+	$(VENV)-triton/bin/python -m pytest tests/kernels/test_triton_compiles.py tests/kernels/test_triton_decoding.py -k "90 or waits" $(ARGS)
 
 # The CUDA kernels, compiled for the CPU: results first, then under AddressSanitizer, then with real threads under
 # ThreadSanitizer (a small case: every CUDA thread is a thread of the system).
@@ -74,7 +74,7 @@ test-cuda: $(VENV)/.test  ## the CUDA kernels on the host shim, with sanitizers:
 
 gpu-proof: $(VENV)-triton-new/.ready  ## long: all that can be proven of the GPU kernels without a GPU
 	$(TRITON_TESTS) -k "triton or reference_does"
-	$(VENV)-triton/bin/python -m pytest tests/kernels/test_triton_compiles.py
+	$(VENV)-triton/bin/python -m pytest tests/kernels/test_triton_compiles.py tests/kernels/test_triton_decoding.py
 	PYTHONPATH=$(VENV)-triton-new $(VENV)-triton/bin/python -m pytest tests/kernels/test_triton_compiles.py
 	$(SHIM)) $(SHIM_TESTS) -k "shim"
 	$(SHIM) asan) $(ASAN) $(SHIM_TESTS) -k "shim and not extremes and not anywhere"

@@ -65,6 +65,11 @@ def remembered(function: Callable) -> Callable:
     return ask
 
 
+def capturing(tensor: torch.Tensor) -> bool:
+    """Whether launches on the tensor are being written down into a CUDA graph: then nothing may wait for the device."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 _tables: dict[tuple, torch.Tensor] = {}
 
 

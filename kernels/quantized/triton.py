@@ -199,12 +199,12 @@ def forward(x, part, bias, y, column):
     sizes, launch = tile(m)
     turns = span_turns(blocks, sizes["UNROLL"])
     spans = triton.cdiv(blocks, turns * sizes["UNROLL"])
-    grid = triton.cdiv(m, sizes["ROWS"]), triton.cdiv(n, sizes["COLUMNS"])
+    high, wide = triton.cdiv(m, sizes["ROWS"]), triton.cdiv(n, sizes["COLUMNS"])
     # of a tile; no result depends on it, and with many rows the sums of spans would outweigh the weights
-    shares = min(spans, triton.cdiv(PROGRAMS, grid[0] * grid[1])) if m <= FEW else 1
+    shares = min(spans, triton.cdiv(PROGRAMS, high * wide)) if m <= FEW else 1
     parts = x.new_empty((spans, m, n), dtype=torch.float32) if shares > 1 else None
     to, has_bias = y[:, column:], bias is not None
-    linear_quantized_kernel[(*grid, shares)](
+    linear_quantized_kernel[(high, wide, shares)](
         codes, x_scales, sums, *_views(part, k), bias, to, parts, m, n, blocks, y.shape[1], **_format(part),
         HAS_BIAS=has_bias, ALONE=shares == 1, TURNS=turns, **sizes, **launch, **EXACT,
     )  # fmt: skip

@@ -1,15 +1,15 @@
-"""Rotary embedding with optional q/k norm in Triton: some heads of one token a program, q and k in one launch.
+"""Rotary embedding with optional q/k norm in Triton: some heads of one token a program, q, k and v in one launch.
 
-Forward reads and writes each number once. Backward turns the gradient back and takes it through the norm; a
-program keeps the weight's gradient of its TOKENS tokens in registers and writes it once, and the shares are
-added in order. Without weights nothing but the gradient is read.
+Forward reads each number where the projection left it and writes it once, values too. Backward turns the gradient
+back and takes it through the norm; a program keeps the weight's gradient of its TOKENS tokens in registers and
+writes it once, and the shares are added in order. Without weights nothing but the gradient is read.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from .._triton import remembered
+from .._triton import capturing, remembered
 from .table import table
 
 TOKENS = 16  # per partial sum of the weights' gradients
@@ -17,23 +17,34 @@ MOST = 2048  # pairs of numbers a program holds
 
 
 @triton.jit
-def turn_heads(x, out, weight, angles, token, position, first, heads, D, length, eps,
+def turn_heads(x, out, weight, angles, token, position, first, row, heads, D, length, eps,
                NORM: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr):  # fmt: skip
-    """Heads first to first + HEADS of x (T, heads, D), normed if asked, turned to the position."""
+    """Heads first to first + HEADS of x (T, `row` numbers), normed if asked, turned to the position."""
     members = first + tl.arange(0, HEADS)
     pairs = tl.arange(0, HALF)
     half = D // 2
     inside = (members < heads)[:, None] & (pairs < half)[None, :]
-    place = (token * heads + members)[:, None] * D + pairs[None, :]
-    a = tl.load(x + place, inside, other=0.0).to(tl.float32)
-    b = tl.load(x + place + half, inside, other=0.0).to(tl.float32)
+    source = x + token * row + members[:, None] * D + pairs[None, :]
+    place = out + (token * heads + members)[:, None] * D + pairs[None, :]
+    a = tl.load(source, inside, other=0.0).to(tl.float32)
+    b = tl.load(source + half, inside, other=0.0).to(tl.float32)
     if NORM:
         rstd = 1.0 / tl.sqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / D + eps)
         a *= rstd[:, None] * tl.load(weight + pairs, pairs < half, other=0.0).to(tl.float32)[None, :]
         b *= rstd[:, None] * tl.load(weight + half + pairs, pairs < half, other=0.0).to(tl.float32)[None, :]
     cos, sin = angle(angles, position, pairs, half, length)
-    tl.store(out + place, (a * cos - b * sin).to(out.dtype.element_ty), inside)
-    tl.store(out + place + half, (b * cos + a * sin).to(out.dtype.element_ty), inside)
+    tl.store(place, (a * cos - b * sin).to(out.dtype.element_ty), inside)
+    tl.store(place + half, (b * cos + a * sin).to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def copy_heads(x, out, token, first, row, heads, D, HEADS: tl.constexpr, HALF: tl.constexpr):
+    """Heads first to first + HEADS of x (T, `row` numbers) as they are."""
+    members = first + tl.arange(0, HEADS)
+    dims = tl.arange(0, 2 * HALF)
+    inside = (members < heads)[:, None] & (dims < D)[None, :]
+    part = members[:, None] * D + dims[None, :]
+    tl.store(out + token * heads * D + part, tl.load(x + token * row + part, inside), inside)
 
 
 @triton.jit
@@ -46,18 +57,22 @@ def angle(angles, position, pairs, half, length):
 
 
 @triton.jit
-def rope_fwd_kernel(q, k, positions, q_weight, k_weight, angles, q_out, k_out, H, K, D, length, eps,
+def rope_fwd_kernel(qkv, positions, q_weight, k_weight, angles, q_out, k_out, v_out, H, K, D, length, eps,
                     NORM: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     position = tl.load(positions + token)
-    of_q = tl.cdiv(H, HEADS)
+    row = (H + 2 * K) * D
+    of_q, of_k = tl.cdiv(H, HEADS), tl.cdiv(K, HEADS)
     group = tl.program_id(1)
     if group < of_q:
-        turn_heads(q, q_out, q_weight, angles, token, position, group * HEADS, H, D, length, eps,
+        turn_heads(qkv, q_out, q_weight, angles, token, position, group * HEADS, row, H, D, length, eps,
                    NORM, HEADS, HALF)  # fmt: skip
+    elif group < of_q + of_k:
+        turn_heads(qkv + H * D, k_out, k_weight, angles, token, position, (group - of_q) * HEADS, row, K, D, length,
+                   eps, NORM, HEADS, HALF)  # fmt: skip
     else:
-        turn_heads(k, k_out, k_weight, angles, token, position, (group - of_q) * HEADS, K, D, length, eps,
-                   NORM, HEADS, HALF)  # fmt: skip
+        first = (group - of_q - of_k) * HEADS
+        copy_heads(qkv + (H + K) * D, v_out, token, first, row, K, D, HEADS, HALF)
 
 
 @triton.jit
@@ -121,18 +136,17 @@ def rope_bwd_kernel(dq, dk, q, k, positions, q_weight, k_weight, angles, dq_out,
 def forward(qkv, heads, positions, q_weight, k_weight, theta, eps, divisors=()):
     (tokens, columns, dim) = qkv.shape
     kv_heads = (columns - heads) // 2
-    q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
-    q, k = q.contiguous(), k.contiguous()
-    q_out, k_out = torch.empty_like(q), torch.empty_like(k)
+    q_out = qkv.new_empty(tokens, heads, dim)
+    k_out, v_out = (qkv.new_empty(tokens, kv_heads, dim) for _ in range(2))
     if tokens:
         angles = _angles(positions, theta, dim, divisors)
         tile = _tile(dim, heads)
-        groups = sum(triton.cdiv(h, tile["HEADS"]) for h in (heads, k.shape[1]))
+        groups = sum(triton.cdiv(h, tile["HEADS"]) for h in (heads, kv_heads, kv_heads))
         rope_fwd_kernel[(tokens, groups)](
-            q, k, positions, q_weight, k_weight, angles, q_out, k_out,
-            heads, k.shape[1], dim, angles.shape[1], eps, NORM=q_weight is not None, **tile,
+            qkv, positions, q_weight, k_weight, angles, q_out, k_out, v_out,
+            heads, kv_heads, dim, angles.shape[1], eps, NORM=q_weight is not None, **tile,
         )  # fmt: skip
-    return q_out, k_out, v.clone(memory_format=torch.contiguous_format)
+    return q_out, k_out, v_out
 
 
 def backward(dq, dk, dv, positions, qkv, q_weight, k_weight, theta, eps, divisors=()):
@@ -167,8 +181,9 @@ def _tile(dim: int, heads: int) -> dict[str, int]:
 
 def _angles(positions, theta, dim, divisors):
     """The table, long enough for the positions; while a CUDA graph is captured, as long as it is."""
-    capturing = positions.is_cuda and torch.cuda.is_current_stream_capturing()
-    return table(theta, dim, 1 if capturing else _furthest(positions) + 1, positions.device, divisors)
+    return table(
+        theta, dim, 1 if capturing(positions) else _furthest(positions) + 1, positions.device, divisors
+    )
 
 
 @remembered

@@ -1,15 +1,18 @@
 """One step on the model: ids, positions and block tables into fixed buffers, sampled tokens out.
 
 Buffers are made once and written in place, so that a step of decoding (one token a request) can be captured
-for each size of batch and replayed as one call (kernels/_capture.py); sizes above 16 are rounded up, and the
-rows between are dummies that write to a page of their own. Steps with prompts in them, whose shapes seldom
-come again, run as Python. Both run the same `Transformer.forward`.
+for each size of batch and replayed as one call (kernels/_capture.py; on a GPU kernels/_graph.py); sizes above 16 are
+rounded up, and the rows between are dummies that write to a page of their own. Steps with prompts in them, whose
+shapes seldom come again, run as Python. Both run the same `Transformer.forward`.
 
-The model's own parameters are read: matrices as a copy packed for the kernels, refreshed when a parameter's
-version has moved, everything else in place.
+The model's own parameters are read: on the CPU matrices as a copy packed for the kernels, refreshed when a
+parameter's version has moved, everything else in place; on a GPU all in place, so new weights cost nothing. There the
+buffers are written on the host and copied over in one go before a step, and the step itself waits for nothing.
 """
 
-from collections.abc import Sequence
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -17,13 +20,16 @@ import numpy as np
 import torch
 
 from ..kernels import PackedWeight, _native, _select, attention_append, new_pages, sample, uniform
-from ..kernels._capture import Arena, Step, capture
+from ..kernels._capture import Arena, capture
+from ..kernels._graph import Graphs, Outputs
 from ..kernels.rope.table import table
 from .cache import PAGE
 from .sampling import choose
 from .scheduler import Plan, Request
 
 CACHE_BYTES = 1 << 30
+ALIGN = 64  # of each buffer
+DUMMY = ()  # what a dummy's row of the block table holds
 MOST_CAPTURED = 256  # steps; those with drafts come in many sizes
 NATIVE_OPS = ("embedding", "rmsnorm", "linear", "quantized", "rope", "attention", "swiglu", "sample")
 
@@ -31,29 +37,44 @@ _version = attrgetter("_version")
 
 
 class ModelRunner:
-    """Runs plans of at most step_tokens tokens of max_batch requests on a Transformer."""
+    """Runs plans of at most step_tokens tokens of max_batch requests on a Transformer.
 
-    def __init__(self, model: Any, max_batch: int, step_tokens: int, pages: int | None = None):
+    graphs: what captures steps on the model's device, if that is no CPU; None for the device's own.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        max_batch: int,
+        step_tokens: int,
+        pages: int | None = None,
+        graphs: Graphs | None = None,
+    ):
         config = model.config
+        self._graphs = graphs or (Graphs(model.device) if model.device.type != "cpu" else None)
         self.model, self.max_batch = model, max_batch
         self.vocabulary, self.max_context = config.vocab_size, config.max_position_embeddings
         per_request = -(-self.max_context // PAGE)
         page_bytes = PAGE * 2 * config.layers * config.kv_heads * config.head_dim * model.dtype.itemsize
         self.pages = pages or max(per_request, min(max_batch * per_request, CACHE_BYTES // page_bytes))
         self._cache = [
-            new_pages(self.pages + 1, config.kv_heads, config.head_dim, model.dtype)  # the last: for dummies
+            # the last page: for dummies
+            new_pages(self.pages + 1, config.kv_heads, config.head_dim, model.dtype, model.device)
             for _ in range(config.layers)
         ]
         # captured steps must not find it short
-        table(config.rope_theta, config.head_dim, self.max_context, divisors=config.rope_divisors)
-        self._inputs = Inputs(step_tokens, max_batch, per_request, dummy_page=self.pages)
-        self._weights = model.packed()
+        table(config.rope_theta, config.head_dim, self.max_context, model.device, config.rope_divisors)
+        self._inputs = Inputs(
+            step_tokens, max_batch, per_request, self.pages, model.device, staged=self._graphs is not None
+        )
+        self._layout: Callable[[], Any] = model.weights if self._graphs else model.packed
+        self._weights = self._layout()
         self._parameters = list(model.parameters())
         self._stamp = self._now()
-        self._captured: dict[tuple[int, int, bool], tuple[Step, tuple[torch.Tensor, ...]]] = {}
+        self._captured: dict[tuple[int, int, bool], tuple[Any, Outputs]] = {}  # by size, what replays it
         self._arena = Arena()
         self._setting: tuple | None = None
-        self._all_native = False
+        self._capturable = False
 
     def refresh(self) -> bool:
         """Whether the weights have changed since the last call; packed copies follow them."""
@@ -61,7 +82,7 @@ class ModelRunner:
         if now == self._stamp:
             return False
         self._stamp = now
-        for old, new in zip(_packed(self._weights), _packed(self.model.packed()), strict=True):
+        for old, new in zip(_packed(self._weights), _packed(self._layout()), strict=True):
             old.data.copy_(new.data)  # in place: captured steps hold the address
         return True
 
@@ -78,9 +99,11 @@ class ModelRunner:
         if decodes and len(rows) == requests:
             size = min(_bucket(requests), self.max_batch)
             self._inputs.fill_decode(ready, size)
+            self._inputs.upload()
             result = self._replay(size, size, plain)
         else:
             tokens = self._inputs.fill(plan.chunks, rows)
+            self._inputs.upload()
             if decodes and len(self._captured) < MOST_CAPTURED:
                 result = self._replay(tokens, requests, plain)
             else:
@@ -90,28 +113,47 @@ class ModelRunner:
             with _native.one_torch_thread():
                 u, *filters = self._sampling(len(rows))
                 result = choose(result[0][: len(rows)], u, filters, [request.choices for request in rows])
-        ids, logprobs = result
-        return ids[: len(rows)].tolist(), logprobs[: len(rows)].tolist()
+        ids, logprobs = (part[: len(rows)].to("cpu", non_blocking=True) for part in result)
+        if self.model.device.type == "cuda":
+            torch.cuda.current_stream(self.model.device).synchronize()  # once for both
+        return ids.tolist(), logprobs.tolist()
 
-    def _replay(self, tokens: int, requests: int, plain: bool) -> tuple[torch.Tensor, ...]:
+    def _replay(self, tokens: int, requests: int, plain: bool) -> Outputs:
         """A step in which every token is sampled after, captured for its numbers of tokens and requests."""
         if not self._can_capture():
             with _native.one_torch_thread():
                 return self._compute(tokens, requests, tokens, plain)
         key = tokens, requests, plain
-        if key not in self._captured:
-            with _native.one_torch_thread():
-                self._compute(tokens, requests, tokens, plain)  # may make tables, which must not be captured
-                with capture(self._arena) as step:
-                    result = self._compute(tokens, requests, tokens, plain)
-            self._captured[key] = step, result
+        if key in self._captured:
+            step, result = self._captured[key]
+            step.replay()
             return result
-        step, result = self._captured[key]
-        step.replay()
+        with _native.one_torch_thread():
+            step, result = self._capture(lambda: self._compute(tokens, requests, tokens, plain))
+        if step is not None:
+            self._captured[key] = step, result
         return result
 
+    def _capture(self, compute: Callable[[], Outputs]) -> tuple[Any, Outputs]:
+        """(what replays a step, its outputs, computed once); nothing replays one that no graph can hold."""
+        if self._graphs is None:
+            compute()  # may make tables, which must not be captured
+            with capture(self._arena) as step:
+                result = compute()
+            return step, result
+        try:
+            return self._graphs.capture(compute)
+        except RuntimeError as error:
+            self._capturable = False
+            warnings.warn(
+                f"a decode step could not be captured as a graph and runs launch by launch, which is slower: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return None, compute()
+
     @torch.no_grad()
-    def _compute(self, tokens: int, rows: int, ready: int, plain: bool) -> tuple[torch.Tensor, ...]:
+    def _compute(self, tokens: int, rows: int, ready: int, plain: bool) -> Outputs:
         """The forward pass over the buffers' first `tokens` of `rows` requests: for those `ready`, ids and
         logprobs or, where sampling is not plain, logits."""
         b = self._inputs
@@ -136,54 +178,105 @@ class ModelRunner:
         return [u, *(t[:ready] for t in (b.temperature, b.top_k, b.top_p, b.min_p))]
 
     def _copy_pages(self, copies: list[tuple[int, int]]) -> None:
-        sources, targets = torch.tensor(copies).unbind(1)
+        sources, targets = torch.tensor(copies, device=self.model.device).unbind(1)
         with _native.one_torch_thread():
             for pages in self._cache:
                 for part in pages:
                     part[targets] = part[sources]
 
     def _can_capture(self) -> bool:
-        """Whether every op runs on the compiled kernels; captured steps of another setting are dropped."""
+        """Whether a step can be captured: on the CPU where every op runs on the compiled kernels, on a GPU unless it
+        failed. Captured steps of another setting are dropped."""
         setting = _native.isa, _native.threads(), _select.epoch
         if setting != self._setting:
             self._setting = setting
             self._captured.clear()
             modules = [_select.select(op, self.model.device) for op in NATIVE_OPS]
-            self._all_native = all(module.__name__.endswith(".cpu") for module in modules)
-        return self._all_native
+            native = all(module.__name__.endswith(".cpu") for module in modules)
+            self._capturable = self._graphs is not None or native
+        return self._capturable
 
     def _now(self) -> list[int]:
         return list(map(_version, self._parameters))
 
 
 class Inputs:
-    """What a step reads, at fixed addresses: tensors for the kernels, and numpy views to write them."""
+    """What a step reads, at fixed addresses: tensors for the kernels, and numpy views to write them.
 
-    def __init__(self, tokens: int, rows: int, pages_per_request: int, dummy_page: int):
-        def new(dtype: torch.dtype, *shape: int) -> tuple[torch.Tensor, np.ndarray]:
-            tensor = torch.zeros(*shape, dtype=dtype)
-            return tensor, tensor.numpy()
+    Staged, the views are of memory on the host, which upload() copies to the device: the block table only where it
+    has changed, the rest as one piece.
+    """
 
+    def __init__(
+        self,
+        tokens: int,
+        rows: int,
+        pages_per_request: int,
+        dummy_page: int,
+        device: torch.device,
+        staged: bool = False,
+    ):
         i32, i64, f32 = torch.int32, torch.int64, torch.float32
-        self.ids, self._ids = new(i64, tokens)
-        self.positions, self._positions = new(i32, tokens)  # of each token in its request
-        self.slots, self._slots = new(i32, tokens)  # where in the cache its key and value go
-        self.starts, self._starts = new(i32, rows + 1)  # first token of each request
-        self.lengths, self._lengths = new(i32, rows)  # of each request, with this step's tokens
-        self.block_table, self._block_table = new(i32, rows, pages_per_request)
-        self.last, self._last = new(i64, tokens)  # tokens that are sampled after
-        self.seeds, self._seeds = new(i64, tokens)  # from here on: for each of these
-        self.sample_positions, self._sample_positions = new(i64, tokens)  # of the token to sample
-        self.temperature, self._temperature = new(f32, tokens)
-        self.top_k, self._top_k = new(i32, tokens)
-        self.top_p, self._top_p = new(f32, tokens)
-        self.min_p, self._min_p = new(f32, tokens)
+        fields: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+            "ids": (i64, (tokens,)),
+            "positions": (i32, (tokens,)),  # of each token in its request
+            "slots": (i32, (tokens,)),  # where in the cache its key and value go
+            "starts": (i32, (rows + 1,)),  # first token of each request
+            "lengths": (i32, (rows,)),  # of each request, with this step's tokens
+            "last": (i64, (tokens,)),  # tokens that are sampled after
+            "seeds": (i64, (tokens,)),  # from here on: for each of these
+            "sample_positions": (i64, (tokens,)),  # of the token to sample
+            "temperature": (f32, (tokens,)),
+            "top_k": (i32, (tokens,)),
+            "top_p": (f32, (tokens,)),
+            "min_p": (f32, (tokens,)),
+            "block_table": (i32, (rows, pages_per_request)),
+        }
+        places, size = {}, 0
+        for name, (dtype, shape) in fields.items():
+            places[name] = size
+            size += -(-math.prod(shape) * dtype.itemsize // ALIGN) * ALIGN
+        self._host = torch.zeros(size, dtype=torch.uint8, pin_memory=staged and device.type == "cuda")
+        self._device = torch.zeros(size, dtype=torch.uint8, device=device) if staged else self._host
+
+        def views(memory: torch.Tensor) -> Iterator[torch.Tensor]:
+            for name, (dtype, shape) in fields.items():
+                part = memory[places[name] : places[name] + math.prod(shape) * dtype.itemsize]
+                yield part.view(dtype).view(shape)
+
+        (
+            self.ids, self.positions, self.slots, self.starts, self.lengths, self.last, self.seeds,
+            self.sample_positions, self.temperature, self.top_k, self.top_p, self.min_p, self.block_table,
+        ) = views(self._device)  # fmt: skip
+        (
+            self._ids, self._positions, self._slots, self._starts, self._lengths, self._last, self._seeds,
+            self._sample_positions, self._temperature, self._top_k, self._top_p, self._min_p, self._block_table,
+        ) = (view.numpy() for view in views(self._host))  # fmt: skip
+        self._table_at = places["block_table"]
+        self._table_changed = False
+        self._copied = torch.cuda.Event() if self._device.is_cuda else None
         self._dummy_page = dummy_page
         self._tables: list[tuple | None] = [None] * rows  # what each row of block_table holds
         self._ready: list[Request] = []  # whose parameters the sampling buffers hold
 
+    def upload(self) -> None:
+        """Copy what was written to the device, behind what runs there."""
+        if self._device is self._host:
+            return
+        end = len(self._host) if self._table_changed else self._table_at
+        self._device[:end].copy_(self._host[:end], non_blocking=True)
+        self._table_changed = False
+        if self._copied:
+            self._copied.record()
+
+    def _begin(self) -> None:
+        """Before the host's memory is written again: the copy of the step before must have read it."""
+        if self._copied:
+            self._copied.synchronize()
+
     def fill(self, chunks: Sequence[tuple[Request, int]], rows: Sequence[Request]) -> int:
         """Write a plan with its drafts; `rows` names the request of each row to sample. Returns its tokens."""
+        self._begin()
         at = 0
         last: list[int] = []
         positions: list[int] = []
@@ -208,6 +301,7 @@ class Inputs:
 
     def fill_decode(self, requests: Sequence[Request], size: int) -> None:
         """Write one token of each request, and dummies up to `size` rows."""
+        self._begin()
         real = len(requests)
         computed = [request.computed for request in requests]
         self._ids[:real] = [request.ids[at] for request, at in zip(requests, computed, strict=True)]
@@ -223,13 +317,16 @@ class Inputs:
         for row in range(real, size):
             self._ids[row], self._positions[row], self._lengths[row] = 0, 0, 1
             self._slots[row] = self._dummy_page * PAGE
-            self._block_table[row, 0], self._tables[row] = self._dummy_page, None
+            if self._tables[row] != DUMMY:
+                self._block_table[row, 0], self._tables[row] = self._dummy_page, DUMMY
+                self._table_changed = True
 
     def _set_table(self, row: int, request: Request) -> None:
         held = (request.number, request.preemptions, len(request.pages))
         if self._tables[row] != held:
             self._tables[row] = held
             self._block_table[row, : len(request.pages)] = request.pages
+            self._table_changed = True
 
     def _set_sampling(self, requests: Sequence[Request], positions: Sequence[int]) -> None:
         rows = len(requests)

@@ -22,6 +22,7 @@ from rich.table import Table
 from .. import report
 from ..errors import UserError
 from .config import Config, check, read_config
+from .dial import resolve
 from .loop import assist
 from .progress import console
 from .run import RUNS, Run, opened, perform, state_of
@@ -94,13 +95,14 @@ def parse(arguments: list[str]) -> Command:
 
 def execute(command: Command) -> None:
     """Run the stages asked for, or print the plan."""
-    check(command.settings)
+    settings = resolve(command.settings)
+    check(settings)
     stages = [stage for stage in STAGES.values() if not command.stages or stage.name in command.stages]
     if command.dry_run:
-        print_plan(Run(command.settings), [stage.name for stage in stages])
+        print_plan(Run(settings), [stage.name for stage in stages])
         return
     started = time.monotonic()
-    with opened(command.settings) as run:
+    with opened(settings) as run:
         console.print(f"run {run.folder}, seed {run.config.seed}, {run.threads} threads")
         try:
             for stage in stages:

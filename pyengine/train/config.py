@@ -62,7 +62,7 @@ class ModelSettings:
     """Size of the model: depth decides the rest unless a field says otherwise."""
 
     depth: int = 4
-    """layers; hidden size, heads and feed-forward size follow from it"""
+    """layers; hidden size, heads, feed-forward size, learning rates, batch size and tokens follow from it"""
     hidden_size: int | None = None
     """channels; default 32 x depth"""
     head_dim: int | None = None
@@ -88,9 +88,9 @@ class OptimizerConfig:
     rule: str = "muon"
     """"adamw" for all parameters, or "muon" for the matrices inside the layers and adamw for the rest"""
     lr: float = 3e-3
-    """peak learning rate of adamw"""
+    """peak learning rate of adamw; 0: as model.depth decides for the stage"""
     muon_lr: float = 0.02
-    """peak learning rate of muon"""
+    """peak learning rate of muon; 0: as model.depth decides for the stage"""
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-5
@@ -109,23 +109,30 @@ class OptimizerConfig:
     """where it ends, as a share of the peak"""
 
 
+def _by_depth(**given: Any) -> OptimizerConfig:
+    """An optimiser whose rates follow from depth."""
+    return OptimizerConfig(lr=0.0, muon_lr=0.0, **given)
+
+
 @dataclass(frozen=True)
 class PretrainConfig:
     """Pre-training: predict the next token of the crawl."""
 
     epochs: float = 6.0
-    """passes over the shards; decides the number of steps"""
+    """passes over the shards, at most; decides the number of steps"""
+    tokens_per_parameter: float = 20.0
+    """tokens read for each parameter of the model, at most"""
     steps: int | None = None
-    """number of steps, instead of epochs"""
-    batch_tokens: int = 2048
-    """tokens of one step"""
+    """number of steps, instead of both"""
+    batch_tokens: int = 0
+    """tokens of one step; 0: as model.depth decides"""
     context: int = 256
     """longest piece of a document seen at once"""
     evaluations: int = 10
     """how often, in all, validation is measured and samples are drawn (a checkpoint comes before each)"""
     validation_tokens: int = 16_384
     """tokens of the validation split read at each of them; after the last step it is read whole"""
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-2))
+    optimizer: OptimizerConfig = field(default_factory=_by_depth)
 
 
 @dataclass(frozen=True)
@@ -151,9 +158,7 @@ class SftConfig:
     batch_tokens: int = 2048
     evaluations: int = 4
     """how often, in all, the held-out loss and the problems solved are measured"""
-    optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(lr=2e-3, muon_lr=6e-3, warmdown=0.8)
-    )
+    optimizer: OptimizerConfig = field(default_factory=lambda: _by_depth(warmdown=0.8))
 
 
 @dataclass(frozen=True)
@@ -183,9 +188,7 @@ class KnowConfig:
     epochs: float = 2.0
     batch_tokens: int = 2048
     evaluations: int = 1
-    optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(rule="adamw", lr=2e-3, warmdown=0.8)
-    )
+    optimizer: OptimizerConfig = field(default_factory=lambda: _by_depth(rule="adamw", warmdown=0.8))
 
 
 @dataclass(frozen=True)
@@ -199,9 +202,7 @@ class SearchConfig:
     epochs: float = 2.0
     batch_tokens: int = 2048
     evaluations: int = 1
-    optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(lr=1e-3, muon_lr=4e-3, warmdown=0.8)
-    )
+    optimizer: OptimizerConfig = field(default_factory=lambda: _by_depth(warmdown=0.8))
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,7 @@ class RlConfig:
     controls: bool = True
     """run the format-only control and the imitation ceiling too"""
     optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(rule="adamw", lr=3e-4, warmup=0.05, warmdown=0.3)
+        default_factory=lambda: _by_depth(rule="adamw", warmup=0.05, warmdown=0.3)
     )
 
 
@@ -291,7 +292,10 @@ def read_config(path: Path, over: Config | None = None) -> Config:
 
 
 def check(config: Config) -> None:
-    """Raise UserError for what would fail only once the road had come to it: names, ranges, missing files."""
+    """Raise UserError for what would fail only once the road had come to it: names, ranges, missing files.
+
+    Of settings in which dial.resolve() has filled in what depth decides.
+    """
     if not re.fullmatch(r"[\w][\w.-]*", config.name):
         raise UserError(
             f"--name {config.name!r} names a folder in runs/: letters, digits, dots and dashes only"
@@ -308,6 +312,12 @@ def check(config: Config) -> None:
             raise UserError(f"{name} = {path}: there is no such file; expected JSONL")
     for name in ("pretrain", "sft", "know", "search", "rl"):
         section = getattr(config, name)
+        optimizer = section.optimizer
+        if optimizer.lr <= 0 or optimizer.muon_lr <= 0:
+            raise UserError(
+                f"{name}.optimizer: lr = {optimizer.lr}, muon_lr = {optimizer.muon_lr}: expected rates above 0, "
+                "or 0 for those that model.depth decides"
+            )
         if section.evaluations < 1:
             raise UserError(f"{name}.evaluations = {section.evaluations}: expected at least 1")
         if getattr(section, "batch_tokens", 1) < 1:

@@ -1,9 +1,9 @@
 """Pre-training: from random weights to a base model that predicts the next token of the crawl.
 
-The model's size follows from one dial, depth; the number of steps from the shards and the epochs. At intervals
-the validation split is measured in bits per byte, which does not depend on the vocabulary, and samples are
-drawn by the engine; after the last step the whole split is measured, beside an interpolated Kneser-Ney 5-gram
-over the same tokens.
+The model's size follows from one dial, depth (dial.py); the number of steps from that size, the shards and the
+epochs. At intervals the validation split is measured in bits per byte, which does not depend on the vocabulary,
+and samples are drawn by the engine; after the last step the whole split is measured, beside an interpolated
+Kneser-Ney 5-gram over the same tokens.
 """
 
 import json
@@ -88,7 +88,9 @@ def dtype_of(config: Config) -> torch.dtype:
 def steps_of(config: Config, tokens: int) -> int:
     """How many steps pre-training takes on shards of so many tokens."""
     settings = config.pretrain
-    return settings.steps or max(1, math.ceil(tokens * settings.epochs / settings.batch_tokens))
+    parameters = model_config(config.model, config.tokenizer.vocab_size).parameters
+    read = min(tokens * settings.epochs, parameters * settings.tokens_per_parameter)
+    return settings.steps or max(1, math.ceil(read / settings.batch_tokens))
 
 
 @torch.no_grad()

@@ -36,6 +36,7 @@ from ..errors import UserError
 from ..files import atomic_write, file_hash, write_json
 from . import machine, team
 from .config import Config, as_table, write_config
+from .dial import resolve
 from .progress import console, note
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Run:
     """One run's directory and what the stages share: settings, metrics, gates, tokenizer, world."""
 
     def __init__(self, config: Config, root: Path = RUNS):
-        self.config = config
+        self.config = resolve(config)
         self.folder = root / config.name
         self.stage = ""  # the stage under way, the default of `log`
         self._clock: _Clock | None = None  # of the stage under way

@@ -132,6 +132,8 @@ class PretrainConfig:
     """how often, in all, validation is measured and samples are drawn (a checkpoint comes before each)"""
     validation_tokens: int = 16_384
     """tokens of the validation split read at each of them; after the last step it is read whole"""
+    ngram_tokens: int = 50_000_000
+    """training tokens that the 5-gram counts, at most: it is made in memory, with a dozen numbers for each"""
     optimizer: OptimizerConfig = field(default_factory=_by_depth)
 
 

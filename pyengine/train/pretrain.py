@@ -177,13 +177,19 @@ def _gates(run: Run, train: TokenShards, val: TokenShards, tokenizer: Tokenizer)
         "first loss against ln(vocabulary)", first / nothing, "0.95 to 1.05", 0.95 < first / nothing < 1.05
     )
     start = tokenizer.special_ids["<|endoftext|>"]
-    split = [[document[1:] for document in shards] for shards in (train, val)]
-    nats = kneser_ney_nll(split[0], split[1], train.vocab_size, start).sum()
+    counted, tokens = [], 0
+    for document in train:
+        tokens += len(document)
+        if counted and tokens > run.config.pretrain.ngram_tokens:
+            break
+        counted.append(document[1:])
+    nats = kneser_ney_nll(counted, [document[1:] for document in val], train.vocab_size, start).sum()
     ngram = last["bits_per_byte"] * nats / (last["loss"] * last["predicted"])
     run.gate(
         "validation bits per byte",
         last["bits_per_byte"],
-        f"< {ngram:.3f}, a Kneser-Ney 5-gram's",
+        f"< {ngram:.3f}, a Kneser-Ney 5-gram's"
+        + f" of {len(counted):,} documents" * (len(counted) < len(train)),
         last["bits_per_byte"] < ngram,
     )
     return {"bits_per_byte": last["bits_per_byte"], "ngram_bits_per_byte": ngram}

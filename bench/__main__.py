@@ -66,6 +66,8 @@ def main() -> int:
         rows = Path(folder) / "rows.json"
         options = [
             "-qs",  # with what a bench prints beside its row
+            "-o",
+            "timeout=0",  # the tests' limit is too short for some
             "-p",
             "no:cacheprovider",
             "--benchmark-disable-gc",

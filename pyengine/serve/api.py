@@ -156,8 +156,11 @@ class Api:
         return JSONResponse({**head, "choices": choices, "usage": usage(asked, sampled)})
 
     async def _events(self, asked: Asked, head: Mapping[str, Any]) -> AsyncGenerator[str, None]:
+        write = json.JSONEncoder(ensure_ascii=False).encode
+        start = f"data: {write(head)[:-1]}, "  # the same for all events, and most of their length
+
         def event(choices: list[dict[str, Any]], **more: Any) -> str:
-            return f"data: {json.dumps({**head, 'choices': choices, **more}, ensure_ascii=False)}\n\n"
+            return f"{start}{write({'choices': choices, **more})[1:]}\n\n"
 
         sampled, sizes = 0, [len(asked.echo)] * len(asked.prompts)
         if asked.chat:
@@ -189,7 +192,7 @@ class Api:
 
     async def _pieces(self, asked: Asked) -> AsyncGenerator[tuple[int, Piece, str, int], None]:
         """(index of the answer, piece, reason at its end or "", tokens sampled) of all answers as they come."""
-        news: asyncio.Queue[tuple[int, Piece, str, int] | Exception] = asyncio.Queue()
+        news: asyncio.Queue[tuple[int, Piece, str, int] | Exception | None] = asyncio.Queue()  # None: time is up
 
         async def follow(index: int) -> None:
             try:
@@ -201,13 +204,12 @@ class Api:
 
         start, first = time.monotonic(), True
         tasks = [asyncio.create_task(follow(index)) for index in range(len(asked.prompts))]
+        alarm = asyncio.get_running_loop().call_later(self.limits.seconds, news.put_nowait, None)
         unfinished = set(range(len(tasks)))
         try:
             while unfinished:
-                left = start + self.limits.seconds - time.monotonic()
-                try:
-                    item = await asyncio.wait_for(news.get(), max(left, 0))
-                except asyncio.TimeoutError:
+                item = await news.get()
+                if item is None:
                     for index in unfinished:
                         yield index, Piece(), "length", 0
                     return
@@ -223,6 +225,7 @@ class Api:
                     self.metrics.whole.observe(time.monotonic() - start)
                 yield item
         finally:
+            alarm.cancel()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

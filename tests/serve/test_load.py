@@ -21,7 +21,7 @@ def asked(tmp_path_factory):
 
 
 def test_a_crowd(tmp_path, asked):
-    served = served_model(tmp_path, max_batch=16, pages=24)  # too few pages for all: some are preempted
+    served = served_model(tmp_path, max_batch=16, pages=12)  # too few pages for all: some are preempted
     with serving(served, LIMITS) as url:
         crowd = Crowd(url, asked, seconds=4, clients=CLIENTS, growth=60)  # the process is the clients', too
         crowd.run()

@@ -190,7 +190,7 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
           "encode",
           [](const Encoder& self, py::handle object, size_t most) {
             Text text = view_of(object);
-            Ids ids;
+            Ids ids = self.fresh_ids();
             {
               py::gil_scoped_release release;
               ids.room(std::min(text.view.size() / 3, most) + 8);

@@ -102,36 +102,62 @@ class ShortPieces {
   Zeroed<Line> lines_{size_t(1) << line_bits};
 };
 
-// Pieces of up to 62 bytes that are up to 16 ids, where they are too long or too many ids for the above.
-// Each hash has two slots; the newer piece is in the first.
+// Pieces of up to 62 bytes, where they are too long or too many ids for the above. Each hash has a bucket of
+// two cache lines: two pieces, one to a line, the newer in the first, or one that needs both. Behind size and
+// number of ids stand the bytes, then the ids in three bytes each.
 class LongPieces {
  public:
-  struct alignas(64) Slot {
-    uint8_t size, count;
-    char bytes[62];
-    uint32_t ids[16];
-    bool holds(std::string_view piece) const {
-      return size == piece.size() && !std::memcmp(bytes, piece.data(), piece.size());
+  static constexpr size_t most_bytes = 62;
+  void prefetch(uint64_t hash) const {
+    const Bucket& bucket = buckets_[hash >> (64 - bits)];
+    __builtin_prefetch(bucket);
+    __builtin_prefetch(bucket + line);
+  }
+  // Writes the ids to out and returns how many; 0: not here.
+  size_t find(uint64_t hash, std::string_view piece, uint32_t* out) const {
+    const uint8_t* slot = buckets_[hash >> (64 - bits)];
+    if (!holds(slot, piece)) {
+      if (needed(slot[0], slot[1]) > line) return 0;
+      slot += line;
+      if (!holds(slot, piece)) return 0;
     }
-  };
-  const Slot* find(uint64_t hash, std::string_view piece) const {
-    const Pair& slots = pairs_[hash >> (64 - bits)];
-    return slots[0].holds(piece) ? &slots[0] : slots[1].holds(piece) ? &slots[1] : nullptr;
+    const uint8_t* from = slot + head + piece.size();
+    for (size_t i = 0; i < slot[1]; i++) {
+      uint32_t id;
+      std::memcpy(&id, from + 3 * i, 4);
+      out[i] = id & 0xFFFFFF;
+    }
+    return slot[1];
   }
   void add(uint64_t hash, std::string_view piece, const uint32_t* ids, size_t count) {
-    if (count > 16) return;
-    Pair& slots = pairs_[hash >> (64 - bits)];
-    if (slots[0].size > 0) slots[1] = slots[0];
-    slots[0].size = uint8_t(piece.size());
-    slots[0].count = uint8_t(count);
-    std::memcpy(slots[0].bytes, piece.data(), piece.size());
-    std::copy_n(ids, count, slots[0].ids);
+    const size_t size = needed(piece.size(), count);
+    uint32_t any = 0;
+    for (size_t i = 0; i < count; i++) any |= ids[i];
+    if (size > sizeof(Bucket) || count == 0 || any >> 24) return;
+    uint8_t* slot = buckets_[hash >> (64 - bits)];
+    if (size <= line) {
+      if (needed(slot[0], slot[1]) <= line)
+        std::memcpy(slot + line, slot, line);
+      else
+        slot[line] = 0;
+    }
+    slot[0] = uint8_t(piece.size());
+    slot[1] = uint8_t(count);
+    std::memcpy(slot + head, piece.data(), piece.size());
+    for (size_t i = 0; i < count; i++) std::memcpy(slot + head + piece.size() + 3 * i, &ids[i], 3);
   }
 
  private:
-  static constexpr int bits = 15;  // 8 MiB
-  using Pair = Slot[2];
-  Zeroed<Pair> pairs_{size_t(1) << bits};
+  static constexpr int bits = 16;  // 8 MiB
+  static constexpr size_t line = 64, head = 2;
+  using Bucket = uint8_t[2 * line];
+  static size_t needed(size_t size, size_t count) {
+    return head + size + 3 * count + 1;
+  }  // ids are read by fours
+  static bool holds(const uint8_t* slot, std::string_view piece) {
+    return slot[0] == piece.size() && !std::memcmp(slot + head, piece.data(), piece.size());
+  }
+  Zeroed<Bucket> buckets_{size_t(1) << bits};
 };
 
 }  // namespace text

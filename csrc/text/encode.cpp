@@ -10,6 +10,11 @@
 namespace text {
 
 constexpr size_t most_pieces = 256 + piece_slack;  // in one batch
+// A piece of 15 bytes is up to 5 characters, so cutting makes at most 8 of it; their ids have room for 92 more.
+constexpr size_t most_unknown = 9 * most_pieces,
+                 most_unknown_ids = most_pieces * (LongPieces::most_bytes + 4 + 92);
+
+Workspace::Workspace() : unknown_ids(new uint32_t[most_unknown_ids]) { unknown.reserve(most_unknown); }
 
 void Ids::grow(size_t least) {
   constexpr size_t large = 2 << 20;  // bytes; so big an array is written faster into large pages
@@ -27,6 +32,22 @@ void Ids::grow(size_t least) {
   }
   data_.reset(static_cast<uint32_t*>(moved));
   capacity_ = wanted;
+}
+
+// Neither waits for its lock, which another thread may have held when this process was forked.
+void SpareIds::keep(IdMemory memory, size_t capacity) {
+  constexpr size_t least = 1 << 20, most = 16 << 20;  // ids: less is quickly had, more is too much to hold
+  if (capacity < least || capacity > most) return;
+  std::unique_lock<std::mutex> lock(lock_, std::try_to_lock);
+  if (!lock || capacity <= capacity_) return;
+  memory_.swap(memory);
+  capacity_ = capacity;
+}
+
+std::pair<IdMemory, size_t> SpareIds::take() {
+  std::unique_lock<std::mutex> lock(lock_, std::try_to_lock);
+  if (!lock) return {};
+  return {std::move(memory_), std::exchange(capacity_, 0)};
 }
 
 Encoder::Encoder(Vocabulary vocabulary_, Pattern pattern_)
@@ -50,167 +71,188 @@ void Encoder::give(std::unique_ptr<Workspace> workspace) const {
   if (lock && idle_.size() < 64) idle_.push_back(std::move(workspace));
 }
 
+// A piece that is not remembered, being too long for that.
 uint32_t* Encoder::merge(const uint8_t* p, size_t size, Workspace& w, uint32_t* out) const {
   if (uint32_t id = vocabulary.whole({reinterpret_cast<const char*>(p), size}); id != none) {
     *out = id;
     return out + 1;
   }
-  if (size >= none) throw std::length_error("a piece of 4 GiB or more cannot be encoded");
-  if (size <= 64) {
-    uint32_t symbols[64];
-    for (uint64_t starts = vocabulary.merger().window(p, size, symbols); starts; starts &= starts - 1) {
-      *out = vocabulary.id_of(symbols[wide::lowest_bit(starts)]);
-      out += *out != none;  // a byte that is no token is dropped
-    }
-    return out;
-  }
   const uint32_t *symbol = out, *const end = vocabulary.merger().merge(p, size, w.scratch, out);
   while (symbol < end) {
     *out = vocabulary.id_of(*symbol++);
-    out += *out != none;
+    out += *out != none;  // a byte that is no token is dropped
   }
   return out;
 }
 
-// A piece of up to 15 bytes whose ids are not at hand: in parts, where it can be cut. `known`: met before, so
-// that it may be among the long ones.
-uint32_t* Encoder::in_parts(const uint8_t* p, size_t size, bool known, Workspace& w, uint32_t* out) const {
-  const size_t cut = size > 3 ? vocabulary.junctions.cut(p, size, 3) : size;
-  if (cut == size) return known ? long_piece(p, size, w, out) : merge(p, size, w, out);
-  for (const uint8_t* part = p; part < p + size; part += part == p ? cut : size - cut) {
-    const size_t part_size = part == p ? cut : size - cut;
-    const wide::Key key = wide::key_of(part, part_size, p + size);
-    out = short_piece(key, ShortPieces::line_of(key), part, part_size, w, out);
-  }
-  return out;
+// Notes a piece whose ids are not at hand. What it needs is asked for now and read later.
+__attribute__((noinline)) static void note(Workspace& w, const uint8_t* p, size_t size, wide::Key key,
+                                           uint32_t line, size_t place, bool met) {
+  const uint32_t number = uint32_t(w.unknown.size());
+  const uint32_t ids = number ? w.unknown.back().ids + w.unknown.back().size + 4 : 0;
+  w.unknown.push_back({p, key, uint32_t(size), line, uint32_t(place), ids, 0, number, 0, met});
 }
 
-uint32_t* Encoder::long_piece(const uint8_t* p, size_t size, Workspace& w, uint32_t* out) const {
-  if (size > sizeof LongPieces::Slot::bytes) return merge(p, size, w, out);
-  const std::string_view piece(reinterpret_cast<const char*>(p), size);
-  const uint64_t hash = hash_of(piece.data(), piece.size());
-  if (const LongPieces::Slot* slot = w.long_pieces.find(hash, piece))
-    return std::copy_n(slot->ids, slot->count, out);
-  uint32_t* end = merge(p, size, w, out);
-  w.long_pieces.add(hash, piece, out, end - out);
-  return end;
+// Long pieces are rare; apart, they leave the loops over the others tight.
+__attribute__((noinline)) static wide::Key ask_for_long(Workspace& w, const uint8_t* p, size_t size) {
+  const wide::Key key{hash_of(p, size), size};
+  w.long_pieces.prefetch(key.low);
+  return key;
 }
 
-inline uint32_t* Encoder::short_piece(wide::Key key, uint32_t line, const uint8_t* p, size_t size, Workspace& w,
-                                      uint32_t* out) const {
-  size_t known = w.short_pieces.find(key, line, out);
-  if (!known) known = w.short_pieces.find_moved(key, line, out);
-  if (known == ShortPieces::many) return in_parts(p, size, true, w, out);
-  if (known) return out + known;
-  uint32_t* end = in_parts(p, size, false, w, out);
-  w.short_pieces.add(key, line, out, end - out);
-  return end;
+__attribute__((noinline)) static size_t find_long(Workspace& w, const uint8_t* p, size_t size, wide::Key key,
+                                                  uint32_t* out, size_t place) {
+  const size_t known = w.long_pieces.find(key.low, {reinterpret_cast<const char*>(p), size}, out);
+  if (known == 0) note(w, p, size, key, 0, place, false);
+  return known;
 }
 
-// A piece of a batch whose ids are not at hand, and where these belong among the others'.
-struct Encoder::Unknown {
-  const uint8_t* p;
-  uint32_t size, line;
-  wide::Key key;
-  size_t place;
-  const Unknown* same;  // the piece that holds its ids: itself, or an equal one
-  uint32_t count, ids[Lanes<15>::bytes + 4];
-};
-
-// Merges unknown pieces, 16 at a time, and remembers them.
-void Encoder::learn(Unknown* unknown, size_t count, Workspace& w) const {
-  Lanes<15> lanes;
-  Unknown* of[lanes.most];  // lanes
-  for (size_t u = 0; u < count;) {
-    const size_t first = u;
-    lanes.clear();
-    for (; u < count && lanes.count < lanes.most; u++) {
-      Unknown& piece = unknown[u];
-      if (first > 0) {  // it may have been met a few pieces earlier
-        size_t known = w.short_pieces.find(piece.key, piece.line, piece.ids);
-        if (known == ShortPieces::many) known = in_parts(piece.p, piece.size, true, w, piece.ids) - piece.ids;
-        if ((piece.count = uint32_t(known))) continue;
-      }
-      for (size_t lane = 0; lane < lanes.count; lane++) {
-        if (of[lane]->key.low == piece.key.low && of[lane]->key.high == piece.key.high) piece.same = of[lane];
-      }
-      if (piece.same != &piece) continue;
-      const std::string_view view(reinterpret_cast<const char*>(piece.p), piece.size);
-      if (const uint32_t id = vocabulary.all_merge() ? none : vocabulary.whole(view); id != none) {
-        piece.ids[0] = id;
-        remember(piece, 1, w);
-      } else if (piece.size > 3 && vocabulary.junctions.cut(piece.p, piece.size, 3) < piece.size) {
-        remember(piece, in_parts(piece.p, piece.size, false, w, piece.ids) - piece.ids, w);
-      } else {
-        of[lanes.count] = &piece;
-        vocabulary.merger().add(piece.p, piece.size, lanes);
-      }
-    }
-    vocabulary.merger().merge(lanes);
+// The ids of all unknown pieces: of those that can be cut by those of their two parts, which become unknown
+// pieces themselves; of the others by merging them, 16 at a time. All are remembered.
+void Encoder::learn(Workspace& w) const {
+  std::vector<Unknown>& all = w.unknown;
+  uint32_t* const room = w.unknown_ids.get();
+  Lanes<15> shorts;
+  Lanes<62> longs;
+  Unknown *short_of[shorts.most], *long_of[longs.most];
+  auto collect = [&](const auto& lanes, Unknown* const* of) {
     for (size_t lane = 0; lane < lanes.count; lane++) {
-      size_t made = 0;
+      Unknown& piece = *of[lane];
       for (uint64_t starts = lanes.starts(lane); starts; starts &= starts - 1) {
         const uint32_t id = vocabulary.id_of(lanes.symbols[wide::lowest_bit(starts) + 1][lane]);
-        of[lane]->ids[made] = id;
-        made += id != none;
+        room[piece.ids + piece.count] = id;
+        piece.count += id != none;
       }
-      remember(*of[lane], made, w);
+      remember(piece, w);
     }
+  };
+  const size_t news = all.size();
+  bool learnt = false;  // something of this batch, so that a piece that was unknown may be known by now
+  for (size_t u = 0; u < all.size(); learnt = true) {
+    shorts.clear(), longs.clear();
+    for (; u < all.size() && shorts.count < shorts.most && longs.count < longs.most; u++) {
+      Unknown& piece = all[u];
+      uint32_t* ids = room + piece.ids;
+      const bool is_short = piece.size <= 15;
+      if (is_short && !piece.met && (learnt || u >= news)) {
+        size_t known = w.short_pieces.find(piece.key, piece.line, ids);
+        if (!known) known = w.short_pieces.find_moved(piece.key, piece.line, ids);
+        piece.met = known == ShortPieces::many;
+        if (known && !piece.met) {
+          piece.count = uint32_t(known);
+          continue;
+        }
+      }
+      if (is_short && piece.size > 3) {
+        const size_t cut = vocabulary.junctions.cut(piece.p, piece.size, 3);
+        if (cut < piece.size) {
+          piece.parts = uint32_t(all.size());
+          for (size_t from : {size_t(0), cut}) {
+            const size_t size = from ? piece.size - cut : cut;
+            const wide::Key key = wide::key_of(piece.p + from, size, piece.p + piece.size);
+            const uint32_t line = ShortPieces::line_of(key);
+            w.short_pieces.prefetch(line);
+            note(w, piece.p + from, size, key, line, 0, false);
+          }
+          continue;
+        }
+      }
+      const std::string_view view(reinterpret_cast<const char*>(piece.p), piece.size);
+      if (!is_short || piece.met) {
+        const uint64_t hash = is_short ? hash_of(view.data(), view.size()) : piece.key.low;
+        if ((piece.count = uint32_t(w.long_pieces.find(hash, view, ids)))) continue;
+      }
+      const size_t waiting = is_short ? shorts.count : longs.count;
+      for (size_t lane = 0; lane < waiting; lane++) {
+        const Unknown& other = *(is_short ? short_of : long_of)[lane];
+        if (other.key.low == piece.key.low && other.key.high == piece.key.high &&
+            (is_short || !std::memcmp(other.p, piece.p, piece.size)))
+          piece.same = other.same;
+      }
+      if (piece.same != u) continue;
+      const bool ask = !is_short || !vocabulary.all_merge();
+      if (const uint32_t id = ask ? vocabulary.whole(view) : none; id != none) {
+        ids[piece.count++] = id;
+        remember(piece, w);
+      } else if (is_short) {
+        short_of[shorts.count] = &piece;
+        vocabulary.merger().add(piece.p, piece.size, shorts);
+      } else {
+        long_of[longs.count] = &piece;
+        vocabulary.merger().add(piece.p, piece.size, longs);
+      }
+    }
+    if (shorts.count) vocabulary.merger().merge(shorts);
+    collect(shorts, short_of);
+    if (longs.count) vocabulary.merger().merge(longs);
+    collect(longs, long_of);
+  }
+  for (size_t u = all.size(); u-- > 0;) {  // parts stand behind what they are parts of
+    Unknown& piece = all[u];
+    if (!piece.parts) continue;
+    for (uint32_t part : {piece.parts, piece.parts + 1}) {
+      const Unknown& of = all[all[part].same];
+      std::copy_n(room + of.ids, of.count, room + piece.ids + piece.count);
+      piece.count += of.count;
+    }
+    if (!piece.met) remember(piece, w);
   }
 }
 
-void Encoder::remember(Unknown& piece, size_t count, Workspace& w) const {
-  piece.count = uint32_t(count);
-  w.short_pieces.add(piece.key, piece.line, piece.ids, count);
-  if (count > 4) {
-    const std::string_view view(reinterpret_cast<const char*>(piece.p), piece.size);
-    w.long_pieces.add(hash_of(view.data(), view.size()), view, piece.ids, count);
-  }
+void Encoder::remember(const Unknown& piece, Workspace& w) const {
+  const uint32_t* ids = w.unknown_ids.get() + piece.ids;
+  const bool is_short = piece.size <= 15;
+  if (is_short && !piece.met) w.short_pieces.add(piece.key, piece.line, ids, piece.count);
+  if (is_short && (piece.count <= 4 || piece.parts)) return;
+  const std::string_view view(reinterpret_cast<const char*>(piece.p), piece.size);
+  w.long_pieces.add(is_short ? hash_of(view.data(), view.size()) : piece.key.low, view, ids, piece.count);
 }
 
 // First all keys, so that their cache lines are on the way; then the ids of all pieces that are known; then the
-// others are merged together, and their ids put between.
+// others are learnt together, and their ids put between.
 void Encoder::encode_pieces(const uint8_t* p, const uint8_t* text_end, const uint32_t* ends, size_t count,
                             Workspace& w, Ids& ids) const {
   uint32_t lines[most_pieces];
   wide::Key keys[most_pieces];
   for (size_t i = 0, start = 0; i < count; start = ends[i++]) {
     const size_t size = ends[i] - start;
-    if (size > 15) continue;
-    keys[i] = wide::key_of(p + start, size, text_end);
-    lines[i] = ShortPieces::line_of(keys[i]);
-    w.short_pieces.prefetch(lines[i]);
+    if (size <= 15) {
+      keys[i] = wide::key_of(p + start, size, text_end);
+      lines[i] = ShortPieces::line_of(keys[i]);
+      w.short_pieces.prefetch(lines[i]);
+    } else if (size <= LongPieces::most_bytes) {
+      keys[i] = ask_for_long(w, p + start, size);
+    }
   }
-  Unknown unknown[most_pieces];
-  size_t news = 0;
+  w.unknown.clear();
   uint32_t *const begin = ids.room(ends[count - 1] + 4), *out = begin;
   for (size_t i = 0, start = 0; i < count; start = ends[i++]) {
     const size_t size = ends[i] - start;
-    if (size > 15) {
-      out = long_piece(p + start, size, w, out);
-      continue;
-    }
-    size_t known = w.short_pieces.find(keys[i], lines[i], out);
-    if (known == 0) known = w.short_pieces.find_moved(keys[i], lines[i], out);
-    if (known == ShortPieces::many) {
-      out = in_parts(p + start, size, true, w, out);
-    } else {
-      if (known == 0) {
-        Unknown& piece = unknown[news++];
-        piece.p = p + start, piece.size = uint32_t(size), piece.key = keys[i], piece.line = lines[i];
-        piece.place = size_t(out - begin), piece.same = &piece, piece.count = 0;
+    if (size <= 15) {
+      size_t known = w.short_pieces.find(keys[i], lines[i], out);
+      if (__builtin_expect((known == 0) | (known == ShortPieces::many), 0)) {
+        if (known == 0) known = w.short_pieces.find_moved(keys[i], lines[i], out);
+        if (known == 0 || known == ShortPieces::many) {
+          note(w, p + start, size, keys[i], lines[i], size_t(out - begin), known > 0);
+          continue;
+        }
       }
       out += known;
+    } else if (size <= LongPieces::most_bytes) {
+      out += find_long(w, p + start, size, keys[i], out, size_t(out - begin));
+    } else {
+      out = merge(p + start, size, w, out);
     }
   }
-  if (news) {
-    learn(unknown, news, w);
+  if (size_t news = w.unknown.size()) {
+    learn(w);
     uint32_t* end = out;
-    for (size_t u = 0; u < news; u++) out += unknown[u].same->count;
-    for (uint32_t* to = out; news-- > 0; end = begin + unknown[news].place) {
-      const Unknown& piece = *unknown[news].same;
-      to = std::move_backward(begin + unknown[news].place, end, to) - piece.count;
-      std::copy_n(piece.ids, piece.count, to);
+    const std::vector<Unknown>& all = w.unknown;
+    for (size_t u = 0; u < news; u++) out += all[all[u].same].count;
+    for (uint32_t* to = out; news-- > 0; end = begin + all[news].place) {
+      const Unknown& piece = all[all[news].same];
+      to = std::move_backward(begin + all[news].place, end, to) - piece.count;
+      std::copy_n(w.unknown_ids.get() + piece.ids, piece.count, to);
     }
   }
   ids.end_at(out);
@@ -257,14 +299,9 @@ void Encoder::encode_pieces(const std::vector<std::string_view>& pieces, Ids& id
   auto workspace = take();
   for (std::string_view piece : pieces) {
     const uint8_t* p = reinterpret_cast<const uint8_t*>(piece.data());
-    uint32_t* out = ids.room(piece.size() + 4);
-    if (piece.size() > 15) {
-      out = long_piece(p, piece.size(), *workspace, out);
-    } else if (!piece.empty()) {
-      const wide::Key key = wide::key_of(p, piece.size(), p + piece.size());
-      out = short_piece(key, ShortPieces::line_of(key), p, piece.size(), *workspace, out);
-    }
-    ids.end_at(out);
+    if (piece.size() >= none) throw std::length_error("a piece of 4 GiB or more cannot be encoded");
+    const uint32_t end = uint32_t(piece.size());
+    if (end > 0) encode_pieces(p, p + end, &end, 1, *workspace, ids);
   }
   give(std::move(workspace));
 }
@@ -291,7 +328,8 @@ void Encoder::encode_batch(const std::vector<std::string_view>& texts, int threa
     size += texts[i].size();
   }
   threads = int(std::max<size_t>(std::min<size_t>(std::max(threads, 1), runs.size()), 1));
-  std::vector<Ids> made(threads);
+  std::vector<Ids> made;
+  for (int t = 0; t < threads; t++) made.push_back(t ? Ids() : fresh_ids());
   std::atomic<size_t> taken{0};
   on_threads(threads, [&](int t) {
     auto workspace = take();

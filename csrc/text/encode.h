@@ -5,6 +5,8 @@
 #include <memory>
 #include <mutex>
 #include <string_view>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "cache.h"
@@ -13,9 +15,35 @@
 
 namespace text {
 
+struct Free {
+  void operator()(uint32_t* p) const { std::free(p); }
+};
+using IdMemory = std::unique_ptr<uint32_t, Free>;
+
+// The memory of the last large array of ids that was given up, up to 64 MiB, for the next one: new memory costs
+// a tenth of a pass for the zeros that the system writes into it.
+class SpareIds {
+ public:
+  void keep(IdMemory memory, size_t capacity);
+  std::pair<IdMemory, size_t> take();
+
+ private:
+  std::mutex lock_;  // held only to move a pointer
+  IdMemory memory_;
+  size_t capacity_ = 0;
+};
+
 // A growing array of ids, without the zeros that a vector would write first.
 class Ids {
  public:
+  explicit Ids(std::shared_ptr<SpareIds> spare = nullptr) : spare_(std::move(spare)) {
+    if (spare_) std::tie(data_, capacity_) = spare_->take();
+  }
+  ~Ids() {
+    if (spare_ && data_) spare_->keep(std::move(data_), capacity_);
+  }
+  Ids(Ids&&) = default;
+  Ids& operator=(Ids&&) = default;
   // Where the next ids go; `more` of them have room there.
   uint32_t* room(size_t more) {
     if (size_ + more > capacity_) grow(size_ + more);
@@ -29,18 +57,31 @@ class Ids {
 
  private:
   void grow(size_t least);
-  struct Free {
-    void operator()(uint32_t* p) const { std::free(p); }
-  };
-  std::unique_ptr<uint32_t, Free> data_;
+  IdMemory data_;
   size_t size_ = 0, capacity_ = 0;
+  std::shared_ptr<SpareIds> spare_;
+};
+
+// A piece of a batch whose ids are not at hand, or a part of one.
+struct Unknown {
+  const uint8_t* p;
+  wide::Key key;  // of more than 15 bytes: hash and size
+  uint32_t size, line;
+  uint32_t place;       // where its ids belong among the others'
+  uint32_t ids, count;  // where they are now, in unknown_ids
+  uint32_t same;        // the number of the piece that holds its ids: its own, or that of an equal one
+  uint32_t parts;       // the number of the first of its two parts, or 0
+  bool met;             // remembered, but as more ids than its slot has room for
 };
 
 // What one encoding thread needs.
 struct Workspace {
+  Workspace();
   ShortPieces short_pieces;
   LongPieces long_pieces;
   MergeScratch scratch;
+  std::vector<Unknown> unknown;
+  std::unique_ptr<uint32_t[]> unknown_ids;
   Ids ids;  // for callers that only look at them
 };
 
@@ -65,6 +106,9 @@ class Encoder {
     return w.ids;
   }
 
+  // An empty array for ids that leave this encoder.
+  Ids fresh_ids() const { return Ids(spare_); }
+
   const Vocabulary vocabulary;
   const Pattern pattern;
 
@@ -72,17 +116,12 @@ class Encoder {
   void encode(std::string_view text, Workspace& w, Ids& out, size_t most = SIZE_MAX) const;
   void encode_pieces(const uint8_t* p, const uint8_t* text_end, const uint32_t* ends, size_t count,
                      Workspace& w, Ids& out) const;
-  struct Unknown;
-  void learn(Unknown* unknown, size_t count, Workspace& w) const;
-  void remember(Unknown& piece, size_t count, Workspace& w) const;
-  // These write the ids of one piece to out, where its size in bytes and four more have room; they return the
-  // end.
+  void learn(Workspace& w) const;
+  void remember(const Unknown& piece, Workspace& w) const;
+  // Writes the ids of one piece to out, where its size in bytes and four more have room; returns the end.
   uint32_t* merge(const uint8_t* p, size_t size, Workspace& w, uint32_t* out) const;
-  uint32_t* in_parts(const uint8_t* p, size_t size, bool known, Workspace& w, uint32_t* out) const;
-  uint32_t* long_piece(const uint8_t* p, size_t size, Workspace& w, uint32_t* out) const;
-  uint32_t* short_piece(wide::Key key, uint32_t line, const uint8_t* p, size_t size, Workspace& w,
-                        uint32_t* out) const;
 
+  const std::shared_ptr<SpareIds> spare_ = std::make_shared<SpareIds>();
   mutable std::mutex idle_lock_;  // held only to move a pointer
   mutable std::vector<std::unique_ptr<Workspace>> idle_;
 };

@@ -296,10 +296,11 @@ bool Merger::grow_in_step(const uint8_t* p, size_t n, MergeScratch& s, Known& kn
         continue;
       }
       known.count -= size_t(__builtin_popcountll(theirs >> join));
-      for (uint64_t todo = ours >> join << join; todo; todo &= todo - 1)
+      const uint64_t taken = ours >> join << join;
+      for (uint64_t todo = taken; todo; todo &= todo - 1)
         known.tokens[known.count++] = lanes.symbols[wide::lowest_bit(todo) + 1][lane];
       known.size = at + bytes;
-      theirs = ours;
+      theirs = (theirs & ~(~uint64_t(0) << join)) | taken;
       joined++;
     }
   }
@@ -320,5 +321,7 @@ uint32_t* Merger::merge(const uint8_t* p, size_t n, MergeScratch& s, uint32_t* o
 
 template void Merger::add(const uint8_t*, size_t, Lanes<15>&) const;
 template void Merger::merge(Lanes<15>&) const;
+template void Merger::add(const uint8_t*, size_t, Lanes<62>&) const;
+template void Merger::merge(Lanes<62>&) const;
 
 }  // namespace text

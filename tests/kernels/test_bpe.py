@@ -11,7 +11,7 @@ import pytest
 import regex
 import tiktoken
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyengine.kernels import bpe
 from pyengine.kernels.bpe import reference
@@ -357,6 +357,7 @@ def runnable() -> list[str]:
     runs=st.integers(0, 3),
     seed=st.integers(0, 10**6),
 )
+@example(letters="ab", size=736, runs=2, seed=1164)  # a window joined behind one that was itself joined late
 def test_windows_are_joined_right(trained, tik, letters, size, runs, seed):
     """Windows that overlap in a shared token, and, in runs of one character, windows that do not."""
     rng = random.Random(seed)

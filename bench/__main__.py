@@ -56,6 +56,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer rounds, within a minute")
     parser.add_argument("--cpu", action="store_true", help="processor time of one thread, on a busy machine")
     parser.add_argument("--compile", action="store_true", help="compile the peers that are whole models")
+    parser.add_argument("--processes", type=int, metavar="N", help="of train: N processes against one alone")
     parser.add_argument("--json", help="write machine and rows to this file")
     arguments = parser.parse_args()
     for name in arguments.names:
@@ -77,6 +78,7 @@ def main() -> int:
         options += ["--quick"] if arguments.quick else []
         options += ["--cpu", "--benchmark-timer=time.process_time"] if arguments.cpu else []
         options += ["--compile"] if arguments.compile else []
+        options += [f"--processes={arguments.processes}", "-k=test_processes"] if arguments.processes else []
         code = pytest.main([*options, *(str(HERE / f"bench_{stem}.py") for stem in stems)])
         if arguments.json and rows.exists():
             write_json(arguments.json, {"machine": machine(), "rows": json.loads(rows.read_text())})

@@ -3,13 +3,18 @@
 Shapes: the default run's model on packed documents, 5.8M parameters on 8 x 256 tokens, and GPT-2's 124M on 4 x
 256 (left out by --quick). The peer is tuned: fused projections, scaled_dot_product_attention, the fused AdamW,
 all its threads, bfloat16 by autocast, memory kept as for us; with --compile also torch.compile, which takes
-minutes and is the strongest peer we know.
+minutes and is the strongest peer we know. With --processes N: N processes against one, see processes.py.
 """
+
+import json
+import subprocess
+import sys
 
 import pytest
 import torch
 from pyengine.kernels import _native, set_threads
 
+from bench.conftest import ROWS
 from bench.plain_torch import PlainTransformer, document_mask
 from pyengine.data.loader import make_batch
 from pyengine.model import ModelConfig, Transformer
@@ -91,3 +96,25 @@ def test_step(paired, quick, compiled, shape, dtype):
         rounds=15,
     )
     print(f"{tokens / row['ours']:,.0f} tokens/s, torch {tokens / row['peer']:,.0f}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def test_processes(request, quick, dtype):
+    """Steps shared by several processes against one process with all the cores; --processes says how many."""
+    count = request.config.getoption("--processes")
+    if not count:
+        pytest.skip("asked for by --processes")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    command += ["-m", "bench.processes", "5.8M", str(dtype)[6:], "3" if quick else "9"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    ratio = found["one"] / found["several"]
+    ROWS.append({
+        "what": f"training step 5.8M, {count} processes, {str(dtype)[6:]}", "ours": found["several"],
+        "peer": found["one"], "peer_name": f"one process of {found['cores']} threads", "ratio": ratio,
+        "ceiling": None, "percent": None, "equal": found["equal"], "goal": None, "holds": found["equal"],
+    })  # fmt: skip
+    several, one = (f"{found['tokens'] / found[name]:,.0f} tokens/s" for name in ("several", "one"))
+    print(f"{several} by {count} processes of {found['threads']} threads, {one} by one of {found['cores']}")
+    assert found["equal"], "the first losses differ"

@@ -31,6 +31,7 @@ def pytest_addoption(parser):
     parser.addoption("--quick", action="store_true", help="fewer rounds: a named subset within a minute")
     parser.addoption("--rows", help="write the rows to this JSON file")
     parser.addoption("--cpu", action="store_true", help="processor time of one thread")
+    parser.addoption("--processes", type=int, default=0, help="so many processes against one")
     parser.addoption("--compile", action="store_true", help="peers of whole models go through torch.compile")
 
 

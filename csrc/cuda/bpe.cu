@@ -1,19 +1,18 @@
 // BPE encoding of text on the device: the ids of csrc/text, which it shares lexers and tables with.
 //
-// starts: a block a tile. Where a piece begins for certain (lexers.h, mostly everywhere) is seen by one thread
-// a
-//   byte and listed; then one thread a place on the list cuts from there to the next such place. So a text is
-//   cut by all at once, without carries, and no lane waits for a piece while its neighbours stand inside of
-//   one.
-// look_up: one thread a piece: its hash, one entry, and the bytes of the token that is found, all from L2. Nine
+// - starts: a block a tile. Where a piece begins for certain (lexers.h, mostly everywhere) is seen by one
+// thread
+//   for each byte and listed; then one thread for each place listed cuts from there to the next such place, and
+//   cuts long pieces further where that is certain to change nothing. So a text is cut by all at once, without
+//   carries, and no lane waits for a piece while its neighbours stand inside of one.
+// - look_up: one thread a piece: its hash, one entry, and the bytes of the token found there, all from L2. Nine
 //   of ten pieces of English are one token, and done; of the others short ones are sought in the memory.
-// merge: one warp a piece that nobody knew, up to kBpeLongest bytes in shared memory. A round finds the
-// leftmost
-//   pair of the lowest rank over all lanes; two lanes look up what its two neighbours now merge to.
-// settle: pieces that another of this call stood for.
-// gather: ids lie where their piece's bytes lie (no piece has more ids than bytes) until all counts are known.
+// - merge: one warp a piece that nobody knew, up to kBpeLongest bytes in shared memory. A round finds the
+//   leftmost pair of the lowest rank; two lanes look up what its two neighbours now merge to.
+// - settle: pieces that another one of this call stood for.
+// - gather: ids lie where their piece's bytes lie (no piece has more ids than bytes) until counts are known.
 //
-// Bound by instructions issued, about half of them in `starts`; docs/text.md has the prediction.
+// Bound by instructions issued, more than half of them in `starts`; docs/text.md has the prediction.
 #include "../text/image.h"
 #include "common.cuh"
 #include "ops.h"
@@ -65,14 +64,14 @@ __device__ Slot* slot_of(int32_t staged, Slot* memory) { return staged < 0 ? mem
 // `staged`.
 __device__ int32_t recall(const uint8_t* p, int64_t size, uint64_t hash, Slot* memory, uint32_t slots,
                           uint32_t call, int32_t& staged) {
-  uint64_t key[2] = {0, (uint64_t)size << 56};
-  for (int64_t i = 0; i < size; ++i) key[i / 8] |= (uint64_t)p[i] << (i % 8 * 8);
+  const uint64_t low = text::number_of(p, size < 8 ? size : 8),
+                 high = (uint64_t)size << 56 | (size > 8 ? text::number_of(p + 8, size - 8) : 0);
   for (uint32_t probe = 0; probe < kProbes; ++probe) {
     const uint32_t place = ((uint32_t)(hash >> 32) + probe) & (slots - 1);
     Slot& slot = memory[place];
     const uint32_t state = atomicCAS(&slot.state, kEmpty, kTaken);
     if (state == kEmpty) {
-      slot.low = key[0], slot.high = key[1];
+      slot.low = low, slot.high = high;
       __threadfence();
       atomicExch(&slot.state, call);
       staged = reference_to(place);
@@ -80,7 +79,7 @@ __device__ int32_t recall(const uint8_t* p, int64_t size, uint64_t hash, Slot* m
     }
     if (state == kTaken) break;  // just now, perhaps for this very piece
     __threadfence();
-    if (slot.low != key[0] || slot.high != key[1]) continue;
+    if (slot.low != low || slot.high != high) continue;
     if (!(state & kDone) && state != call) break;  // another call's, which may never come to it
     staged = reference_to(place);
     return state & kDone ? (int32_t)(state & ~kDone) : kWait;
@@ -112,8 +111,15 @@ __global__ void starts_kernel(const Image* image, const uint8_t* text, const int
     auto lexer = image->lexer(end);
     const uint8_t* p = text + first + certain[k];
     do {
+      const uint8_t* next = lexer.piece_end(p);
       starts[p - text] = 1;
-      p = lexer.piece_end(p);
+      while (next - p > kShort) {  // short parts of a long piece may be known where it is not
+        const size_t size = next - p, cut = image->junctions().cut(p, size, 6);
+        if (cut == size) break;
+        p += cut;
+        starts[p - text] = 1;
+      }
+      p = next;
     } while (p < end && !lexer.begins(begin, p));
   }
 }

@@ -1,6 +1,7 @@
 #include "image.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 #include "vocabulary.h"
 
@@ -22,10 +23,13 @@ std::vector<uint8_t> image_of(const Vocabulary& vocabulary, const Pattern& patte
   image.whole_shift = vocabulary.whole_.shift_;
   image.pair_shift = merger.pairs_.shift_;
   for (const Tokens::Span& span : tokens.spans_) image.longest = std::max(image.longest, span.size);
+  if (class_table().page[0] != 0) throw std::logic_error("ASCII is not the first page of classes");
   image.classes = append(&class_table(), 1);
   image.whole = append(vocabulary.whole_.entries_.data(), vocabulary.whole_.entries_.size());
   image.spans = append(tokens.spans_.data(), tokens.spans_.size());
   image.bytes = append(tokens.bytes_.data(), tokens.bytes_.size());
+  image.kinds = append(vocabulary.junctions.kinds_.data(), vocabulary.junctions.kinds_.size());
+  image.seen = append(vocabulary.junctions.seen_.data(), vocabulary.junctions.seen_.size());
   image.ids = append(vocabulary.ids_.data(), vocabulary.ids_.size());
   image.byte_symbols = append(merger.byte_symbols_, 256);
   image.byte_pairs = append(merger.byte_pairs_.data(), merger.byte_pairs_.size());

@@ -8,7 +8,7 @@ namespace text {
 struct TableClasses {
   const ClassTable* table;
   TEXT_BOTH Character at(Bytes p, Bytes end) const {
-    if (*p < 128) return {table->of(*p), 1, *p};
+    if (*p < 128) return {Class(table->cells[*p]), 1, *p};  // the first page stands first
     return decode(*table, p, end);
   }
 };
@@ -25,6 +25,7 @@ struct Image {
   uint64_t classes;       // a ClassTable
   uint64_t whole;         // WholeEntry of each piece that is one token
   uint64_t spans, bytes;  // of id i: spans[i] of bytes
+  uint64_t kinds, seen;   // a JunctionTable's
   uint64_t ids;           // [symbol]; none: a byte that is no token
   uint64_t byte_symbols;  // [byte]
   uint64_t byte_pairs;    // [first << 8 | second]: the symbol that two bytes merge to, or none
@@ -35,6 +36,7 @@ struct Image {
     return reinterpret_cast<const T*>(reinterpret_cast<const uint8_t*>(this) + place);
   }
   TEXT_BOTH Lexer<TableClasses> lexer(Bytes end) const { return {{at<ClassTable>(classes)}, pattern, end}; }
+  TEXT_BOTH JunctionTable junctions() const { return {at<uint16_t>(kinds), at<uint64_t>(seen)}; }
   // The id of a piece that is one token, or none; by its hash_of.
   TEXT_BOTH uint32_t whole_of(Bytes p, size_t size, uint64_t hash) const {
     return find_whole(at<WholeEntry>(whole), whole_shift, hash, [&](uint32_t id) {

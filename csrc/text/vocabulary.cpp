@@ -94,10 +94,15 @@ Junctions::Junctions(const Tokens& tokens) : kinds_(1 << 16), seen_((1 << 18) / 
       if (token[k] < 0xE0 || (token[k - 1] & 0xC0) != 0x80) continue;
       const size_t before = std::min<size_t>(k, 3), behind = std::min<size_t>(size - k, 3);
       kinds_[token[k - 1] << 8 | token[k]] |= uint16_t(1 << ((before - 1) * 3 + behind - 1));
-      const uint32_t bit = place(token + k - before, before, behind);
+      const uint32_t bit = JunctionTable::place(token + k - before, before, behind);
       seen_[bit >> 6] |= uint64_t(1) << (bit & 63);
     }
   }
+}
+
+void Junctions::close() {
+  std::fill(kinds_.begin(), kinds_.end(), uint16_t(1));
+  std::fill(seen_.begin(), seen_.end(), ~uint64_t(0));
 }
 
 namespace {
@@ -161,6 +166,7 @@ Vocabulary::Vocabulary(Tokens tokens_, const std::vector<Merge>& given, bool who
     whole_.add(tokens[id], id);
     all_merge_ = all_merge_ && symbols_[id] != none;
   }
+  if (!all_merge_) junctions.close();
 }
 
 // Symbols here are ids, which are ranks.
@@ -190,6 +196,7 @@ Vocabulary::Vocabulary(Tokens tokens_)
   }
   for (uint32_t id = 0; id < tokens.size(); id++)
     all_merge_ = all_merge_ && (tokens[id].empty() || symbols_[id] != none);
+  if (!all_merge_) junctions.close();
 }
 
 void Vocabulary::add(const Merge& merge) {

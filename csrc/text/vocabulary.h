@@ -53,39 +53,20 @@ class WholeTable {
   int shift_;
 };
 
-// Where a piece of CJK (or other characters of three and more bytes) can be cut for certain: between characters
-// that no token holds side by side, nothing ever merges, so both sides are encoded as if alone. Short parts are
-// met again and again where whole pieces are not.
+// The JunctionTable of a vocabulary. Short parts are met again and again where whole pieces are not.
 class Junctions {
  public:
   explicit Junctions(const Tokens& tokens);
-  // The first certain place in [from, size) of a piece, or size.
   size_t cut(const uint8_t* piece, size_t size, size_t from) const {
-    for (size_t k = from; k < size; k++) {
-      if (piece[k] >= 0xE0 && (piece[k - 1] & 0xC0) == 0x80 && !crossed(piece, size, k)) return k;
-    }
-    return size;
+    return JunctionTable{kinds_.data(), seen_.data()}.cut(piece, size, from);
   }
+  // Nothing is certain any more.
+  void close();
 
  private:
-  // Whether some token may hold piece[k - 1] and piece[k]: whether one has the up to 3 bytes before and behind
-  // k that it has itself. `kinds_` says which numbers of bytes to look for.
-  bool crossed(const uint8_t* piece, size_t size, size_t k) const {
-    for (uint32_t kinds = kinds_[piece[k - 1] << 8 | piece[k]]; kinds; kinds &= kinds - 1) {
-      const size_t kind = size_t(wide::lowest_bit(kinds)), before = kind / 3 + 1, behind = kind % 3 + 1;
-      if (before > k || behind > size - k) continue;
-      const uint32_t bit = place(piece + k - before, before, behind);
-      if (seen_[bit >> 6] >> (bit & 63) & 1) return true;
-    }
-    return false;
-  }
-  static uint32_t place(const uint8_t* p, size_t before, size_t behind) {
-    uint64_t key = before * 4 + behind;
-    for (size_t i = 0; i < before + behind; i++) key = key << 8 | p[i];
-    return uint32_t(key * 0x9E3779B97F4A7C15u >> 46);
-  }
+  friend std::vector<uint8_t> image_of(const Vocabulary&, const Pattern&);
   std::vector<uint16_t> kinds_;
-  std::vector<uint64_t> seen_;  // a set of 2^18 bits; what it holds by accident is only not cut
+  std::vector<uint64_t> seen_;
 };
 
 struct Merge {
@@ -103,7 +84,7 @@ class Vocabulary {
 
   const Tokens tokens;
   const std::array<uint32_t, 256> byte_ids;
-  const Junctions junctions;
+  Junctions junctions;  // closed where a part could be a token that its bytes do not merge to
   const Merger& merger() const { return merger_; }
   // The id of a piece that is one token, or none.
   uint32_t whole(std::string_view piece) const { return whole_.find(tokens, piece); }

@@ -134,7 +134,7 @@ def encode_tensor(encoder: Encoder, text: torch.Tensor, offsets: torch.Tensor) -
     Raises ValueError for shapes, types or offsets that do not fit.
     """
     size = text.numel()
-    if text.dim() != 1 or text.dtype != torch.uint8 or size >= 2**31:
+    if text.dim() != 1 or text.dtype != torch.uint8 or size > 2**31 - 2:
         raise ValueError(
             f"encode_tensor: text must be (N,) uint8 below 2 GiB, got {tuple(text.shape)} {text.dtype}"
         )

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import regex
@@ -35,6 +35,8 @@ from .show import show_html, show_terminal
 
 DEFAULT_PATTERN = bpe.PATTERNS["qwen2"]
 TRAIN_BATCH = 16 << 20  # bytes of text counted at a time
+DEVICE_BATCH = 256 << 20  # bytes of text encoded at a time on a device, where they need 3 GB
+Text = TypeVar("Text", bound=str | bytes)
 
 
 def available_cpus() -> int:
@@ -121,7 +123,7 @@ class Tokenizer:
             raise UserError(f"special tokens must be distinct and not empty: {list(special_tokens)}")
         pattern = bpe.portable(pattern)
         lexer, counts = bpe.split_pattern(pattern), bpe.WordCounts()
-        for batch in _batches(formats.read_texts(texts)):
+        for batch in _batches(formats.read_texts(texts), TRAIN_BATCH):
             if lexer is not None:
                 counts.add_texts(batch, lexer, threads=threads or available_cpus())
             else:
@@ -206,9 +208,7 @@ class Tokenizer:
                 if special is not None:
                     specials.append((len(parts), special))
             bounds.append(len(parts))
-        data = torch.from_numpy(np.frombuffer(bytearray().join(parts), np.uint8)).to(device)
-        offsets = torch.tensor([0, *map(len, parts)], device=device).cumsum(0)
-        encoded = self._encode_tensor(data, offsets)
+        encoded = self._encode_parts(device, parts)
         last = torch.tensor(bounds, device=device)
         if not specials:
             return encoded._replace(offsets=encoded.offsets[last])
@@ -230,6 +230,17 @@ class Tokenizer:
                 f"this tokenizer normalizes text ({self.normalizer}), which needs str: see encode_on"
             )
         return self._encode_tensor(text, offsets)
+
+    def _encode_parts(self, device: torch.device, parts: list[bytes]) -> bpe.Encoded:
+        """Each text alone, DEVICE_BATCH bytes at a time, so that memory on the device has a bound."""
+        made = []
+        for batch in _batches(parts, DEVICE_BATCH) if parts else [[]]:
+            data = torch.from_numpy(np.frombuffer(bytearray().join(batch), np.uint8)).to(device)
+            offsets = torch.tensor([0, *map(len, batch)], device=device).cumsum(0)
+            made.append(self._encode_tensor(data, offsets))
+        sizes = [torch.zeros(1, dtype=torch.int64, device=device), *(e.offsets.diff() for e in made)]
+        ids, handed_over = torch.cat([e.ids for e in made]), sum(e.handed_over for e in made)
+        return bpe.Encoded(ids, torch.cat(sizes).cumsum(0), handed_over)
 
     def _encode_tensor(self, text: torch.Tensor, offsets: torch.Tensor) -> bpe.Encoded:
         if not self.has_lexer:
@@ -485,14 +496,14 @@ def _pieces(pattern: str, text: str | bytes) -> list[bytes]:
     return [piece.encode("utf-8", errors) for piece in pieces if piece]
 
 
-def _batches(texts: Iterable[str | bytes]) -> Iterator[list[str | bytes]]:
-    """Lists of texts of about TRAIN_BATCH bytes."""
-    batch: list[str | bytes] = []
+def _batches(texts: Iterable[Text], least: int) -> Iterator[list[Text]]:
+    """Lists of texts of about `least` bytes."""
+    batch: list[Text] = []
     size = 0
     for text in texts:
         batch.append(text)
         size += len(text)
-        if size >= TRAIN_BATCH:
+        if size >= least:
             yield batch
             batch, size = [], 0
     if batch:

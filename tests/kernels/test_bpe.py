@@ -304,6 +304,21 @@ def test_reference(text, training):
     assert reference.decode(ids, pairs) == text
 
 
+def test_a_part_is_not_taken_for_a_token_that_only_whole_pieces_are():
+    """Tokens that no merge reaches stand for pieces alone, wherever a long piece may be cut."""
+    tokens = [*(bytes([b]) for b in range(256)), "中文".encode()]
+    ranks = {token: i for i, token in enumerate(tokens)}
+    peer = tiktoken.Encoding("t", pat_str=bpe.PATTERNS["gpt2"], mergeable_ranks=ranks, special_tokens={})
+    lexer = bpe.split_pattern("gpt2")
+    encoders = [
+        bpe.Encoder(tokens, np.zeros((0, 4), np.uint32), lexer, whole_pieces=True),
+        bpe.Encoder.from_ranks(rank_file(ranks), lexer),
+    ]
+    for text in ("中文", "中文字字", "中文字字字字字字 中文"):
+        for encoder in encoders:
+            assert encoder.encode(text).tolist() == peer.encode_ordinary(text)
+
+
 def test_a_byte_without_a_token_is_dropped():
     """As in llama.cpp and, without an unknown token, in Hugging Face's: nothing merges across it."""
     tokens = [b"a", b"b", b"ab", b"-"]

@@ -89,6 +89,17 @@ def test_tokens_that_their_merges_do_not_reach(backend):
         check(encoder, [b"abc", b"abcd", b"x" * 300, b"x" * 301, b"ab"], backend.device)
 
 
+def test_long_pieces_are_cut_where_no_token_reaches_across(backend):
+    han = [chr(code) for code in range(0x4E00, 0x4E20)]
+    rng = random.Random(3)
+    counts = bpe.WordCounts()
+    counts.add_texts(["".join(rng.choices(han[:8], k=40)) for _ in range(30)], bpe.split_pattern("cl100k"))
+    merges = bpe.train(counts, bpe.BYTE_ORDER, 300)
+    encoder = bpe.Encoder(bpe.spell(bpe.BYTE_ORDER, merges), merges, bpe.split_pattern("cl100k"))
+    text = "".join(rng.choices(han, k=400)).encode()
+    assert check(encoder, [text, text[1:-1], text[:90] + b"a" + text[2:]], backend.device).handed_over == 0
+
+
 def test_one_piece_without_a_lexer(backend):
     merges = np.array([[97, 32, 0, 256]], np.uint32)
     encoder = bpe.Encoder([*(bytes([b]) for b in range(256)), b"a "], merges, bpe.Pattern())

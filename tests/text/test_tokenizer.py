@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import warnings
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -407,6 +408,9 @@ def test_encoding_into_tensors(tokenizer, texts):
         parts = [ids[a:b].tolist() for a, b in zip(offsets, offsets[1:], strict=False)]
         assert parts == [tokenizer.encode(text, allowed) for text in texts]
         assert handed_over == 0
+        with patch("pyengine.text.tokenizer.DEVICE_BATCH", 5):  # in many parts
+            again = tokenizer.encode_on("cpu", texts, allowed_special=allowed)
+        assert torch.equal(again.ids, ids) and torch.equal(again.offsets, offsets)
     data = [text.encode() for text in texts]
     assert tokenizer.encode_on("cpu", data).ids.tolist() == tokenizer.encode_batch(data)[0].tolist()
 

@@ -616,6 +616,13 @@ def _training_step(place: Place, depth: int, channels: int, vocabulary: int, len
     )  # fmt: skip
 
 
+def _decoding(place: Place, name: str, *arguments) -> Prepared:
+    """A case of decoding.py, which imports this module."""
+    from bench.gpu import decoding
+
+    return getattr(decoding, name)(place, *arguments)
+
+
 def _cases() -> list[Case]:
     found = []
 
@@ -688,6 +695,24 @@ def _cases() -> list[Case]:
         versus="torch.compile", goals=(1.05, 1.12, 1.25), seconds=60)  # fmt: skip
     add("training step", "1.1B, S=2,048", _training_step, 22, 2048, 32000, 2048,
         versus="torch.compile", goals=(1.05, 1.12, 1.25), seconds=75)  # fmt: skip
+    for size, batch, goals in (
+        ("1M", 1, (0.0, 0.0, 0.0)), ("0.6B", 1, (0.45, 0.65, 0.82)), ("8B", 1, (0.8, 0.87, 0.93)),
+        ("8B", 128, (0.55, 0.7, 0.82)),
+    ):  # fmt: skip
+        add("decode step", f"{size}, B={batch}, context 1,024", _decoding, "decode_step", size, batch, 1024,
+            goals=goals, seconds=16, quick=size == "0.6B")  # fmt: skip
+    add("rollout", "0.6B, 32 problems x 8, 128 + 64 tokens", _decoding, "rollout", "0.6B", 32, 8, 128, 64,
+        goals=(0.5, 0.6, 0.7), seconds=14)  # fmt: skip
+    add("fine-tuning", "0.6B, packed, 128 to 1,408 tokens", _decoding, "finetuning", "0.6B",
+        versus="torch.compile, padded", goals=(1.3, 1.6, 2.0), seconds=55)  # fmt: skip
+    for bits, kind in ((8, "Q8_0"), (4, "Q4_1")):
+        for rows in (1, 16, 512):
+            goals = (0.6, 0.75, 0.88) if rows == 1 else (0.5, 0.6, 0.75) if rows == 16 else (0.25, 0.4, 0.6)
+            add("quantized", f"{kind}, {rows} x 14,336 x 4,096", _decoding, "quantized", rows, bits,
+                goals=goals, quick=rows == 1)  # fmt: skip
+    for batch in (1, 64):
+        add("head + sample", f"B={batch}, d=1,024 V=151,936", _decoding, "head_and_sample", batch,
+            versus="torch's product alone", goals=(1 / 1.1, 1 / 1.05, 1 / 1.03), seconds=6)  # fmt: skip
     return found
 
 

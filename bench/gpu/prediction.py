@@ -6,7 +6,11 @@ overlaps them the longest bounds it, where it does not they add up. The bound is
 kernels of this kind are published to reach, and launches are added.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what is predicted needs no kernels
+    from pyengine.model import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,8 @@ class Card:
     exps: float  # exponentials/s
     launch: float  # seconds
     lanes: float  # instructions/s, one for each lane of a warp, idle or not
+    node: float = 3.3e-6  # seconds that a launch inside a CUDA graph costs; see decode_step
+    barrier: float = 2.2e-6  # seconds that a barrier across the card costs a kernel that stays
 
 
 # 3.35 TB/s and 989 TFLOP/s on the data sheet; copies are published at 2.9 to 3.05, 8192^3 products at 650 to 800
@@ -36,6 +42,8 @@ class Work:
     exps: float = 0.0
     instructions: float = 0.0  # one a lane; counted only where no other engine could bound the kernel
     launches: int = 1
+    nodes: int = 0  # launches inside a CUDA graph
+    barriers: int = 0
     reach: float = 0.88  # of memory's rate, for a kernel that streams
     overlaps: bool = True  # exponentials run while the tensor cores do
 
@@ -61,7 +69,8 @@ class Work:
         seconds = max(terms.values())
         if not self.overlaps:
             seconds = max(terms["memory"], terms["tensor cores"] + terms["exponentials"] + terms["float32"])
-        return seconds / self.reach + self.launches * card.launch
+        waits = self.launches * card.launch + self.nodes * card.node + self.barriers * card.barrier
+        return seconds / self.reach + waits
 
 
 def pairs(lengths: list[int]) -> int:
@@ -97,8 +106,55 @@ def attention_backward(lengths: list[int], heads: int, dim: int) -> Work:
 
 
 def decode_attention(contexts: list[int], kv_heads: int, dim: int) -> Work:
-    """Keys and values are read once."""
-    return Work(bytes=2 * 2 * sum(contexts) * kv_heads * dim, reach=0.6)
+    """Keys and values are read once. At D = 128 a page of one kv head is 2,500 clocks of an SM's share of the
+    bandwidth, and by the machine code 1,100 clocks of issue: bound by memory, with little to spare."""
+    return Work(bytes=2 * 2 * sum(contexts) * kv_heads * dim, launches=2, reach=0.75)
+
+
+def decode_step(c: "ModelConfig", contexts: list[int], stays: bool = False) -> Work:
+    """One token of each request: all weights, keys and values once. stays: by one kernel that never leaves the card.
+
+    Captured, 11 launches a layer and 7 beside. One costs 1.3 us between kernels (published for H100) and about 2 us
+    in which memory idles while a kernel fills and drains: so a 1.2B model of 16 layers, by 8 launches each, comes out
+    at the 1.4 ms a token that engines with graphs are published at. A kernel that stays has 7 barriers a layer
+    instead, each with a fill and drain of its own that loads asked for ahead may shorten.
+    """
+    batch, matrices = len(contexts), c.layers * layer_numbers(c) + c.vocab_size * c.hidden_size
+    cache = 2 * sum(contexts) * c.layers * c.kv_heads * c.head_dim
+    return Work(
+        bytes=2 * (matrices + cache),
+        products=2.0 * batch * matrices + 4.0 * sum(contexts) * c.layers * c.heads * c.head_dim,
+        launches=1,
+        nodes=0 if stays else 11 * c.layers + 7,
+        barriers=7 * c.layers + 3 if stays else 0,
+        reach=0.9,
+    )
+
+
+def layer_numbers(c: "ModelConfig") -> int:
+    """Numbers in one layer's matrices."""
+    attention = (2 * c.heads + 2 * c.kv_heads) * c.head_dim
+    return c.hidden_size * (attention + 3 * c.intermediate_size)
+
+
+def one_after_another(steps: list[Work]) -> Work:
+    """Steps of one kind that wait for each other: their sums."""
+    names = ("bytes", "products", "launches", "nodes", "barriers")
+    return replace(steps[0], **{name: sum(getattr(step, name) for step in steps) for name in names})
+
+
+def quantized_product(m: int, n: int, k: int, bits: int, minimum: bool) -> Work:
+    """Codes and scales once. Few rows in 4 bits wait for the issue of instructions, by the machine code at 0.6 of the
+    bandwidth; with many, each block of 32 products costs an output three instructions outside of the tensor cores."""
+    weights = n * k * (bits + (1.0 if minimum else 0.5)) / 8
+    many = m > 64
+    return Work(
+        bytes=weights + m * k * 3 + 2 * m * n,
+        products=1.0 * m * n * k,  # whole numbers run at twice the rate of bf16
+        instructions=3.0 * m * n * k / 32 if many else 0.0,
+        launches=2 if many else 3,
+        reach=0.6 if many or bits == 4 else 0.75,
+    )
 
 
 def streaming(bytes: float, exps: float = 0.0, launches: int = 1) -> Work:

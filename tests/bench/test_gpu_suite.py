@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from bench.gpu import suite
 from bench.gpu.cases import CASES, Case
-from bench.gpu.prediction import H100, Work, attention_forward, pairs
+from bench.gpu.prediction import H100, Work, attention_forward, decode_step, one_after_another, pairs
 from bench.gpu.rows import level
 
 pytest.importorskip("triton")
@@ -81,3 +83,26 @@ def test_a_dry_run_of_everything(tmp_path):
     rows = json.loads(report.read_text())["rows"]
     assert done.returncode == 0, [(row["what"], row["error"]) for row in rows if row["error"]]
     assert len(rows) == len(CASES) and all(row["predicted_h100"] > 0 for row in rows)
+
+
+def test_the_document_tells_the_prediction():
+    """docs/gpu.md: a captured step beside a kernel that never leaves the card, and fewer launches."""
+    from bench.gpu.decoding import SIZES
+
+    page = (Path(__file__).parents[2] / "docs" / "gpu.md").read_text(encoding="utf-8")
+    for name, batch in (("1M", 1), ("0.6B", 1), ("0.6B", 64), ("8B", 1), ("8B", 64)):
+        graph, stays = (decode_step(SIZES[name], [1024] * batch, stays=stays) for stays in (False, True))
+        bound, replayed, stayed = (
+            1e3 * t for t in (graph.bound(H100)[0], graph.predicted(H100), stays.predicted(H100))
+        )
+        gain = replayed / stayed
+        assert f"| {name} | {batch} | {bound:.3f} | {replayed:.3f} | {stayed:.3f} | {gain:.1f}x |" in page
+    fused = replace(decode_step(SIZES["0.6B"], [1024]), nodes=7 * 28 + 7)
+    assert f"{1e3 * fused.predicted(H100):.2f} ms for 0.6B" in page
+
+
+def test_steps_in_turn_add_up():
+    one = Work(bytes=2e9, nodes=10, reach=0.5)
+    both = one_after_another([one, one])
+    assert both.predicted(H100) == pytest.approx(2 * one.predicted(H100))
+    assert one.predicted(H100) - replace(one, nodes=0).predicted(H100) == pytest.approx(10 * H100.node)

@@ -52,7 +52,7 @@ class Server:
         return cls([binary, "--model", str(model), *map(str, options)], port)
 
     def __enter__(self) -> "Server":
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while time.monotonic() < end:
             self.check()
             try:

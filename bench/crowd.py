@@ -90,9 +90,10 @@ class Crowd:
         asyncio.run(self._run())
 
     async def _run(self) -> None:
-        self.start = time.monotonic()
         limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(timeout=120, limits=limits) as client:
+        async with httpx.AsyncClient(timeout=300, limits=limits) as client:
+            await self._warm(client)
+            self.start = time.monotonic()
             before = await self._metrics(client)
             watcher = asyncio.create_task(self._watch(client))
             crowd = [asyncio.create_task(self._client(client, number)) for number in range(self.clients)]
@@ -112,6 +113,14 @@ class Crowd:
             for end in (spent / 4, spent / 2, 3 * spent / 4, math.inf)
         ]
         assert self.quarters[3] - self.quarters[1] <= self.growth, f"memory grew: {self._memory()}"
+
+    async def _warm(self, client: httpx.AsyncClient) -> None:
+        """Let the server meet every size of batch, for each of which it keeps buffers: answers that end in turn."""
+        for way in (WAYS[0], WAYS[-1]):
+            body = {**self.asked[0].body, **way, "ignore_eos": True}
+            lengths = [3 * (i + 1) for i in range(min(32, self.clients))]
+            posts = [client.post(self.post, json={**body, "max_tokens": length}) for length in lengths]
+            assert all(response.status_code == 200 for response in await asyncio.gather(*posts))
 
     async def _client(self, client: httpx.AsyncClient, number: int) -> None:
         dice = random.Random(number)

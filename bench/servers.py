@@ -61,9 +61,10 @@ class Server:
             except httpx.TransportError:
                 pass
             time.sleep(0.1)
+        self.__exit__()
         raise TimeoutError(f"{self.url} does not answer")
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.terminate()
         try:
             self._process.wait(20)

@@ -192,7 +192,9 @@ class Api:
 
     async def _pieces(self, asked: Asked) -> AsyncGenerator[tuple[int, Piece, str, int], None]:
         """(index of the answer, piece, reason at its end or "", tokens sampled) of all answers as they come."""
-        news: asyncio.Queue[tuple[int, Piece, str, int] | Exception | None] = asyncio.Queue()  # None: time is up
+        news: asyncio.Queue[tuple[int, Piece, str, int] | Exception | None] = (
+            asyncio.Queue()
+        )  # None: time is up
 
         async def follow(index: int) -> None:
             try:

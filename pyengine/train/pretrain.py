@@ -177,7 +177,8 @@ def _gates(run: Run, train: TokenShards, val: TokenShards, tokenizer: Tokenizer)
         "first loss against ln(vocabulary)", first / nothing, "0.95 to 1.05", 0.95 < first / nothing < 1.05
     )
     start = tokenizer.special_ids["<|endoftext|>"]
-    counted, tokens = [], 0
+    counted: list[np.ndarray] = []
+    tokens = 0
     for document in train:
         tokens += len(document)
         if counted and tokens > run.config.pretrain.ngram_tokens:

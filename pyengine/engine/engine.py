@@ -63,7 +63,8 @@ class Engine:
     requests computed at once. pages: of 64 tokens in the KV cache, by default enough for max_batch requests
     of the model's whole context, at most about 1 GiB. step_tokens: tokens computed in one step at most. draft:
     tokens of a request that a step may guess from its earlier ones and compute along (draft.py), 0 for none: the
-    same answers bit for bit, in fewer steps where text repeats itself.
+    same answers bit for bit, in fewer steps where text repeats itself. device: where a path is loaded to, "cpu" or
+    "cuda"; a model given is used where it is.
     """
 
     def __init__(
@@ -77,12 +78,13 @@ class Engine:
         step_tokens: int = 512,
         draft: int = 0,
         runner: Any = None,
+        device: str = "cpu",
     ):
         if runner is None:
             from .step import ModelRunner  # the model's packages are only needed when there is a model
 
             if isinstance(model, (str, PathLike)):
-                model, tokenizer = _load(model, tokenizer)
+                model, tokenizer = _load(model, tokenizer, device)
             runner = ModelRunner(model, max_batch, max(step_tokens, max_batch), pages)
         self.model, self.tokenizer, self.tools = model, tokenizer, tools
         self.max_context = min(runner.max_context, runner.pages * PAGE)
@@ -285,8 +287,8 @@ class Engine:
         self._scheduler.finish(request)
 
 
-def _load(path: str | PathLike, tokenizer: Any):
+def _load(path: str | PathLike, tokenizer: Any, device: str):
     from ..model import load
     from ..text import Tokenizer
 
-    return load(path), tokenizer or Tokenizer.load(path)
+    return load(path, device=device), tokenizer or Tokenizer.load(path)

@@ -267,7 +267,7 @@ class Inputs:
         self._device[:end].copy_(self._host[:end], non_blocking=True)
         self._table_changed = False
         if self._copied:
-            self._copied.record()
+            self._copied.record(torch.cuda.current_stream(self._device.device))
 
     def _begin(self) -> None:
         """Before the host's memory is written again: the copy of the step before must have read it."""

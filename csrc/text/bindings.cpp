@@ -5,6 +5,7 @@
 
 #include <cstring>
 
+#include "ceiling.h"
 #include "encode.h"
 #include "train.h"
 
@@ -150,6 +151,12 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
 
   py::class_<Pattern>(m, "Pattern", py::module_local())
       .def(py::init(&pattern_of), py::arg("family") = "", py::arg("digits") = 3, py::arg("whole_tail") = false)
+      .def("ceiling",
+           [](const Pattern& self, py::handle object) {
+             Text text = view_of(object);
+             py::gil_scoped_release release;
+             return encode_nothing(self, text.view);
+           })
       .def("split", [](const Pattern& self, py::handle object) {
         Text text = view_of(object);
         py::list pieces;

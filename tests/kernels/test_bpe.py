@@ -17,6 +17,8 @@ from pyengine.kernels import bpe
 from pyengine.kernels.bpe import reference
 from tokenizers import models, pre_tokenizers, trainers
 
+from bench import bpe_unique
+
 # Pieces of text in which the patterns' alternatives meet: contractions, runs of white space, marks, cases.
 FRAGMENTS = st.sampled_from(
     [
@@ -176,6 +178,16 @@ def test_a_memory_that_overflows_changes_nothing(trained, tik):
     text = " ".join(word for i in range(0, len(words), 20) for word in words[i : i + 20] * 2)
     for _ in range(2):
         assert trained[3].encode(text).tolist() == tik.encode_ordinary(text)
+
+
+def test_words_never_met_before_neither_grow_memory_nor_slow_it():
+    """The short form of bench/bpe_unique.py: 24 MB, of which 5 fill the memory of pieces."""
+    lexer, counts = bpe.split_pattern("qwen2"), bpe.WordCounts()
+    counts.add_texts([corpus()], lexer)
+    merges = bpe.train(counts, bpe.BYTE_ORDER, 1000)
+    rows = bpe_unique.measure(bpe.Encoder(vocabulary(merges), merges, lexer), steps=4, size=600_000)
+    assert max(memory for _, memory in rows) < rows[1][1] + (16 << 20)
+    assert min(rate for rate, _ in rows) > rows[0][0] / 3  # far from what growth would do; busy machines vary
 
 
 def test_long_piece_is_not_quadratic(trained):

@@ -94,12 +94,13 @@ def test_packed_documents(paired, dtype):
 
 @DTYPES
 @pytest.mark.parametrize("context", [512, 4096])
-def test_decode(paired, context, dtype):
+@pytest.mark.parametrize("kept", [None, torch.int8], ids=["", "int8 KV"])
+def test_decode(paired, kept, context, dtype):
     """One token of one request, 12 query and 4 kv heads of 64, over a cache; bound by reading it once."""
     make = torch.Generator().manual_seed(0)
     k, v = (torch.randn(context, 4, 64, generator=make).to(dtype) for _ in range(2))
     q = torch.randn(1, 12, 64, generator=make).to(dtype)
-    pages = new_pages(context // PAGE_SIZE, 4, 64, dtype)
+    pages = new_pages(context // PAGE_SIZE, 4, 64, kept or dtype)
     write_pages(k, v, *pages, torch.arange(context, dtype=torch.int32))
     table = torch.arange(context // PAGE_SIZE, dtype=torch.int32)[None]
     start, length = torch.tensor([0, 1], dtype=torch.int32), torch.tensor([context], dtype=torch.int32)
@@ -107,6 +108,6 @@ def test_decode(paired, context, dtype):
     ours = lambda: attention_paged(q, *pages, table, start, length)  # noqa: E731
     peer = lambda: F.scaled_dot_product_attention(tq, tk, tv, enable_gqa=True)  # noqa: E731
     paired(
-        f"attention decode 12/4 heads, {context} tokens {name(dtype)}", ours, peer, "torch SDPA",
-        equal=lambda: close([ours()], [pack(peer())]), bytes=2 * k.numel() * k.element_size(),
+        f"attention decode 12/4 heads, {context} tokens {name(dtype)}{', int8 KV' * bool(kept)}", ours, peer,
+        "torch SDPA", equal=lambda: close([ours()], [pack(peer())]), bytes=sum(part.nbytes for part in pages),
     )  # fmt: skip

@@ -17,7 +17,7 @@ from types import ModuleType
 import torch
 
 INSTRUCTION_SETS = ("avx512", "avx2", "base")
-SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
+SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16", torch.uint8: "u8"}
 
 
 def load_isa(isa: str) -> ModuleType:

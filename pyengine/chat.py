@@ -21,7 +21,7 @@ from rich.console import Console
 
 from .engine import Completion, SamplingParams
 from .errors import UserError
-from .serve import Conversation, Event, Served, TextFormat, open_model
+from .serve import Conversation, Event, KvDtype, Served, TextFormat, open_model
 
 HELP = """/retry answers again, /edit TEXT asks something else instead, /reset forgets the conversation
 /system TEXT sets the system prompt, /set NAME VALUE a parameter (temperature, top_p ...), /seed N fixes the dice
@@ -59,6 +59,8 @@ class Command:
     """system prompt"""
     search: Annotated[bool, tyro.conf.FlagConversionOff] = True
     """let the model search its run's index"""
+    kv_dtype: KvDtype = "auto"
+    """keep keys and values in the model's own type, or as int8 in half of bfloat16's memory"""
     inside: bool = False
     """colour tokens by probability, and show the runners-up of the least sure"""
     debug: bool = False
@@ -192,7 +194,7 @@ def main(arguments: list[str] | None = None) -> int:
             min_p=command.min_p,
             repetition_penalty=command.repetition_penalty,
         )
-        served = open_model(command.model, with_search=command.search)
+        served = open_model(command.model, with_search=command.search, kv_dtype=command.kv_dtype)
         talk = Conversation(served.engine, served.tokenizer, served.format, params, command.system)
         Terminal(served, talk, console, command.inside).run()
     except UserError as error:

@@ -11,10 +11,16 @@
 // chunks, pages' places or threads. Later keys are left out by choosing, never by multiplying with zero, so
 // nothing in them reaches a row, not even NaN. Work: 4 D flops and one exponential a pair of query and key;
 // scores of 6 rows x 64 keys live in L1, a page of keys and values too.
+//
+// Pages of bytes hold keys k = scale_k (code - 128) and so values, a scale for each token and head. Nothing is
+// widened: a query becomes whole numbers of 15 bits, the weights of a page times the values' scales become such
+// of 14, and each is multiplied in two parts of 7 bits by four codes a lane, exactly; so it costs what bf16
+// costs and reads half as much. What is exact has no order: the bits of a row are as independent as above.
 #include "attention.h"
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "ops.h"
 #include "parallel.h"
@@ -28,22 +34,42 @@ struct Span {
   const int32_t* pages;
 };
 
-template <class T>
+// One call's tensors; P is what pages hold: T, or uint8_t for codes with scales.
+template <class T, class P>
 struct Pass {
   const T* q;
-  const Word<T>*k_pages, *v_pages;
+  const Word<P>*k_pages, *v_pages;
   int64_t heads, kv_heads, dim;
   float scale;
   T* out;
   float* lse;  // or null
 
   int64_t group() const { return heads / kv_heads; }
-  const Word<T>* keys(const Span& span, int64_t page, int64_t kv_head) const {
-    return k_pages + (span.pages[page] * kv_heads + kv_head) * across_size<T>(dim);
+  const Word<P>* keys(const Span& span, int64_t page, int64_t kv_head) const {
+    return k_pages + (span.pages[page] * kv_heads + kv_head) * key_words<P>(dim);
   }
-  const Word<T>* values(const Span& span, int64_t page, int64_t kv_head) const {
-    return v_pages + (span.pages[page] * kv_heads + kv_head) * along_size<T>(dim);
+  const Word<P>* values(const Span& span, int64_t page, int64_t kv_head) const {
+    return v_pages + (span.pages[page] * kv_heads + kv_head) * value_words<P>(dim);
   }
+};
+
+// The rows of one task: the queries of a span at the positions of page `tile`, all of a kv head's query heads.
+struct Tile {
+  int64_t begin, end, rows;  // positions, and query heads at them
+  int64_t first, heads, head, group;
+
+  template <class T, class P>
+  Tile(const Pass<T, P>& pass, const Span& span, int64_t tile, int64_t kv_head)
+      : begin(std::max(span.context - span.count, tile * kPage)),
+        end(std::min(span.context, (tile + 1) * kPage)),
+        rows((end - begin) * pass.group()),
+        first(span.first + begin - (span.context - span.count)),
+        heads(pass.heads),
+        head(kv_head * pass.group()),
+        group(pass.group()) {}
+
+  int64_t source(int64_t row) const { return (first + row / group) * heads + head + row % group; }
+  int valid(int64_t row, int64_t tile) const { return (int)(begin + row / group + 1 - tile * kPage); }
 };
 
 // The state of a strip's rows: the largest score so far (in units of log 2) and the sum of 2^(score - largest).
@@ -161,99 +187,285 @@ void staircase(Left<T> p, const Word<T>* v, int64_t width, int64_t from, const i
       if (r < rows) store(o + r * width + c * kLanes, sum[r][c]);
 }
 
-// Asks for `rows` rows of bytes, `stride` apart, to be brought near.
-inline void fetch(const void* from, int64_t rows, int64_t bytes, int64_t stride) {
-  const char* p = (const char*)from;
-  for (int64_t r = 0; r < rows; ++r, p += stride)
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
+// From one address to another, for product() to ask there; a decoding row has none to go to where `to` is null.
+template <bool Decoding, class W>
+int64_t ahead(const W* from, const W* to) {
+  return Decoding && to ? (const char*)to - (const char*)from : 0;
 }
 
-// The queries of `span` at the positions of page `tile`, for one kv head. Decoding, whose pages lie all over
-// memory and are read once, asks for each page before it is needed: the values while scores are computed, the
-// keys of the next page, at last of the next task's (`then`, or null), while they become weights.
-template <class T>
-void attend(const Pass<T>& pass, const Span& span, int64_t tile, int64_t kv_head, const Word<T>* then) {
+// Of rows that have met no key yet, in strips of so many.
+inline void begin_rows(Running* state, int64_t rows, int64_t strip) {
+  for (int64_t row = 0; row < rows; ++row) {
+    state[row / strip].most[row % strip] = kNone;
+    state[row / strip].sum[row % strip] = 0.0f;
+  }
+}
+
+// Writes what a task's rows have come to.
+template <class T, class P>
+void finish(const Pass<T, P>& pass, const Tile& here, int64_t strip, const Running* state, const float* o) {
+  const int64_t dim = pass.dim, width = padded(dim);
+  for (int64_t row = 0; row < here.rows; ++row) {
+    T* to = pass.out + here.source(row) * dim;
+    const float most = state[row / strip].most[row % strip], sum = state[row / strip].sum[row % strip];
+    const float inverse = 1.0f / sum;
+    for (int64_t d = 0; d < dim; d += kLanes) {
+      f32 value = load(o + row * width + d) * set(inverse);
+      d + kLanes <= dim ? store(to + d, value) : store_n(to + d, value, (int)(dim - d));
+    }
+    if (pass.lse) pass.lse[here.source(row)] = most * 0.693147181f + std::log(sum);
+  }
+}
+
+// The queries of `span` at the positions of page `tile`, for one kv head. A strip of rows has the scores of its
+// next page computed before those of this one become weights, so that the processor has products to do while it
+// waits for maxima and sums. Decoding, whose pages lie all over memory and are read once, asks for each page
+// before it is needed: for the values with the keys, for the keys that come next, at last those of the next
+// task (`then`, or null), with the values before them.
+template <bool Decoding, class T>
+void attend(const Pass<T, T>& pass, const Span& span, int64_t tile, int64_t kv_head, const Word<T>* then) {
   constexpr int kSteps = Words<T>::kSteps;
-  const int64_t group = pass.group(), dim = pass.dim, width = padded(dim), q_words = across_rows<T>(dim);
-  const int64_t begin = std::max(span.context - span.count, tile * kPage);
-  const int64_t end = std::min(span.context, (tile + 1) * kPage);
-  const int64_t rows = (end - begin) * group;
-  const int64_t first = span.first + begin - (span.context - span.count);
-  auto source = [&](int64_t row) {
-    return ((first + row / group) * pass.heads + kv_head * group + row % group);
-  };
+  const int64_t dim = pass.dim, width = padded(dim), q_words = across_rows<T>(dim);
+  const Tile here(pass, span, tile, kv_head);
+  const int64_t rows = here.rows;
 
   auto* q = room<Word<T>, 0>(rows * q_words);
   float* o = room<float, 1>(rows * width);
   Running* state = room<Running, 2>((rows + kRows - 1) / kRows);
   int* valid = room<int, 7>(rows);  // keys on the tile's own page
   for (int64_t row = 0; row < rows; ++row) {
-    write_rows(pass.q + source(row) * dim, 0, dim, 1, q + row * q_words);
-    state[row / kRows].most[row % kRows] = kNone;
-    state[row / kRows].sum[row % kRows] = 0.0f;
-    valid[row] = (int)(begin + row / group + 1 - tile * kPage);
+    write_rows(pass.q + here.source(row) * dim, 0, dim, 1, q + row * q_words);
+    valid[row] = here.valid(row, tile);
   }
+  begin_rows(state, rows, kRows);
   std::fill(o, o + rows * width, 0.0f);
 
-  alignas(64) float s[kRows * kPage];
+  alignas(64) float scores[2][kRows * kPage];
   alignas(64) T weights[kRows * kPage];
+  auto score = [&](int64_t page, int64_t r, float* s) {
+    const Word<T>* k = pass.keys(span, page, kv_head);
+    const int64_t strip = std::min<int64_t>(kRows, rows - r);
+    const int64_t longest = page == tile ? valid[r + strip - 1] : kPage;
+    product<T, Decoding>({q + r * q_words, q_words, 1}, k, kPage, q_words, s, kPage, strip,
+                         (longest + kLanes - 1) / kLanes * kLanes, true,
+                         ahead<Decoding>(k, pass.values(span, page, kv_head)));
+  };
+  score(0, 0, scores[0]);
+  float *s = scores[0], *next = scores[1];
   for (int64_t page = 0; page <= tile; ++page) {
-    const Word<T>*k = pass.keys(span, page, kv_head), *v = pass.values(span, page, kv_head);
-    const bool decoding = span.count == 1;
-    if (decoding) fetch(v, 1, (page == tile ? valid[0] : kPage) * width * (int64_t)sizeof(T), 0);
-    for (int64_t r = 0; r < rows; r += kRows) {
-      const int64_t strip = std::min<int64_t>(kRows, rows - r);
-      const bool own = page == tile;
-      const int64_t longest = own ? valid[r + strip - 1] : kPage, common = (own ? valid[r] : kPage) / kSteps;
-      product<T>({q + r * q_words, q_words, 1}, k, kPage, q_words, s, kPage, strip,
-                 (longest + kLanes - 1) / kLanes * kLanes, true);
-      if (decoding && r == 0) {
-        const Word<T>* next = page == tile ? then : pass.keys(span, page + 1, kv_head);
-        if (next) fetch(next, q_words, (page + 1 == tile ? valid[0] : kPage) * 4, kPage * 4);
+    const Word<T>* v = pass.values(span, page, kv_head);
+    const Word<T>* after = page + 2 <= tile ? pass.keys(span, page + 2, kv_head) : then;
+    const bool own = page == tile;
+    for (int64_t r = 0; r < rows; r += kRows, std::swap(s, next)) {
+      if (r + kRows < rows) {
+        score(page, r + kRows, next);
+      } else if (!own) {
+        score(page + 1, 0, next);
       }
+      const int64_t strip = std::min<int64_t>(kRows, rows - r);
+      const int64_t longest = own ? valid[r + strip - 1] : kPage, common = (own ? valid[r] : kPage) / kSteps;
       constexpr int64_t kTwice = 2 * kLanes;
       soften<T>(strip, s, own ? valid + r : nullptr, (longest + kTwice - 1) / kTwice * kTwice, pass.scale,
                 page == 0, state[r / kRows], o + r * width, width, weights);
       const Left<T> p{reinterpret_cast<const Word<T>*>(weights), kPage / kSteps, 1};
-      product<T>(p, v, width, common, o + r * width, width, strip, width, false);
+      product<T, Decoding>(p, v, width, common, o + r * width, width, strip, width, false,
+                           ahead<Decoding>(v, after));
       if (longest > common * kSteps)
         for (int64_t d = 0; d < width; d += 16)
           staircase<T, 16 / kLanes>(p, v + d, width, common, valid + r, (int)strip, o + r * width + d);
     }
   }
-  for (int64_t row = 0; row < rows; ++row) {
-    T* to = pass.out + source(row) * dim;
-    const float most = state[row / kRows].most[row % kRows], sum = state[row / kRows].sum[row % kRows];
-    const float inverse = 1.0f / sum;
-    for (int64_t d = 0; d < dim; d += kLanes) {
-      f32 value = load(o + row * width + d) * set(inverse);
-      d + kLanes <= dim ? store(to + d, value) : store_n(to + d, value, (int)(dim - d));
-    }
-    if (pass.lse) pass.lse[source(row)] = most * 0.693147181f + std::log(sum);
+  finish(pass, here, kRows, state, o);
+}
+
+// A row of numbers as whole ones of at most `most` in size; returns their unit, NaN where a number is none.
+template <class T>
+float to_codes(const T* row, int64_t dim, float most, int32_t* codes) {
+  f32 top = zero();
+  bool sound = true;
+  each_vector(dim, [&](int64_t d, int n) {
+    f32 v = get(row + d, n);
+    top = max(top, max(v, -v));
+    sound &= !any_nan(v);
+  });
+  const float largest = max_lane(top), limit = std::numeric_limits<float>::max();
+  const f32 inverse = set(largest > 0 ? std::min(most / largest, limit) : 0.0f);
+  each_vector(dim, [&](int64_t d, int n) {
+    i32 whole = to_whole(min(max(get(row + d, n) * inverse, set(-most)), set(most)));
+    std::memcpy(codes + d, &whole, n * sizeof(int32_t));
+  });
+  return sound && largest <= limit ? largest * (1.0f / most) : std::numeric_limits<float>::quiet_NaN();
+}
+
+constexpr float kMostCode = 127.0f;
+constexpr float kMostParted = 127.0f * 128.0f;  // in two parts of 7 bits, each a signed byte
+
+// Weights of a page times its values' scales, as whole numbers in units of what is returned: high * 128 + low.
+inline float part_weights(const float* p, const float* scales, int64_t valid, int8_t* high, int8_t* low,
+                          int32_t& total) {
+  constexpr int kParts = kPage / kLanes;
+  f32 w[kParts], top = zero();
+#pragma GCC unroll 16
+  for (int i = 0; i < kParts; ++i) {
+    w[i] = load(p + i * kLanes) * load(scales + i * kLanes);
+    if (valid < kPage) w[i] = keep_n(w[i], (int)(valid - i * kLanes), 0.0f);
+    top = max(w[i], top);
   }
+  const float largest = max_lane(top);
+  const f32 inverse =
+      set(largest > 0 ? std::min(kMostParted / largest, std::numeric_limits<float>::max()) : 0.0f);
+  i32 all = {};
+#pragma GCC unroll 16
+  for (int i = 0; i < kParts; ++i) {
+    i32 whole = to_whole(max(w[i] * inverse, zero()));  // a NaN, whose row is lost anyway, becomes zero
+    store(high + i * kLanes, whole >> 7), store(low + i * kLanes, whole & 127);
+    all += whole;
+  }
+  total = sum(all);
+  return largest * (1.0f / kMostParted);
+}
+
+// The same over codes.
+template <bool Decoding, class T>
+void attend(const Pass<T, uint8_t>& pass, const Span& span, int64_t tile, int64_t kv_head,
+            const uint32_t* then) {
+  constexpr int kSteps = Words<uint8_t>::kSteps, kStrip = kRows / 2;  // a row is two rows of a product
+  const int64_t dim = pass.dim, width = padded(dim), q_words = across_rows<uint8_t>(dim);
+  const Tile here(pass, span, tile, kv_head);
+  const int64_t rows = here.rows;
+
+  struct Query {
+    float unit;
+    int32_t offset;  // of a score: what the codes' 128 add, taken away
+  };
+  auto* q = room<uint32_t, 0>(rows * 2 * q_words);
+  float* o = room<float, 1>(rows * width);
+  Running* state = room<Running, 2>((rows + kStrip - 1) / kStrip);
+  int* valid = room<int, 7>(rows);  // keys on the tile's own page
+  Query* query = room<Query, 8>(rows);
+  int32_t *codes = room<int32_t, 9>(width), *sums = room<int32_t, 10>(kRows * width);
+  for (int64_t row = 0; row < rows; ++row) {
+    query[row].unit = to_codes(pass.q + here.source(row) * dim, dim, kMostParted, codes) * pass.scale;
+    auto* parts = reinterpret_cast<int8_t*>(q + row * 2 * q_words);
+    std::memset(parts, 0, 2 * q_words * sizeof(uint32_t));
+    int32_t total = 0;
+    for (int64_t d = 0; d < dim; ++d) {
+      const int32_t high = (codes[d] + 64) >> 7;
+      parts[d] = (int8_t)high, parts[q_words * kSteps + d] = (int8_t)(codes[d] - high * 128);
+      total += codes[d];
+    }
+    query[row].offset = -128 * total;
+    valid[row] = here.valid(row, tile);
+  }
+  begin_rows(state, rows, kStrip);
+  std::fill(o, o + rows * width, 0.0f);
+
+  alignas(64) int32_t scores[2][kRows * kPage];
+  alignas(64) float x[kStrip * kPage], p[kStrip * kPage];
+  alignas(64) int8_t parts[kRows * kPage];
+  auto score = [&](int64_t page, int64_t r, int32_t* s) {
+    const uint32_t* k = pass.keys(span, page, kv_head);
+    const int64_t strip = std::min<int64_t>(kStrip, rows - r);
+    const int64_t longest = page == tile ? valid[r + strip - 1] : kPage;
+    product<uint8_t, Decoding>({q + r * 2 * q_words, q_words, 1}, k, kPage, q_words, s, kPage, 2 * strip,
+                               (longest + kLanes - 1) / kLanes * kLanes, true,
+                               ahead<Decoding>(k, pass.values(span, page, kv_head)));
+  };
+  score(0, 0, scores[0]);
+  int32_t *s = scores[0], *next = scores[1];
+  for (int64_t page = 0; page <= tile; ++page) {
+    const uint32_t *k = pass.keys(span, page, kv_head), *v = pass.values(span, page, kv_head);
+    const uint32_t* after = page + 2 <= tile ? pass.keys(span, page + 2, kv_head) : then;
+    const auto* k_scales = reinterpret_cast<const float*>(k + across_size<uint8_t>(dim));
+    const auto* v_scales = reinterpret_cast<const float*>(v + along_size<uint8_t>(dim));
+    const bool own = page == tile;
+    for (int64_t r = 0; r < rows; r += kStrip, std::swap(s, next)) {
+      if (r + kStrip < rows) {
+        score(page, r + kStrip, next);
+      } else if (!own) {
+        score(page + 1, 0, next);
+      }
+      const int64_t strip = std::min<int64_t>(kStrip, rows - r);
+      float unit[kStrip];
+      int32_t offset[kStrip];
+      const int64_t longest = own ? valid[r + strip - 1] : kPage;
+      const int64_t columns = (longest + 2 * kLanes - 1) / (2 * kLanes) * (2 * kLanes);
+      for (int64_t i = 0; i < strip; ++i)
+        for (int64_t j = 0; j < columns; j += kLanes) {
+          const int32_t* high = s + 2 * i * kPage + j;
+          i32 whole = (load(high) << 7) + load(high + kPage) + set(query[r + i].offset);
+          store(x + i * kPage + j, to_float(whole) * set(query[r + i].unit) * load(k_scales + j));
+        }
+      soften<float>(strip, x, own ? valid + r : nullptr, columns, 1.0f, page == 0, state[r / kStrip],
+                    o + r * width, width, p);
+      for (int64_t i = 0; i < strip; ++i) {
+        int8_t* high = parts + 2 * i * kPage;
+        unit[i] =
+            part_weights(p + i * kPage, v_scales, own ? valid[r + i] : kPage, high, high + kPage, offset[i]);
+      }
+      product<uint8_t, Decoding>({reinterpret_cast<const uint32_t*>(parts), kPage / kSteps, 1}, v, width,
+                                 (longest + kSteps - 1) / kSteps, sums, width, 2 * strip, width, true,
+                                 ahead<Decoding>(v, after));
+      for (int64_t i = 0; i < strip; ++i)
+        for (int64_t d = 0; d < width; d += kLanes) {
+          const int32_t *high = sums + 2 * i * width + d, *low = high + width;
+          float* to = o + (r + i) * width + d;
+          i32 whole = (load(high) << 7) + load(low) + set(-128 * offset[i]);
+          store(to, fma(to_float(whole), set(unit[i]), load(to)));
+        }
+    }
+  }
+  finish(pass, here, kStrip, state, o);
+}
+
+// Stores a token's keys and values of one head at a place of a page.
+template <class T>
+void write_token(const T* k, const T* v, int64_t dim, int64_t place, Word<T>* k_page, Word<T>* v_page) {
+  write_across(k, 0, dim, place, 1, k_page);
+  write_along(v, 0, dim, place, 1, v_page);
+}
+
+// The same as codes. A key that is no number takes the scale of its value with it, and the other way: then
+// every row that sees the token shows it.
+template <class T>
+void write_codes(const T* k, const T* v, int64_t dim, int64_t place, uint32_t* k_page, uint32_t* v_page) {
+  int32_t* codes = room<int32_t, 9>(2 * dim);
+  const float k_scale = to_codes(k, dim, kMostCode, codes), v_scale = to_codes(v, dim, kMostCode, codes + dim);
+  const float lost = k_scale + v_scale != k_scale + v_scale ? std::numeric_limits<float>::quiet_NaN() : 0.0f;
+  auto *k_bytes = reinterpret_cast<uint8_t*>(k_page), *v_bytes = reinterpret_cast<uint8_t*>(v_page);
+  for (int64_t d = 0; d < (dim + 3) / 4 * 4; ++d)
+    k_bytes[(d / 4 * kPage + place) * 4 + d % 4] = (uint8_t)(d < dim ? codes[d] + 128 : 128);
+  for (int64_t d = 0; d < dim; ++d)
+    v_bytes[(place / 4 * padded(dim) + d) * 4 + place % 4] = (uint8_t)(codes[dim + d] + 128);
+  reinterpret_cast<float*>(k_page + across_size<uint8_t>(dim))[place] = k_scale + lost;
+  reinterpret_cast<float*>(v_page + along_size<uint8_t>(dim))[place] = v_scale + lost;
 }
 
 // Keys and values of new tokens, rows of kv_heads * dim that lie `stride` apart, and where they go.
-template <class T>
+template <class T, class P>
 struct Fresh {
   const T *k, *v;
   int64_t k_stride, v_stride;
   const int32_t* slots;
-  T *k_pages, *v_pages;
+  P *k_pages, *v_pages;
 
   void write(int64_t token, int64_t head, int64_t kv_heads, int64_t dim) const {
     const int64_t at = slots[token] / kPage * kv_heads + head, place = slots[token] % kPage;
-    write_across(k + token * k_stride + head * dim, 0, dim, place, 1,
-                 reinterpret_cast<Word<T>*>(k_pages) + at * across_size<T>(dim));
-    write_along(v + token * v_stride + head * dim, 0, dim, place, 1,
-                reinterpret_cast<Word<T>*>(v_pages) + at * along_size<T>(dim));
+    const T *key = k + token * k_stride + head * dim, *value = v + token * v_stride + head * dim;
+    Word<P>* k_page = reinterpret_cast<Word<P>*>(k_pages) + at * key_words<P>(dim);
+    Word<P>* v_page = reinterpret_cast<Word<P>*>(v_pages) + at * value_words<P>(dim);
+    if constexpr (std::is_same_v<P, uint8_t>) {
+      write_codes(key, value, dim, place, k_page, v_page);
+    } else {
+      write_token(key, value, dim, place, k_page, v_page);
+    }
   }
 };
 
 // All queries of all spans. Where each span is one query, `fresh` (or null) is written on the way: a token's
 // keys and values go to the page that its query reads next.
-template <class T>
-void attend_all(const Pass<T>& pass, const std::vector<Span>& spans, const Fresh<T>* fresh, int threads) {
+template <class T, class P>
+void attend_all(const Pass<T, P>& pass, const std::vector<Span>& spans, const Fresh<T, P>* fresh, int threads) {
   struct Task {
     const Span* span;
     int64_t tile;
@@ -274,17 +486,21 @@ void attend_all(const Pass<T>& pass, const std::vector<Span>& spans, const Fresh
       const Task& task = tasks[i / pass.kv_heads];
       const int64_t head = i % pass.kv_heads;
       if (fresh) fresh->write(task.span->first, head, pass.kv_heads, pass.dim);
-      const Word<T>* then =
+      const Word<P>* then =
           i + 1 < end ? pass.keys(*tasks[(i + 1) / pass.kv_heads].span, 0, (i + 1) % pass.kv_heads) : nullptr;
-      attend(pass, *task.span, task.tile, head, then);
+      if (task.span->count == 1) {
+        attend<true>(pass, *task.span, task.tile, head, then);
+      } else {
+        attend<false>(pass, *task.span, task.tile, head, then);
+      }
     }
   });
 }
 
-template <class T>
-Pass<T> make_pass(const T* q, const T* k_pages, const T* v_pages, int64_t heads, int64_t kv_heads, int64_t dim,
-                  float scale, T* out, float* lse) {
-  auto words = [](const T* p) { return reinterpret_cast<const Word<T>*>(p); };
+template <class T, class P>
+Pass<T, P> make_pass(const T* q, const P* k_pages, const P* v_pages, int64_t heads, int64_t kv_heads,
+                     int64_t dim, float scale, T* out, float* lse) {
+  auto words = [](const P* p) { return reinterpret_cast<const Word<P>*>(p); };
   return {q, words(k_pages), words(v_pages), heads, kv_heads, dim, scale * 1.44269504f, out, lse};
 }
 
@@ -341,12 +557,12 @@ void attention_forward(const T* q, const T* k, const T* v, const int32_t* cu_seq
     spans.push_back({cu_seqlens[b], length, length, pages.data() + page});
     page += (length + kPage - 1) / kPage;
   }
-  attend_all(make_pass(q, k_pages, v_pages, heads, kv_heads, dim, scale, out, lse), spans,
-             (const Fresh<T>*)nullptr, threads);
+  attend_all(make_pass<T, T>(q, k_pages, v_pages, heads, kv_heads, dim, scale, out, lse), spans,
+             (const Fresh<T, T>*)nullptr, threads);
 }
 
-template <class T>
-int64_t attention_paged(const T* q, const T* k_pages, const T* v_pages, int64_t page_count,
+template <class T, class P>
+int64_t attention_paged(const T* q, const P* k_pages, const P* v_pages, int64_t page_count,
                         const int32_t* block_table, int64_t table_width, const int32_t* q_start,
                         const int32_t* context_lens, int64_t requests, int64_t tokens, int64_t heads,
                         int64_t kv_heads, int64_t dim, float scale, T* out, int threads) {
@@ -355,16 +571,16 @@ int64_t attention_paged(const T* q, const T* k_pages, const T* v_pages, int64_t 
       read_spans(page_count, block_table, table_width, q_start, context_lens, requests, tokens, spans);
   if (wrong < 0)
     attend_all(make_pass(q, k_pages, v_pages, heads, kv_heads, dim, scale, out, nullptr), spans,
-               (const Fresh<T>*)nullptr, threads);
+               (const Fresh<T, P>*)nullptr, threads);
   return wrong;
 }
 
-template <class T>
-int64_t write_pages(const T* k, int64_t k_stride, const T* v, int64_t v_stride, T* k_pages, T* v_pages,
+template <class T, class P>
+int64_t write_pages(const T* k, int64_t k_stride, const T* v, int64_t v_stride, P* k_pages, P* v_pages,
                     int64_t page_count, const int32_t* slots, int64_t tokens, int64_t kv_heads, int64_t dim,
                     int threads) {
   if (int64_t wrong = outside(slots, tokens, page_count); wrong >= 0) return wrong;
-  const Fresh<T> fresh{k, v, k_stride, v_stride, slots, k_pages, v_pages};
+  const Fresh<T, P> fresh{k, v, k_stride, v_stride, slots, k_pages, v_pages};
   // A head is one task: tokens that share a word of a page never meet in two threads.
   parallel::parallel_for(kv_heads, tokens * kv_heads * dim < 16384 ? 1 : threads, [&](int64_t head) {
     for (int64_t t = 0; t < tokens; ++t) fresh.write(t, head, kv_heads, dim);
@@ -372,9 +588,9 @@ int64_t write_pages(const T* k, int64_t k_stride, const T* v, int64_t v_stride, 
   return -1;
 }
 
-template <class T>
-int64_t attention_append(const T* q, const T* k, int64_t k_stride, const T* v, int64_t v_stride, T* k_pages,
-                         T* v_pages, int64_t page_count, const int32_t* slots, const int32_t* block_table,
+template <class T, class P>
+int64_t attention_append(const T* q, const T* k, int64_t k_stride, const T* v, int64_t v_stride, P* k_pages,
+                         P* v_pages, int64_t page_count, const int32_t* slots, const int32_t* block_table,
                          int64_t table_width, const int32_t* q_start, const int32_t* context_lens,
                          int64_t requests, int64_t tokens, int64_t heads, int64_t kv_heads, int64_t dim,
                          float scale, T* out, int threads) {
@@ -384,7 +600,7 @@ int64_t attention_append(const T* q, const T* k, int64_t k_stride, const T* v, i
   if (wrong >= 0) return wrong;
   wrong = outside(slots, tokens, page_count);
   if (wrong >= 0) return requests + wrong;
-  const Fresh<T> fresh{k, v, k_stride, v_stride, slots, k_pages, v_pages};
+  const Fresh<T, P> fresh{k, v, k_stride, v_stride, slots, k_pages, v_pages};
   const bool decoding =
       std::all_of(spans.begin(), spans.end(), [](const Span& span) { return span.count == 1; });
   if (!decoding)
@@ -394,16 +610,21 @@ int64_t attention_append(const T* q, const T* k, int64_t k_stride, const T* v, i
   return -1;
 }
 
-#define INSTANTIATE(T)                                                                                        \
-  template void attention_forward<T>(const T*, const T*, const T*, const int32_t*, int64_t, int64_t, int64_t, \
-                                     int64_t, float, T*, T*, T*, float*, int);                                \
-  template int64_t attention_paged<T>(const T*, const T*, const T*, int64_t, const int32_t*, int64_t,         \
-                                      const int32_t*, const int32_t*, int64_t, int64_t, int64_t, int64_t,     \
-                                      int64_t, float, T*, int);                                               \
-  template int64_t attention_append<T>(                                                                       \
-      const T*, const T*, int64_t, const T*, int64_t, T*, T*, int64_t, const int32_t*, const int32_t*,        \
-      int64_t, const int32_t*, const int32_t*, int64_t, int64_t, int64_t, int64_t, int64_t, float, T*, int);  \
-  template int64_t write_pages<T>(const T*, int64_t, const T*, int64_t, T*, T*, int64_t, const int32_t*,      \
-                                  int64_t, int64_t, int64_t, int);
-INSTANTIATE(float)
-INSTANTIATE(bf16)
+template void attention_forward(const float*, const float*, const float*, const int32_t*, int64_t, int64_t,
+                                int64_t, int64_t, float, float*, float*, float*, float*, int);
+template void attention_forward(const bf16*, const bf16*, const bf16*, const int32_t*, int64_t, int64_t,
+                                int64_t, int64_t, float, bf16*, bf16*, bf16*, float*, int);
+
+#define INSTANTIATE(T, P)                                                                                      \
+  template int64_t attention_paged(const T*, const P*, const P*, int64_t, const int32_t*, int64_t,             \
+                                   const int32_t*, const int32_t*, int64_t, int64_t, int64_t, int64_t,         \
+                                   int64_t, float, T*, int);                                                   \
+  template int64_t attention_append(const T*, const T*, int64_t, const T*, int64_t, P*, P*, int64_t,           \
+                                    const int32_t*, const int32_t*, int64_t, const int32_t*, const int32_t*,   \
+                                    int64_t, int64_t, int64_t, int64_t, int64_t, float, T*, int);              \
+  template int64_t write_pages(const T*, int64_t, const T*, int64_t, P*, P*, int64_t, const int32_t*, int64_t, \
+                               int64_t, int64_t, int);
+INSTANTIATE(float, float)
+INSTANTIATE(bf16, bf16)
+INSTANTIATE(float, uint8_t)
+INSTANTIATE(bf16, uint8_t)

@@ -3,7 +3,8 @@
 // A page holds the keys or values of 64 tokens of one kv head, the tokens counted from the document's start.
 // Across: (D, 64), so that one load brings many tokens' d-th number. Along: (64, D rounded up to 16), so that
 // one load brings many numbers of one token. Both are stored in words of what one step of a dot product takes:
-// a float, or two bf16 of neighbouring rows (an odd last row is filled up).
+// a float, two bf16 of neighbouring rows, or four bytes (a last row that lacks neighbours is filled up). Bytes
+// are codes of -127 to 127 plus 128, and after a page's codes follow its 64 tokens' scales, floats.
 #pragma once
 
 #include <algorithm>
@@ -27,7 +28,10 @@ struct Words;
 template <>
 struct Words<float> {
   using Word = float;
-  static constexpr int kSteps = 1;  // numbers in a word
+  using Total = float;  // what a product's sums are
+  using Sum = f32;
+  static constexpr int kSteps = 1;           // numbers in a word
+  static constexpr int64_t kScaleWords = 0;  // after a page's numbers
   static f32 step(f32 sum, f32 a, f32 b) { return fma(a, b, sum); }
   static f32 load(const float* p) { return simd::load(p); }
   static f32 set(float a) { return simd::set(a); }
@@ -38,7 +42,10 @@ struct Words<float> {
 template <>
 struct Words<bf16> {
   using Word = uint32_t;
+  using Total = float;
+  using Sum = f32;
   static constexpr int kSteps = 2;
+  static constexpr int64_t kScaleWords = 0;
   static f32 step(f32 sum, pairs a, pairs b) { return dot_pairs(sum, a, b); }
   static pairs load(const uint32_t* p) {
     pairs v;
@@ -53,10 +60,23 @@ struct Words<bf16> {
     std::memcpy(to, &v, sizeof v);
   }
 };
+template <>
+struct Words<uint8_t> {
+  using Word = uint32_t;
+  using Total = int32_t;
+  using Sum = i32;
+  static constexpr int kSteps = 4;
+  static constexpr int64_t kScaleWords = kPage;
+  static i32 step(i32 sum, uint32_t a, bytes b) { return dot_bytes(sum, b, a); }  // a: signed, none -128
+  static bytes load(const uint32_t* p) { return load_bytes((const uint8_t*)p); }
+  static uint32_t set(uint32_t a) { return a; }
+};
 template <class T>
 using Word = typename Words<T>::Word;
+template <class T>
+using Total = typename Words<T>::Total;
 
-// Words of a page across and of a page along.
+// Words of a page across and of a page along, scales left out.
 template <class T>
 inline int64_t across_rows(int64_t dim) {
   return (dim + Words<T>::kSteps - 1) / Words<T>::kSteps;
@@ -69,6 +89,16 @@ inline int64_t across_size(int64_t dim) {
 template <class T>
 inline int64_t along_size(int64_t dim) {
   return kPage / Words<T>::kSteps * padded(dim);
+}
+
+// Words of one head's keys and values in a page, with their scales.
+template <class P>
+inline int64_t key_words(int64_t dim) {
+  return across_size<P>(dim) + Words<P>::kScaleWords;
+}
+template <class P>
+inline int64_t value_words(int64_t dim) {
+  return along_size<P>(dim) + Words<P>::kScaleWords;
 }
 
 // Stores `count` rows of dim numbers, `stride` apart, as the tokens place, place + 1, ... of a page.
@@ -132,18 +162,28 @@ struct Left {
   int64_t row, step;  // distances
 };
 
-template <class T, int R, int V>
-inline void product_tile(Left<T> a, const Word<T>* b, int64_t b_step, int64_t steps, float* out,
-                         int64_t out_row, bool fresh) {
-  f32 sum[R][V];
+// Asks for the line of memory `ahead` bytes after p, once a line of the vectors p + v kLanes.
+template <class W>
+inline void ask(const W* p, int v, int64_t ahead) {
+  if (v * kLanes * 4 % 64 == 0) __builtin_prefetch((const char*)(p + v * kLanes) + ahead, 0, 2);
+}
+
+template <class T, int R, int V, bool Asks>
+inline void product_tile(Left<T> a, const Word<T>* b, int64_t b_step, int64_t steps, Total<T>* out,
+                         int64_t out_row, bool fresh, int64_t ahead) {
+  typename Words<T>::Sum sum[R][V];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) sum[r][v] = fresh ? zero() : load(out + r * out_row + v * kLanes);
+    for (int v = 0; v < V; ++v)
+      sum[r][v] = fresh ? typename Words<T>::Sum{} : load(out + r * out_row + v * kLanes);
   for (int64_t k = 0; k < steps; ++k, b += b_step, a.words += a.step) {
     decltype(Words<T>::load(b)) right[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) right[v] = Words<T>::load(b + v * kLanes);
+    for (int v = 0; v < V; ++v) {
+      right[v] = in_register(Words<T>::load(b + v * kLanes));
+      if (Asks) ask(b, v, ahead);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       auto left = Words<T>::set(a.words[r * a.row]);
@@ -157,40 +197,41 @@ inline void product_tile(Left<T> a, const Word<T>* b, int64_t b_step, int64_t st
     for (int v = 0; v < V; ++v) store(out + r * out_row + v * kLanes, sum[r][v]);
 }
 
-template <class T, int R>
-inline void product_rows(Left<T> a, const Word<T>* b, int64_t b_step, int64_t steps, float* out,
-                         int64_t out_row, int64_t columns, bool fresh) {
+template <class T, int R, bool Asks>
+inline void product_rows(Left<T> a, const Word<T>* b, int64_t b_step, int64_t steps, Total<T>* out,
+                         int64_t out_row, int64_t columns, bool fresh, int64_t ahead) {
   int64_t c = 0;
   for (; c + kVectors * kLanes <= columns; c += kVectors * kLanes)
-    product_tile<T, R, kVectors>(a, b + c, b_step, steps, out + c, out_row, fresh);
+    product_tile<T, R, kVectors, Asks>(a, b + c, b_step, steps, out + c, out_row, fresh, ahead);
   switch ((columns - c) / kLanes) {
     case 3:
-      return product_tile<T, R, 3>(a, b + c, b_step, steps, out + c, out_row, fresh);
+      return product_tile<T, R, 3, Asks>(a, b + c, b_step, steps, out + c, out_row, fresh, ahead);
     case 2:
-      return product_tile<T, R, 2>(a, b + c, b_step, steps, out + c, out_row, fresh);
+      return product_tile<T, R, 2, Asks>(a, b + c, b_step, steps, out + c, out_row, fresh, ahead);
     case 1:
-      return product_tile<T, R, 1>(a, b + c, b_step, steps, out + c, out_row, fresh);
+      return product_tile<T, R, 1, Asks>(a, b + c, b_step, steps, out + c, out_row, fresh, ahead);
   }
 }
 
 // out (rows x columns) += a (rows x steps) b (steps x columns), or = where `fresh`; columns is a multiple of
-// kLanes. Every output is one chain over the steps in order, whatever the other sizes.
-template <class T>
-inline void product(Left<T> a, const Word<T>* b, int64_t b_step, int64_t steps, float* out, int64_t out_row,
-                    int64_t rows, int64_t columns, bool fresh) {
+// kLanes. Every output is one chain over the steps in order, whatever the other sizes. Where it Asks, what lies
+// `ahead` bytes after each line of b is brought near on the way, in the load slots that products leave free.
+template <class T, bool Asks = false>
+inline void product(Left<T> a, const Word<T>* b, int64_t b_step, int64_t steps, Total<T>* out, int64_t out_row,
+                    int64_t rows, int64_t columns, bool fresh, int64_t ahead = 0) {
   for (; rows >= kRows; rows -= kRows, a.words += kRows * a.row, out += kRows * out_row)
-    product_rows<T, kRows>(a, b, b_step, steps, out, out_row, columns, fresh);
+    product_rows<T, kRows, Asks>(a, b, b_step, steps, out, out_row, columns, fresh, ahead);
   switch (rows) {
     case 5:
-      return product_rows<T, 5>(a, b, b_step, steps, out, out_row, columns, fresh);
+      return product_rows<T, 5, Asks>(a, b, b_step, steps, out, out_row, columns, fresh, ahead);
     case 4:
-      return product_rows<T, 4>(a, b, b_step, steps, out, out_row, columns, fresh);
+      return product_rows<T, 4, Asks>(a, b, b_step, steps, out, out_row, columns, fresh, ahead);
     case 3:
-      return product_rows<T, 3>(a, b, b_step, steps, out, out_row, columns, fresh);
+      return product_rows<T, 3, Asks>(a, b, b_step, steps, out, out_row, columns, fresh, ahead);
     case 2:
-      return product_rows<T, 2>(a, b, b_step, steps, out, out_row, columns, fresh);
+      return product_rows<T, 2, Asks>(a, b, b_step, steps, out, out_row, columns, fresh, ahead);
     case 1:
-      return product_rows<T, 1>(a, b, b_step, steps, out, out_row, columns, fresh);
+      return product_rows<T, 1, Asks>(a, b, b_step, steps, out, out_row, columns, fresh, ahead);
   }
 }
 

@@ -43,6 +43,13 @@ bool supported(const char* isa) {
   def(m, #op "_f32", &op<float>); \
   def(m, #op "_bf16", &op<bf16>)
 
+// Of numbers and of what pages hold.
+#define PAGED(op)                             \
+  def(m, #op "_f32_f32", &op<float, float>);  \
+  def(m, #op "_f32_u8", &op<float, uint8_t>); \
+  def(m, #op "_bf16_bf16", &op<bf16, bf16>);  \
+  def(m, #op "_bf16_u8", &op<bf16, uint8_t>)
+
 PYBIND11_MODULE(PYENGINE_MODULE, m) {
   m.def("supported", &supported);
   m.def("entry", [](const std::string& name) {
@@ -66,9 +73,9 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
   BOTH(embedding_backward);
   BOTH(attention_forward);
   BOTH(attention_backward);
-  BOTH(attention_paged);
-  BOTH(attention_append);
-  BOTH(write_pages);
+  PAGED(attention_paged);
+  PAGED(attention_append);
+  PAGED(write_pages);
   BOTH(rope_forward);
   BOTH(rope_backward);
   def(m, "sample", &sample);

@@ -42,25 +42,26 @@ void attention_backward(const T* dout, const T* q, const T* k, const T* v, const
                         const int32_t* cu_seqlens, int64_t documents, int64_t heads, int64_t kv_heads,
                         int64_t dim, float scale, T* pages, float* partial, T* dq, T* dk, T* dv, int threads);
 
-// The forward pass over pages already written. Returns -1, or the request whose numbers do not fit.
-template <class T>
-int64_t attention_paged(const T* q, const T* k_pages, const T* v_pages, int64_t page_count,
+// The forward pass over pages already written, of P: T, or uint8_t for codes. Returns -1, or the request whose
+// numbers do not fit.
+template <class T, class P>
+int64_t attention_paged(const T* q, const P* k_pages, const P* v_pages, int64_t page_count,
                         const int32_t* block_table, int64_t table_width, const int32_t* q_start,
                         const int32_t* context_lens, int64_t requests, int64_t tokens, int64_t heads,
                         int64_t kv_heads, int64_t dim, float scale, T* out, int threads);
 
 // Stores token t, rows of k and v `stride` apart, at slots[t] = page * 64 + place. Returns -1, or the token
 // whose slot does not exist.
-template <class T>
-int64_t write_pages(const T* k, int64_t k_stride, const T* v, int64_t v_stride, T* k_pages, T* v_pages,
+template <class T, class P>
+int64_t write_pages(const T* k, int64_t k_stride, const T* v, int64_t v_stride, P* k_pages, P* v_pages,
                     int64_t page_count, const int32_t* slots, int64_t tokens, int64_t kv_heads, int64_t dim,
                     int threads);
 
 // Both. Returns -1, or the request whose numbers do not fit, or `requests` + the token whose slot does not
 // exist; then nothing was written.
-template <class T>
-int64_t attention_append(const T* q, const T* k, int64_t k_stride, const T* v, int64_t v_stride, T* k_pages,
-                         T* v_pages, int64_t page_count, const int32_t* slots, const int32_t* block_table,
+template <class T, class P>
+int64_t attention_append(const T* q, const T* k, int64_t k_stride, const T* v, int64_t v_stride, P* k_pages,
+                         P* v_pages, int64_t page_count, const int32_t* slots, const int32_t* block_table,
                          int64_t table_width, const int32_t* q_start, const int32_t* context_lens,
                          int64_t requests, int64_t tokens, int64_t heads, int64_t kv_heads, int64_t dim,
                          float scale, T* out, int threads);

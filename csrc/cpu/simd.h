@@ -42,7 +42,23 @@ inline f32 load(const float* p) {
   return v;
 }
 inline void store(float* p, f32 v) { std::memcpy(p, &v, sizeof v); }
+inline i32 load(const int32_t* p) {
+  i32 v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+inline void store(int32_t* p, i32 v) { std::memcpy(p, &v, sizeof v); }
 inline f32 set(float a) { return a - f32{}; }
+// v, which the compiler then keeps: GCC would load again for each use what it could hold in a register.
+template <class V>
+inline V in_register(V v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__SSE__)
+  asm("" : "+x"(v));
+#endif
+  return v;
+}
 inline f32 zero() { return f32{}; }
 
 inline f32 fma(f32 a, f32 b, f32 c) {
@@ -377,7 +393,11 @@ inline void store(int8_t* p, i32 v) {
 }
 inline int32_t sum(i32 v) {
 #if defined(__AVX512F__)
-  return _mm512_reduce_add_epi32((__m512i)v);
+  __m256i half = _mm256_add_epi32(_mm512_castsi512_si256((__m512i)v),
+                                  _mm512_maskz_extracti32x8_epi32(0xff, (__m512i)v, 1));
+  __m128i four = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+  four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
 #else
   int32_t total = 0;
   for (int i = 0; i < kLanes; ++i) total += v[i];

@@ -13,7 +13,7 @@ from .. import _native
 from .._library import Example, needs_grad, register
 from .._memory import large_empty
 from .._select import select
-from .reference import PAGE_SIZE
+from .reference import CODES, PAGE_SIZE, SCALE_BYTES
 
 __all__ = ["attention", "attention_append", "attention_paged", "new_pages", "write_pages", "PAGE_SIZE"]
 
@@ -50,6 +50,10 @@ def attention_paged(
 ) -> torch.Tensor:
     """The newest rows of R requests, their keys and values read from pages; bit-equal to attention()'s rows.
 
+    Pages of codes are read as the numbers that the codes stand for, on the CPU with one more rounding: queries of
+    15 bits, weights of a page of 14 (docs/numerics.md). The bits are then independent of batch, chunks and
+    paging too, but they are not attention()'s.
+
     q (T, H, D): request r has the queries q_start[r] to q_start[r + 1] (one when decoding, more when
     prefilling), the last of them at position context_lens[r] - 1 of the request. k_pages and v_pages come from
     new_pages() and were filled by write_pages(), the queries' own tokens included. block_table (R, N) int32
@@ -79,6 +83,8 @@ def attention_append(
 ) -> torch.Tensor:
     """write_pages(k, v, k_pages, v_pages, slots), then attention_paged(q, ...), as one op.
 
+    With pages of codes the queries meet their own tokens as codes too.
+
     A decoded token's keys and values are written by the task that reads their page next. No request may read a
     slot that another writes. Raises ValueError as both do; pages are then as they were.
     """
@@ -98,12 +104,18 @@ def new_pages(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Unwritten (k_pages, v_pages) for `pages` pages of 64 tokens; the first dimension is the page.
 
+    dtype: the keys' and values' own, float32 or bfloat16; or int8, for pages of codes: each token's numbers of a
+    head as whole ones of -127 to 127 and a scale, their largest magnitude / 127 (NaN for both key and value
+    where one is no number). Heads are then of at most 1,024.
+
     Inside a page the layout is the kernels': keys of a head lie side by side (D, 64), since scores are computed
     for many keys at once; values lie (64, D rounded up to 16). In bfloat16 the numbers that a dot product pairs
-    are adjacent: keys (D / 2, 64, 2), values (32, D, 2).
+    are adjacent: keys (D / 2, 64, 2), values (32, D, 2). Codes are bytes, plus 128: keys (D / 4, 64, 4), values
+    (16, D, 4), and behind the codes of a head the 64 tokens' scales, float32.
     """
     shapes = _page_shapes(pages, kv_heads, head_dim, dtype)
-    k_pages, v_pages = (large_empty(shape, dtype, device) for shape in shapes)
+    stored = CODES if dtype == torch.int8 else dtype
+    k_pages, v_pages = (large_empty(shape, stored, device) for shape in shapes)
     return k_pages, v_pages
 
 
@@ -111,6 +123,8 @@ def write_pages(
     k: torch.Tensor, v: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, slots: torch.Tensor
 ) -> None:
     """Store k and v (T, K, D) into pages, in place: token t at slots[t] = page * 64 + place in the page, int32.
+
+    In pages of codes they are rounded; every backend makes the same codes and scales.
 
     Raises ValueError for shapes or types that do not fit, or a slot outside the pages.
     """
@@ -157,13 +171,18 @@ def _through_pages(q, k, v, block_table, q_start, context_lens):
 
 def _page_shapes(pages, kv_heads, dim, dtype):
     padded = -(-dim // 16) * 16
+    if dtype in (torch.int8, CODES):
+        if dim > 1024:
+            raise ValueError(f"attention: int8 pages hold heads of at most 1,024, got {dim}")
+        sizes = (-(-dim // 4) * 4 * PAGE_SIZE, padded * PAGE_SIZE)
+        return tuple((pages, kv_heads, size + SCALE_BYTES) for size in sizes)
     if dtype == torch.bfloat16:
         return (
             (pages, kv_heads, -(-dim // 2), PAGE_SIZE, 2),
             (pages, kv_heads, PAGE_SIZE // 2, padded, 2),
         )
     if dtype != torch.float32:
-        raise ValueError(f"attention: expected float32 or bfloat16, got {dtype}")
+        raise ValueError(f"attention: expected pages of float32, bfloat16 or int8, got {dtype}")
     return (pages, kv_heads, dim, PAGE_SIZE), (pages, kv_heads, PAGE_SIZE, padded)
 
 
@@ -180,12 +199,12 @@ def _check(q, k, v) -> None:
 
 def _check_paged(q, k_pages, v_pages, block_table, q_start, context_lens) -> None:
     pages, heads, dim = len(k_pages), k_pages.shape[1], q.shape[-1]
-    if q.dim() != 3 or q.dtype != k_pages.dtype or q.shape[1] % heads:
+    if q.dim() != 3 or not _stores(k_pages, q.dtype) or q.shape[1] % heads:
         raise ValueError(f"attention_paged: q {_describe(q)} does not fit k_pages {_describe(k_pages)}")
-    expected = _page_shapes(pages, heads, dim, q.dtype)
+    expected = _page_shapes(pages, heads, dim, k_pages.dtype)
     for name, t, shape in (("k_pages", k_pages, expected[0]), ("v_pages", v_pages, expected[1])):
-        if t.shape != shape or t.dtype != q.dtype:
-            raise ValueError(f"attention_paged: expected {name} {shape} {q.dtype}, got {_describe(t)}")
+        if t.shape != shape or t.dtype != k_pages.dtype:
+            raise ValueError(f"attention_paged: expected {name} {shape} {k_pages.dtype}, got {_describe(t)}")
     requests = context_lens.numel()
     fits = block_table.dim() == 2 and len(block_table) == requests and q_start.shape == (requests + 1,)
     if not fits or any(t.dtype != torch.int32 for t in (block_table, q_start, context_lens)):
@@ -196,14 +215,20 @@ def _check_paged(q, k_pages, v_pages, block_table, q_start, context_lens) -> Non
 
 
 def _check_write(k, v, k_pages, v_pages, slots) -> None:
-    expected = _page_shapes(len(k_pages), k.shape[1], k.shape[2], k.dtype)
-    if v.shape != k.shape or (k_pages.shape, v_pages.shape) != expected or k_pages.dtype != k.dtype:
+    expected = _page_shapes(len(k_pages), k.shape[1], k.shape[2], k_pages.dtype)
+    fits = (k_pages.shape, v_pages.shape) == expected and _stores(k_pages, k.dtype)
+    if v.shape != k.shape or v.dtype != k.dtype or v_pages.dtype != k_pages.dtype or not fits:
         raise ValueError(
             f"write_pages: k {_describe(k)}, v {_describe(v)} do not fit the pages {_describe(k_pages)}, "
             f"{_describe(v_pages)}"
         )
     if slots.shape != k.shape[:1] or slots.dtype != torch.int32:
         raise ValueError(f"write_pages: slots must be ({len(k)},) int32, got {_describe(slots)}")
+
+
+def _stores(pages, dtype) -> bool:
+    """Whether pages of this type hold numbers of that."""
+    return dtype in (torch.float32, torch.bfloat16) and pages.dtype in (dtype, CODES)
 
 
 def _with_rows(t: torch.Tensor) -> torch.Tensor:

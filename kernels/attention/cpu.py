@@ -53,11 +53,11 @@ def _page_count(cu_seqlens) -> int:
 
 def forward_paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale):
     tokens, heads, dim = q.shape
-    dtype, out = q.dtype, torch.empty_like(q)
-    wrong = _native.kernel("attention_paged", dtype)(
+    dtype, stored, out = q.dtype, k_pages.dtype, torch.empty_like(q)
+    wrong = _native.kernel("attention_paged", dtype, stored)(
         _native.address(q, dtype, q.numel()),
-        _native.address(k_pages, dtype, k_pages.numel()),
-        _native.address(v_pages, dtype, v_pages.numel()),
+        _native.address(k_pages, stored, k_pages.numel()),
+        _native.address(v_pages, stored, v_pages.numel()),
         len(k_pages),
         *_requests(block_table, q_start, context_lens),
         tokens, heads, k_pages.shape[1], dim, scale,
@@ -69,12 +69,12 @@ def forward_paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale
 
 def write_pages(k, v, k_pages, v_pages, slots):
     tokens, kv_heads, dim = k.shape
-    dtype = k.dtype
-    wrong = _native.kernel("write_pages", dtype)(
+    dtype, stored = k.dtype, k_pages.dtype
+    wrong = _native.kernel("write_pages", dtype, stored)(
         *_native.rows(k, dtype),
         *_native.rows(v, dtype),
-        _native.address(k_pages, dtype, k_pages.numel()),
-        _native.address(v_pages, dtype, v_pages.numel()),
+        _native.address(k_pages, stored, k_pages.numel()),
+        _native.address(v_pages, stored, v_pages.numel()),
         len(k_pages),
         _native.address(slots, torch.int32, tokens),
         tokens, kv_heads, dim, _native.threads(),
@@ -85,13 +85,13 @@ def write_pages(k, v, k_pages, v_pages, slots):
 
 def append_paged(q, k, v, k_pages, v_pages, slots, block_table, q_start, context_lens, scale):
     tokens, heads, dim = q.shape
-    dtype, out = q.dtype, torch.empty_like(q)
-    wrong = _native.kernel("attention_append", dtype)(
+    dtype, stored, out = q.dtype, k_pages.dtype, torch.empty_like(q)
+    wrong = _native.kernel("attention_append", dtype, stored)(
         _native.address(q, dtype, q.numel()),
         *_native.rows(k, dtype),
         *_native.rows(v, dtype),
-        _native.address(k_pages, dtype, k_pages.numel()),
-        _native.address(v_pages, dtype, v_pages.numel()),
+        _native.address(k_pages, stored, k_pages.numel()),
+        _native.address(v_pages, stored, v_pages.numel()),
         len(k_pages),
         _native.address(slots, torch.int32, tokens),
         *_requests(block_table, q_start, context_lens),

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from .._triton import dot, dot_onto, remembered
-from .reference import PAGE_SIZE
+from .reference import CODES, PAGE_SIZE
 
 WARPS = 8
 PROGRAMS = 512  # that decoding aims at: about four an SM of the largest cards
@@ -347,6 +347,7 @@ def backward(dout, q, k, v, out, lse, cu_seqlens, scale):
 
 
 def forward_paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale):
+    _refuse_codes(k_pages)
     (tokens, heads, dim), kv_heads = q.shape, k_pages.shape[1]
     out = torch.empty_like(q)
     if not tokens:
@@ -382,6 +383,7 @@ def forward_paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale
 
 
 def write_pages(k, v, k_pages, v_pages, slots):
+    _refuse_codes(k_pages)
     tokens, kv_heads, dim = k.shape
     if tokens:
         write_pages_kernel[(tokens, kv_heads)](
@@ -441,6 +443,11 @@ def _tiles(cu_seqlens, rows: int) -> torch.Tensor:
 def _strides(k_pages, v_pages, dim: int) -> tuple[int, int, int]:
     """D rounded up as the values have it, and the sizes of one head's share of a page."""
     return -(-dim // 16) * 16, k_pages[0, 0].numel(), v_pages[0, 0].numel()
+
+
+def _refuse_codes(k_pages) -> None:
+    if k_pages.dtype is CODES:
+        raise NotImplementedError(f"attention: triton has no int8 pages, got k_pages {tuple(k_pages.shape)}")
 
 
 def _pair(t) -> int:

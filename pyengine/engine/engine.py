@@ -60,11 +60,13 @@ class Engine:
     """See the module. model: a Transformer, or the path of a Hugging Face directory or a .gguf file.
 
     tokenizer: kept for callers; the engine itself sees ids only. tools: what a request may call. max_batch:
-    requests computed at once. pages: of 64 tokens in the KV cache, by default enough for max_batch requests
-    of the model's whole context, at most about 1 GiB. step_tokens: tokens computed in one step at most. draft:
-    tokens of a request that a step may guess from its earlier ones and compute along (draft.py), 0 for none: the
-    same answers bit for bit, in fewer steps where text repeats itself. device: where a path is loaded to, "cpu" or
-    "cuda"; a model given is used where it is.
+    requests computed at once. pages: of 64 tokens in the KV cache, by default enough for max_batch requests of the
+    model's whole context, at most about 1 GiB. kv_dtype: "auto" keeps keys and values in the model's type; "int8"
+    as bytes with a scale for each token and head, half of bfloat16's memory, so that answers differ a little from
+    the trainer's log-probabilities and from an engine's without it. step_tokens: tokens computed in one step at
+    most. draft: tokens of a request that a step may guess from its earlier ones and compute along (draft.py), 0
+    for none: the same answers bit for bit, in fewer steps where text repeats itself. device: where a path is loaded
+    to, "cpu" or "cuda"; a model given is used where it is.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Engine:
         *,
         max_batch: int = 128,
         pages: int | None = None,
+        kv_dtype: str = "auto",
         step_tokens: int = 512,
         draft: int = 0,
         runner: Any = None,
@@ -85,7 +88,7 @@ class Engine:
 
             if isinstance(model, (str, PathLike)):
                 model, tokenizer = _load(model, tokenizer, device)
-            runner = ModelRunner(model, max_batch, max(step_tokens, max_batch), pages)
+            runner = ModelRunner(model, max_batch, max(step_tokens, max_batch), pages, kv_dtype)
         self.model, self.tokenizer, self.tools = model, tokenizer, tools
         self.max_context = min(runner.max_context, runner.pages * PAGE)
         self.stats = Stats()
@@ -188,6 +191,11 @@ class Engine:
     def pages_held(self) -> int:
         """Pages that requests hold; the others are free, or known and given away when needed."""
         return self._scheduler.pool.pages - self._scheduler.pool.available
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Memory that a token's keys and values take in the cache, all layers together."""
+        return self._runner.page_bytes / PAGE
 
     def step(self) -> list[Request]:
         """Compute one step; the requests that got a token or ended in it."""

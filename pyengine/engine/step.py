@@ -30,6 +30,7 @@ from .scheduler import Plan, Request
 CACHE_BYTES = 1 << 30
 ALIGN = 64  # of each buffer
 DUMMY = ()  # what a dummy's row of the block table holds
+KV_DTYPES = ("auto", "int8")
 MOST_CAPTURED = 256  # steps; those with drafts come in many sizes
 NATIVE_OPS = ("embedding", "rmsnorm", "linear", "quantized", "rope", "attention", "swiglu", "sample")
 
@@ -39,7 +40,8 @@ _version = attrgetter("_version")
 class ModelRunner:
     """Runs plans of at most step_tokens tokens of max_batch requests on a Transformer.
 
-    graphs: what captures steps on the model's device, if that is no CPU; None for the device's own.
+    kv_dtype: what the cache holds. graphs: what captures steps on the model's device, if that is no CPU; None for the
+    device's own.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class ModelRunner:
         max_batch: int,
         step_tokens: int,
         pages: int | None = None,
+        kv_dtype: str = "auto",
         graphs: Graphs | None = None,
     ):
         config = model.config
@@ -55,13 +58,11 @@ class ModelRunner:
         self.model, self.max_batch = model, max_batch
         self.vocabulary, self.max_context = config.vocab_size, config.max_position_embeddings
         per_request = -(-self.max_context // PAGE)
-        page_bytes = PAGE * 2 * config.layers * config.kv_heads * config.head_dim * model.dtype.itemsize
-        self.pages = pages or max(per_request, min(max_batch * per_request, CACHE_BYTES // page_bytes))
-        self._cache = [
-            # the last page: for dummies
-            new_pages(self.pages + 1, config.kv_heads, config.head_dim, model.dtype, model.device)
-            for _ in range(config.layers)
-        ]
+        shape = config.kv_heads, config.head_dim, _cache_type(kv_dtype, model)
+        self.page_bytes = config.layers * sum(part.nbytes for part in new_pages(1, *shape))
+        self.pages = pages or max(per_request, min(max_batch * per_request, CACHE_BYTES // self.page_bytes))
+        with_dummy = self.pages + 1  # the last: for dummies
+        self._cache = [new_pages(with_dummy, *shape, model.device) for _ in range(config.layers)]
         # captured steps must not find it short
         table(config.rope_theta, config.head_dim, self.max_context, model.device, config.rope_divisors)
         self._inputs = Inputs(
@@ -338,6 +339,13 @@ class Inputs:
             self._top_p[:rows] = [request.params.top_p for request in requests]
             self._min_p[:rows] = [request.params.min_p for request in requests]
         self._sample_positions[:rows] = positions
+
+
+def _cache_type(kv_dtype: str, model: Any) -> torch.dtype:
+    """What pages hold: the model's numbers, or codes."""
+    if kv_dtype not in KV_DTYPES:
+        raise ValueError(f"Engine: kv_dtype must be one of {', '.join(KV_DTYPES)}, got {kv_dtype!r}")
+    return torch.int8 if kv_dtype == "int8" else model.dtype
 
 
 def _packed(weights: Any) -> list[PackedWeight]:

@@ -2,12 +2,13 @@
 
 from .conversation import Conversation, Event
 from .formats import Format, OwnFormat, TemplateFormat, TextFormat
-from .loading import Served, open_model
+from .loading import KvDtype, Served, open_model
 
 __all__ = [
     "Conversation",
     "Event",
     "Format",
+    "KvDtype",
     "OwnFormat",
     "Served",
     "TemplateFormat",

@@ -8,7 +8,7 @@ from pathlib import Path
 import tyro
 
 from ..errors import UserError
-from .loading import open_model
+from .loading import KvDtype, open_model
 
 # Seconds that an idle connection is kept: longer than clients keep theirs (httpx, and so the openai client: 5), since a
 # request that is sent while the server hangs up is lost.
@@ -33,6 +33,8 @@ class Command:
     """answers written at once; more wait"""
     pages: int = 0
     """of 64 tokens in the cache; 0: enough for whole contexts, up to about 1 GiB"""
+    kv_dtype: KvDtype = "auto"
+    """keys and values in the model's own type, or as int8: half of bfloat16's memory, so twice the answers"""
     max_waiting: int = 256
     """answers asked for and not finished; more are refused"""
     max_body: int = 1 << 20
@@ -57,7 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
         if not local and not command.api_key:
             print("warning: anybody who reaches this address may use the model; --api-key asks for a key",
                   file=sys.stderr)  # fmt: skip
-        served = open_model(command.model, command.max_batch, pages=command.pages or None)
+        served = open_model(
+            command.model, command.max_batch, pages=command.pages or None, kv_dtype=command.kv_dtype
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -7,11 +7,14 @@ directory gives what is in it.
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ..engine import Engine, Tools
 from ..errors import UserError
 from ..text import SearchTool, Tokenizer
 from .formats import Format, TextFormat, format_of
+
+KvDtype = Literal["auto", "int8"]
 
 # Stage and folder of the checkpoint it writes, latest first.
 CHECKPOINTS = (("rl", "rl"), ("search", "search"), ("know", "know"), ("sft", "sft"), ("pretrain", "base"))
@@ -27,8 +30,17 @@ class Served:
     folder: Path
 
 
-def open_model(path: Path, max_batch: int = 16, with_search: bool = True, pages: int | None = None) -> Served:
-    """Load what `path` names; UserError says what was expected where it is not there. pages: of the cache."""
+def open_model(
+    path: Path,
+    max_batch: int = 16,
+    with_search: bool = True,
+    pages: int | None = None,
+    kv_dtype: KvDtype = "auto",
+) -> Served:
+    """Load what `path` names; UserError says what was expected where it is not there.
+
+    pages: of the cache; kv_dtype: what they hold.
+    """
     if (path / "config.json").exists() or (path.suffix == ".gguf" and path.is_file()):
         folder, base, index = path, False, None
     elif (path / "stages").is_dir():
@@ -45,7 +57,7 @@ def open_model(path: Path, max_batch: int = 16, with_search: bool = True, pages:
     tools = None
     if with_search and index is not None and index.exists() and not base:
         tools = _search_of(index, tokenizer)
-    engine = Engine(load(folder), tokenizer, tools, max_batch=max_batch, pages=pages)
+    engine = Engine(load(folder), tokenizer, tools, max_batch=max_batch, pages=pages, kv_dtype=kv_dtype)
     how = TextFormat(tokenizer) if base else format_of(tokenizer, folder, searches=tools is not None)
     return Served(engine, tokenizer, how, folder)
 

@@ -69,6 +69,7 @@ class Metrics:
             ("pages", engine.pages, "Pages of the key-value cache."),
             ("pages_held", engine.pages_held, "Pages that unfinished answers hold."),
             ("memory_bytes", resident(), "Memory of the process."),
+            ("kv_bytes_per_token", engine.bytes_per_token, "Memory of a token's keys and values."),
         ):
             add(name, "gauge", about, {"": value})
         for name, histogram, about in (

@@ -24,6 +24,7 @@ class FakeRunner:
         self.sees = sees
         self.pages, self.vocabulary, self.max_context = pages, vocabulary, max_context
         self.memory = np.full((pages, PAGE), -1)
+        self.page_bytes = self.memory[0].nbytes
         self.salt = 0  # stands for the weights
         self.changed = False
         self.widest = self.most = 0

@@ -97,18 +97,20 @@ def test_extremes(backend, dtype, scale):
     check(tensors, bounds, backend, fused)
 
 
-def paged(tensors, lengths, chunks, seed=0):
+def paged(tensors, lengths, chunks, seed=0, kept=None):
     """attention() by way of pages: each document written and queried in chunks, all requests advancing together.
 
     `chunks` yields the number of tokens a request takes in a turn. Every second turn writes and attends as one
     op, from keys and values that lie side by side. Pages are dealt in random order from memory
-    that holds NaN, and the unused page of every request's table is out of range.
+    that holds NaN, and the unused page of every request's table is out of range. kept: the type of the pages'
+    numbers, by default the tensors'.
     """
     q, k, v = (t.detach() for t in tensors)
     make = torch.Generator().manual_seed(seed)
     need = [-(-n // PAGE_SIZE) for n in lengths]
-    k_pages, v_pages = new_pages(sum(need) + 1, k.shape[1], k.shape[2], k.dtype, k.device)
-    k_pages.fill_(float("nan")), v_pages.fill_(float("nan"))
+    k_pages, v_pages = new_pages(sum(need) + 1, k.shape[1], k.shape[2], kept or k.dtype, k.device)
+    for pages in (k_pages, v_pages):
+        pages.fill_(255 if kept else float("nan"))  # four bytes of 255 are a NaN too
     free = torch.randperm(sum(need) + 1, generator=make).tolist()
     tables = [[free.pop() for _ in range(n)] for n in need]
     starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
@@ -246,6 +248,111 @@ def test_spans_are_folded_in_one_order(backend, dtype, monkeypatch):
         for wide in (torch.float64, dtype)
     )  # fmt: skip
     assert_as_good_as_torch(results[0], plain, truth, op=OP, what="paged", backend=backend)
+
+
+def skip_without_codes(backend):
+    if backend.name == "triton":
+        pytest.skip("Triton has no int8 pages")
+
+
+def as_codes(tensors, backend):
+    """One document written into pages of codes: (pages, arguments of attention_paged for all of its rows)."""
+    q, k, v = (t.detach() for t in tensors)
+    tokens, kv_heads, dim = k.shape
+    count = -(-tokens // PAGE_SIZE)
+    pages = [part.fill_(255) for part in new_pages(count, kv_heads, dim, torch.int8, backend.device)]
+    write_pages(k, v, *pages, torch.arange(tokens, dtype=torch.int32))
+    numbers = torch.arange(count, dtype=torch.int32)[None], torch.tensor([0, tokens], dtype=torch.int32)
+    return pages, (*numbers, torch.tensor([tokens], dtype=torch.int32))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [1, 33, 64, 130])
+def test_codes_are_the_references(backend, dim, dtype):
+    """Equal numbers and scales, also of zeros, of the smallest and largest numbers, and of what is no number."""
+    skip_without_codes(backend)
+    tensors, _ = inputs([70], 4, 2, dim, dtype)
+    with torch.no_grad():
+        for t in tensors[1:]:
+            t[1], t[2], t[3] = 0, t[2] * 1e-40, t[3].sign() * 3e38
+        tensors[1][4, 0, 0], tensors[2][5, 1, dim // 2] = float("nan"), float("-inf")
+    ours, _ = as_codes(tensors, backend)
+    truth = [t.fill_(255) for t in new_pages(2, 2, dim, torch.int8)]
+    reference.write_pages(*(t.detach() for t in tensors[1:]), *truth, torch.arange(70, dtype=torch.int32))
+    for a, b in zip(*(reference._read_pages(*pages, 70, dim) for pages in (ours, truth)), strict=True):
+        assert torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
+        assert a.isnan().all(-1).nonzero().tolist() == [[4, 0], [5, 1]]  # the key and the value of either
+    for (_, a), (_, b) in zip(reference._views(*ours), reference._views(*truth), strict=True):
+        assert torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "case", [(200, 6, 2, 64), (70, 4, 2, 33), (130, 7, 7, 5), (100, 16, 1, 128)], ids=str
+)
+def test_codes_within_the_stated_bound(backend, case, dtype):
+    """docs/numerics.md: what reading codes may add to the error, over float64 on the numbers they stand for."""
+    skip_without_codes(backend)
+    tokens, heads, kv_heads, dim = case
+    tensors, bounds = inputs([tokens], heads, kv_heads, dim, dtype)
+    pages, numbers = as_codes(tensors, backend)
+    ours = attention_paged(tensors[0].detach(), *pages, *numbers).double()
+    k, v = (t.double() for t in reference._read_pages(*pages, tokens, dim))
+    q, scale, group = tensors[0].detach().double(), dim**-0.5, heads // kv_heads
+    truth = reference._rows(q, k, v, scale)[0]
+    score = q.abs().amax(-1) / 32512 * scale * k.abs().sum(-1).amax(0).repeat_interleave(group)
+    most = v.abs().amax((0, 2)).repeat_interleave(group)
+    bound = ((torch.expm1(2 * score) + 64 / 32512 + 1e-5) * most)[..., None]
+    rounding = truth.abs() / 256 if dtype is torch.bfloat16 else 0
+    assert ((ours - truth).abs() <= bound + rounding).all()
+    exact = plain(*(t.detach().double() for t in tensors), bounds, scale)
+    assert (ours - exact).norm() < 0.015 * exact.norm()
+    if dtype is torch.float32:  # seldom does it all add up
+        assert (ours - truth).norm() < 2e-4 * truth.norm()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(4, 2, 33), (16, 1, 16), (3, 3, 128)], ids=str)
+def test_codes_have_the_same_bits_in_any_chunks(backend, shape, dtype):
+    if backend.name != "cpu":
+        pytest.skip("plain torch promises no bits, and Triton has no int8 pages")
+    lengths = [130, 1, 67]
+    tensors, _ = inputs(lengths, *shape, dtype)
+    random = torch.Generator().manual_seed(5)
+
+    def chunks():
+        while True:
+            yield int(torch.randint(1, 100, (1,), generator=random))
+
+    whole = paged(tensors, lengths, iter([1000] * 9), kept=torch.int8)
+    assert whole.isfinite().all()
+    try:
+        for threads in (1, 2):
+            _native.set_threads(threads)
+            assert torch.equal(paged(tensors, lengths, chunks(), threads, torch.int8), whole)
+            assert torch.equal(paged(tensors, lengths, one_by_one(), threads, torch.int8), whole)
+    finally:
+        _native.set_threads(None)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_no_number_among_codes_spoils_only_who_sees_it(backend, part, bad):
+    if backend.name != "cpu":
+        pytest.skip("plain torch multiplies later values with zero, and Triton has no int8 pages")
+    tensors, _ = inputs([100], 4, 2, 32, torch.float32)
+    pages, numbers = as_codes(tensors, backend)
+    clean = attention_paged(tensors[0].detach(), *pages, *numbers)
+    with torch.no_grad():
+        tensors[part][70, 1, 3] = bad
+    pages, numbers = as_codes(tensors, backend)
+    dirty = attention_paged(tensors[0].detach(), *pages, *numbers)
+    spoiled = torch.zeros(100, 4, dtype=torch.bool)
+    if part == 0:
+        spoiled[70, 1] = True
+    else:
+        spoiled[70:, 2:] = True
+    assert dirty[spoiled].isnan().all() and torch.equal(clean[~spoiled], dirty[~spoiled])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

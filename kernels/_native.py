@@ -139,8 +139,12 @@ def address(tensor: torch.Tensor | None, dtype: torch.dtype, numel: int, device:
     """The address of a contiguous tensor after checking what the kernel will rely on; 0 for None."""
     if tensor is None:
         return 0
-    right_place = tensor.device.type == device or (CUDA_SHIM and device == "cuda")
-    if not (right_place and tensor.dtype is dtype and tensor.is_contiguous() and tensor.numel() == numel):
+    if not (
+        _lies_on(tensor, device)
+        and tensor.dtype is dtype
+        and tensor.is_contiguous()
+        and tensor.numel() == numel
+    ):
         raise ValueError(
             f"a kernel expected {numel} contiguous numbers of {dtype} on {device}, got {tuple(tensor.shape)} of "
             f"{tensor.dtype} with strides {tensor.stride()} on {tensor.device}"
@@ -150,11 +154,15 @@ def address(tensor: torch.Tensor | None, dtype: torch.dtype, numel: int, device:
     return tensor.data_ptr()
 
 
-def rows(tensor: torch.Tensor, dtype: torch.dtype) -> tuple[int, int]:
+def _lies_on(tensor: torch.Tensor, device: str) -> bool:
+    return tensor.device.type == device or (CUDA_SHIM is not None and device == "cuda")
+
+
+def rows(tensor: torch.Tensor, dtype: torch.dtype, device: str = "cpu") -> tuple[int, int]:
     """(address, numbers from one row to the next) of a tensor whose rows are contiguous but may lie apart."""
-    if not (tensor.device.type == "cpu" and tensor.dtype is dtype and has_rows(tensor)):
+    if not (_lies_on(tensor, device) and tensor.dtype is dtype and has_rows(tensor)):
         raise ValueError(
-            f"a kernel expected contiguous rows of {dtype} on the cpu, got {tuple(tensor.shape)} of "
+            f"a kernel expected contiguous rows of {dtype} on {device}, got {tuple(tensor.shape)} of "
             f"{tensor.dtype} with strides {tensor.stride()} on {tensor.device}"
         )
     if keep is not None:

@@ -1,9 +1,7 @@
-"""What the Triton kernels share: matrix products, tables of addresses, and facts read back from the device once."""
+"""What the Triton kernels share: matrix products and tables of addresses."""
 
 import os
-import weakref
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -44,25 +42,6 @@ def floats_at(addresses, index, ALIGNED: tl.constexpr):
     if ALIGNED:
         tensor = tl.multiple_of(tensor, 16)
     return tensor
-
-
-def remembered(function: Callable) -> Callable:
-    """`function(tensor, *rest)` reads the device; its answer is kept while the tensor is the same, unchanged.
-
-    So all layers of a step, which share one tensor of positions or document bounds, wait for the device once.
-    """
-    answers: dict[tuple, tuple] = {}
-
-    @wraps(function)
-    def ask(tensor, *rest):
-        if tensor.is_inference():  # has no version: it may have been written to
-            return function(tensor, *rest)
-        known = answers.get(rest)
-        if known is None or known[0]() is not tensor or known[1] != tensor._version:
-            known = answers[rest] = weakref.ref(tensor), tensor._version, function(tensor, *rest)
-        return known[2]
-
-    return ask
 
 
 def capturing(tensor: torch.Tensor) -> bool:

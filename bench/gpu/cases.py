@@ -23,10 +23,11 @@ BF16, F32 = torch.bfloat16, torch.float32
 
 @dataclass(frozen=True)
 class Place:
-    """Where a case runs: on the GPU at full size, or dry, on small CPU tensors."""
+    """Where a case runs: on the GPU at full size, or dry, on small CPU tensors; and on which of our backends."""
 
     device: str
     dry: bool
+    backend: str = "triton"
 
     def size(self, full: int, small: int) -> int:
         return small if self.dry else full
@@ -122,6 +123,10 @@ def _attention(place: Place, heads: int, dim: int, length: int, backward: bool) 
     first = next(iter(peers.values()))
     lengths = [length] * rows
     flops = 4.0 * dim * prediction.pairs(lengths) * heads
+    by_warps = "_by_warps" if place.backend == "cuda" else ""
+    work = getattr(prediction, f"attention_{'backward' if backward else 'forward'}{by_warps}")(
+        lengths, heads, dim
+    )
 
     def ours(q, k, v):
         return attention(q, k, v, bounds)
@@ -131,7 +136,7 @@ def _attention(place: Place, heads: int, dim: int, length: int, backward: bool) 
             lambda: ours(q, k, v),
             {name: (lambda peer=peer: peer(*theirs[:3])) for name, peer in peers.items()},
             lambda: close(ours(q, k, v), packed(first(*theirs[:3]))),
-            prediction.attention_forward(lengths, heads, dim),
+            work,
             flops,
         )
     inputs = [t.requires_grad_() for t in (q, k, v)]
@@ -141,7 +146,7 @@ def _attention(place: Place, heads: int, dim: int, length: int, backward: bool) 
     return Prepared(
         mine, backwards,
         lambda: close(mine(), [packed(t) for t in next(iter(backwards.values()))()], 3e-2),
-        prediction.attention_backward(lengths, heads, dim), 2.5 * flops,
+        work, 2.5 * flops,
     )  # fmt: skip
 
 
@@ -641,10 +646,10 @@ def _cases() -> list[Case]:
     for heads, dim, goals in ((16, 128, (1.08, 1.4, 1.75)), (32, 64, (1.2, 1.35, 1.55))):
         for length in (2048, 8192, 16384):
             add("attention forward", f"causal D={dim} S={length}", _attention, heads, dim, length, False,
-                versus="SDPA FLASH", goals=goals, quick=length == 8192)  # fmt: skip
+                versus="SDPA FLASH", goals=goals, quick=length == 8192, cuda=True)  # fmt: skip
     for heads, dim, length in ((16, 128, 2048), (16, 128, 8192), (32, 64, 4096)):
         add("attention backward", f"causal D={dim} S={length}", _attention, heads, dim, length, True,
-            versus="SDPA FLASH", goals=(0.85, 1.2, 1.5), quick=length == 4096)  # fmt: skip
+            versus="SDPA FLASH", goals=(0.85, 1.2, 1.5), quick=length == 4096, cuda=True)  # fmt: skip
     add("attention forward", "packed, 64 to 2,048 tokens, D=64", _packed_attention,
         versus="SDPA FLASH, padded", goals=(1.5, 2.0, 3.0))  # fmt: skip
     for requests, context in ((64, 1024), (8, 8192), (1, 65536)):

@@ -38,6 +38,7 @@ class Work:
 
     bytes: float = 0.0
     products: float = 0.0  # flops on tensor cores
+    rate: float = 1.0  # of products: what its instructions can reach of a large product's
     floats: float = 0.0
     exps: float = 0.0
     instructions: float = 0.0  # one a lane; counted only where no other engine could bound the kernel
@@ -51,14 +52,14 @@ class Work:
         """Seconds of each engine, were it alone."""
         return {
             "memory": self.bytes / card.bandwidth,
-            "tensor cores": self.products / card.products,
+            "tensor cores": self.products / (card.products * self.rate),
             "float32": self.floats / card.floats,
             "exponentials": self.exps / card.exps,
             "instructions": self.instructions / card.lanes,
         }
 
     def bound(self, card: Card) -> tuple[float, str]:
-        """(seconds that no kernel can beat at the card's rates, the engine that says so)."""
+        """(seconds that no kernel of these instructions can beat at the card's rates, the engine that says so)."""
         terms = self.terms(card)
         engine = max(terms, key=terms.__getitem__)
         return terms[engine], engine
@@ -88,6 +89,37 @@ def attention_forward(lengths: list[int], heads: int, dim: int) -> Work:
         exps=scores,
         reach=0.72,
         overlaps=False,
+    )
+
+
+WARP_RATE = 0.62  # products by instructions of one warp (mma.sync) on an H100, published
+
+
+def attention_forward_by_warps(lengths: list[int], heads: int, dim: int) -> Work:
+    """The same in CUDA C++ with products by one warp. Two blocks share an SM, so that one computes exponentials while
+    the other multiplies; kernels built like this are published at 0.33 of the data sheet's rate where D = 128, at 0.3
+    where D = 64."""
+    scores = pairs(lengths) * heads
+    return Work(
+        bytes=2 * 4 * sum(lengths) * heads * dim,
+        products=4 * dim * scores,
+        rate=WARP_RATE,
+        exps=scores,
+        reach=0.75 if dim > 64 else 0.68,
+    )
+
+
+def attention_backward_by_warps(lengths: list[int], heads: int, dim: int) -> Work:
+    """14 D flops and two exponentials a pair. At D = 128 every factor from shared memory serves 16 rows only: 40 KiB
+    for 128 products of a warp, longer to read than to multiply."""
+    scores = pairs(lengths) * heads
+    return Work(
+        bytes=2 * 10 * sum(lengths) * heads * dim,
+        products=14 * dim * scores,
+        rate=WARP_RATE,
+        exps=2 * scores,
+        launches=2,
+        reach=0.55 if dim > 64 else 0.65,
     )
 
 

@@ -100,7 +100,10 @@ def main() -> None:
         say(begin=index)
         try:
             with use_backend(cases[index].backend):
-                say(row=row(cases[index], place, clock, tops), index=index)
+                say(
+                    row=row(cases[index], replace(place, backend=cases[index].backend), clock, tops),
+                    index=index,
+                )
         except Exception as error:
             traceback.print_exc(file=sys.stderr)
             say(row=failure(cases[index], _sentence(error)), index=index)

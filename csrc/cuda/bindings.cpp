@@ -17,6 +17,16 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
   bind::def(m, "rmsnorm_backward_bf16_bf16_bf16", &rmsnorm_backward<bf16, bf16, bf16>);
   bind::def(m, "rmsnorm_backward_bf16_f32_bf16", &rmsnorm_backward<bf16, float, bf16>);
   bind::def(m, "rmsnorm_backward_bf16_f32_f32", &rmsnorm_backward<bf16, float, float>);
+  bind::def(m, "attention_rows_f32", &attention_rows<float>);
+  bind::def(m, "attention_rows_bf16", &attention_rows<bf16>);
+  bind::def(m, "attention_forward_f32", &attention_forward<float>);
+  bind::def(m, "attention_forward_bf16", &attention_forward<bf16>);
+  bind::def(m, "attention_backward_f32", &attention_backward<float>);
+  bind::def(m, "attention_backward_bf16", &attention_backward<bf16>);
+  bind::def(m, "attention_paged_f32", &attention_paged<float>);
+  bind::def(m, "attention_paged_bf16", &attention_paged<bf16>);
+  bind::def(m, "write_pages_f32", &write_pages<float>);
+  bind::def(m, "write_pages_bf16", &write_pages<bf16>);
   bind::def(m, "sample", &sample);
   bind::def(m, "top_logprobs", &top_logprobs);
   bind::def(m, "adjust_logits", &adjust_logits);

@@ -17,6 +17,11 @@
 template <class... P, class... A>
 int launch(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_bytes, void* stream,
            A... arguments) {
+  constexpr size_t kUnasked = 48 << 10;  // bytes of shared memory; more must be asked for
+  if (shared_bytes > kUnasked)
+    if (cudaError_t error = cudaFuncSetAttribute(
+            (const void*)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes))
+      return (int)error;
   // clang-format off
   if (blocks > 0)
     kernel<<<dim3((unsigned)blocks), threads, shared_bytes, (cudaStream_t)stream>>>(P(arguments)...);

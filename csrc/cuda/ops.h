@@ -16,6 +16,29 @@ int rmsnorm_backward(const T* dy, const float* dsummed, const S* s, const T* wei
                      float* dresidual, T* dweight, float* partial, int64_t rows, int64_t channels,
                      void* stream);
 
+// kernels/attention. tiles: (first row, document's first row, document's end) each, of attention_rows(dim,
+// backward) rows. All rows start at multiples of 16 bytes. delta: (T, H), for the kernels alone.
+template <class T>
+int64_t attention_rows(int64_t dim, bool backward);
+template <class T>
+int attention_forward(const T* q, const T* k, const T* v, T* out, float* lse, const int32_t* tiles,
+                      int64_t tile_count, int64_t heads, int64_t kv_heads, int64_t dim, float scale,
+                      void* stream);
+template <class T>
+int attention_backward(const T* dout, const T* q, const T* k, const T* v, const T* out, const float* lse,
+                       float* delta, T* dq, T* dk, T* dv, const int32_t* by_query, const int32_t* by_key,
+                       int64_t tile_count, int64_t heads, int64_t kv_heads, int64_t dim, float scale,
+                       void* stream);
+// dim: of q and out, where columns from page_dim on are zeros; page_dim: of the pages.
+template <class T>
+int attention_paged(const T* q, const T* k_pages, const T* v_pages, T* out, const int32_t* table,
+                    const int32_t* q_start, const int32_t* contexts, int64_t tokens, int64_t requests,
+                    int64_t table_width, int64_t heads, int64_t kv_heads, int64_t dim, int64_t page_dim,
+                    float scale, void* stream);
+template <class T>
+int write_pages(const T* k, const T* v, T* k_pages, T* v_pages, const int32_t* slots, int64_t k_row,
+                int64_t v_row, int64_t tokens, int64_t kv_heads, int64_t dim, void* stream);
+
 // kernels/sample: ids_given null draws ids for u; otherwise scores them. scratch: 32 floats a tile of 1,024 and
 // row.
 int sample(const float* logits, const float* u, const float* temperature, const int32_t* top_k,

@@ -137,7 +137,8 @@ def examples(device: str) -> list[Example]:
     """Small, odd-sized calls for the probe launch."""
     made: list[Example] = []
     bounds = torch.tensor([0, 5, 5, 75], dtype=torch.int32, device=device)
-    for dtype, dim in ((torch.float32, 33), (torch.bfloat16, 32)):
+    widths = (torch.float32, 33), (torch.bfloat16, 32), (torch.bfloat16, 64), (torch.bfloat16, 128)
+    for dtype, dim in widths:
         make = torch.Generator(device=device).manual_seed(1)
         q, k, v = (
             torch.randn(75, heads, dim, generator=make, device=device).to(dtype).requires_grad_()

@@ -15,7 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .._triton import dot, dot_onto, remembered
+from .._triton import dot, dot_onto
+from ._tiles import tiles
 from .reference import CODES, PAGE_SIZE
 
 WARPS = 8
@@ -307,10 +308,10 @@ def forward(q, k, v, cu_seqlens, scale):
     out = torch.empty_like(q)
     lse = q.new_empty((tokens, heads), dtype=torch.float32)
     sizes = tile(dim, q.dtype)
-    tiles = _tiles(cu_seqlens, sizes["QUERIES"])
-    if len(tiles):
-        attention_fwd_kernel[(len(tiles), heads)](
-            q, k, v, out, lse, tiles, scale * LOG2E, heads, k.shape[1], dim, **sizes, num_warps=WARPS
+    work = tiles(cu_seqlens, sizes["QUERIES"])
+    if len(work):
+        attention_fwd_kernel[(len(work), heads)](
+            q, k, v, out, lse, work, scale * LOG2E, heads, k.shape[1], dim, **sizes, num_warps=WARPS
         )
     return out, lse
 
@@ -320,7 +321,7 @@ def backward(dout, q, k, v, out, lse, cu_seqlens, scale):
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     delta = (dout.float() * out.float()).sum(-1)
     for_queries, for_keys = tile_for_queries(dim, q.dtype), tile_for_keys(dim, q.dtype)
-    by_query, by_key = _tiles(cu_seqlens, for_queries["QUERIES"]), _tiles(cu_seqlens, for_keys["KEYS"])
+    by_query, by_key = tiles(cu_seqlens, for_queries["QUERIES"]), tiles(cu_seqlens, for_keys["KEYS"], True)
     if len(by_query):
         attention_bwd_dkdv_kernel[(len(by_key), kv_heads)](
             q,
@@ -429,15 +430,6 @@ def tile_for_keys(dim: int, dtype: torch.dtype) -> dict[str, int]:
         return {"QUERIES": 64, "KEYS": 64, "DIM": padded, "num_stages": 1}
     side = 64 if padded <= 64 else 32
     return {"QUERIES": side, "KEYS": side, "DIM": padded}
-
-
-@remembered
-def _tiles(cu_seqlens, rows: int) -> torch.Tensor:
-    """(n, 3) int32: first row, document's first row, document's end, for each tile of `rows` rows."""
-    bounds = cu_seqlens.tolist()
-    spans = zip(bounds, bounds[1:], strict=False)
-    tiles = [(row, a, b) for a, b in spans for row in range(a, b, rows)]
-    return torch.tensor(tiles, dtype=torch.int32).reshape(-1, 3).to(cu_seqlens.device)
 
 
 def _strides(k_pages, v_pages, dim: int) -> tuple[int, int, int]:

@@ -9,7 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .._triton import capturing, remembered
+from .._remember import remembered
+from .._triton import capturing
 from .table import table
 
 TOKENS = 16  # per partial sum of the weights' gradients

@@ -3,7 +3,9 @@
 // Blocks run one after the other. Within a block every CUDA thread is a fibre of its own (fast, one order of
 // execution; for AddressSanitizer), or, with PYENGINE_SHIM_THREADS, a real thread (slow, any order; for
 // ThreadSanitizer, which then sees races). Shuffles and barriers wait for the others as on a GPU; a barrier
-// that not all threads reach aborts with a message instead of hanging.
+// that not all threads reach aborts with a message instead of hanging. What a warp does together (shuffles,
+// loads of matrices, products) hands each thread's part to the others and takes from theirs what the
+// instruction is documented to give this thread, so that the layout of fragments is the card's.
 #pragma once
 
 #include <math.h>
@@ -15,6 +17,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #ifdef PYENGINE_SHIM_THREADS
@@ -38,10 +41,25 @@ struct Index3 {
 namespace shim {
 
 constexpr unsigned kWarp = 32;
+constexpr size_t kStack = 64 << 10;  // bytes a fibre
+
+// What a thread hands to the others of its warp at once.
+struct Part {
+  alignas(8) char bytes[24];
+};
+
+// A copy that a thread has started and not waited for.
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes, inside;  // zeros from `inside` on
+};
 
 struct Thread {
   Index3 thread_index;
-  unsigned shuffles = 0;  // how many shuffles this thread has done
+  unsigned exchanges = 0;  // how many this thread has taken part in
+  Part parts[2];           // of this exchange and the one before, which slower threads may still read
+  std::vector<Copy> copies;
 #ifndef PYENGINE_SHIM_THREADS
   ucontext_t context;
   std::unique_ptr<char[]> stack;
@@ -60,7 +78,6 @@ struct Block {
   std::vector<Thread> threads;
   Barrier all;
   std::vector<Barrier> warps;
-  std::vector<uint32_t> exchange;  // a slot a thread, for shuffles
 #ifdef PYENGINE_SHIM_THREADS
   std::mutex mutex;
   std::condition_variable changed;
@@ -103,31 +120,21 @@ inline void wait(Barrier& barrier) {
 
 inline Barrier& my_warp() { return block->warps[me().thread_index.x / kWarp]; }
 
-// The value that the thread `source` (an index in the block) passes to this same shuffle.
+// What each thread of this one's warp passed to this same call, by lane, until the call after the next.
 template <class T>
-T exchange(T value, unsigned source) {
-  static_assert(sizeof(T) == 4, "shuffles move 32 bits");
-  std::memcpy(&block->exchange[me().thread_index.x], &value, 4);
-  wait(my_warp());
-  T other;
-  std::memcpy(&other, &block->exchange[source], 4);
-  wait(my_warp());
-  return other;
-}
-
-// fold(so far, the value of a lane, the lane) over the lanes of the warp, in order.
-template <class T, class R, class Fold>
-R over_warp(T value, R result, Fold fold) {
-  static_assert(sizeof(T) == 4, "a slot has 32 bits");
-  std::memcpy(&block->exchange[me().thread_index.x], &value, 4);
-  wait(my_warp());
-  for (unsigned lane = 0, first = me().thread_index.x / kWarp * kWarp; lane < kWarp; ++lane) {
-    T other;
-    std::memcpy(&other, &block->exchange[first + lane], 4);
-    result = fold(result, other, lane);
+struct Warp {
+  unsigned first, which;
+  const T& operator[](unsigned lane) const {
+    return *reinterpret_cast<const T*>(block->threads[first + lane].parts[which].bytes);
   }
+};
+template <class T>
+Warp<T> exchange(const T& mine) {
+  static_assert(sizeof(T) <= sizeof(Part) && std::is_trivially_copyable<T>::value, "a part holds 24 bytes");
+  unsigned which = me().exchanges++ % 2;
+  std::memcpy(me().parts[which].bytes, &mine, sizeof(T));
   wait(my_warp());
-  return result;
+  return {me().thread_index.x / kWarp * kWarp, which};
 }
 
 inline std::function<void()>* body = nullptr;
@@ -152,11 +159,10 @@ inline void run_block(unsigned threads) {
 #else
   for (unsigned t = 0; t < threads; ++t) {
     Thread& thread = block->threads[t];
-    constexpr size_t size = 64 << 10;
-    thread.stack.reset(new char[size]);
+    thread.stack.reset(new char[kStack]);
     getcontext(&thread.context);
     thread.context.uc_stack.ss_sp = thread.stack.get();
-    thread.context.uc_stack.ss_size = size;
+    thread.context.uc_stack.ss_size = kStack;
     thread.context.uc_link = &block->scheduler;
     makecontext(&thread.context, fibre, 0);
   }
@@ -192,30 +198,34 @@ inline void run_block(unsigned threads) {
 inline void __syncthreads() { shim::wait(shim::block->all); }
 inline void __syncwarp(unsigned = 0xffffffffu) { shim::wait(shim::my_warp()); }
 template <class T>
-T __shfl_xor_sync(unsigned, T value, int offset) {
-  return shim::exchange(value, threadIdx.x ^ (unsigned)offset);
+T __shfl_sync(unsigned, T value, int lane) {
+  return shim::exchange(value)[(unsigned)lane];
 }
 template <class T>
-T __shfl_sync(unsigned, T value, int lane) {
-  return shim::exchange(value, threadIdx.x / shim::kWarp * shim::kWarp + (unsigned)lane);
+T __shfl_xor_sync(unsigned, T value, int offset) {
+  return shim::exchange(value)[threadIdx.x % shim::kWarp ^ (unsigned)offset];
 }
 template <class T>
 T __shfl_up_sync(unsigned, T value, int offset) {
-  bool inside = threadIdx.x % shim::kWarp >= (unsigned)offset;
-  return shim::exchange(value, inside ? threadIdx.x - offset : threadIdx.x);
+  unsigned lane = threadIdx.x % shim::kWarp;
+  return shim::exchange(value)[lane >= (unsigned)offset ? lane - offset : lane];
 }
 template <class T>
 T __shfl_down_sync(unsigned, T value, int offset) {
-  bool inside = threadIdx.x % shim::kWarp + offset < shim::kWarp;
-  return shim::exchange(value, inside ? threadIdx.x + offset : threadIdx.x);
+  unsigned lane = threadIdx.x % shim::kWarp;
+  return shim::exchange(value)[lane + offset < shim::kWarp ? lane + offset : lane];
 }
 inline unsigned __ballot_sync(unsigned, int predicate) {
-  return shim::over_warp((unsigned)(predicate != 0), 0u,
-                         [](unsigned bits, unsigned bit, unsigned lane) { return bits | bit << lane; });
+  auto all = shim::exchange(predicate);
+  unsigned bits = 0;
+  for (unsigned lane = 0; lane < shim::kWarp; ++lane) bits |= (unsigned)(all[lane] != 0) << lane;
+  return bits;
 }
 template <class T>
 T __reduce_min_sync(unsigned, T value) {
-  return shim::over_warp(value, value, [](T a, T b, unsigned) { return b < a ? b : a; });
+  auto all = shim::exchange(value);
+  for (unsigned lane = 0; lane < shim::kWarp; ++lane) value = all[lane] < value ? all[lane] : value;
+  return value;
 }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 // *address becomes what `change` makes of it, undisturbed; returns what it was.
@@ -242,6 +252,61 @@ T atomicCAS(T* address, T expected, T value) {
 }
 inline void __threadfence() {}
 
+namespace shim {
+
+// cp.async: the copy may happen at any time until it is waited for. So the place is spoilt now, under whoever
+// still reads what was there, and filled only then, too late for whoever reads early.
+inline void copy_async(void* to, const void* from, size_t bytes, bool inside) {
+  std::memset(to, 0xff, bytes);
+  me().copies.push_back({to, from, bytes, inside ? bytes : 0});
+}
+inline void wait_for_copies() {
+  for (const Copy& copy : me().copies) {
+    if (copy.inside) std::memcpy(copy.to, copy.from, copy.inside);
+    std::memset((char*)copy.to + copy.inside, 0, copy.bytes - copy.inside);
+  }
+  me().copies.clear();
+}
+
+// ldmatrix .x4: lane l names row l % 8 of matrix l / 8, eight 16-bit numbers, and gets of each matrix two.
+inline void load_matrices(uint32_t (&out)[4], const void* row, bool transposed) {
+  auto rows = exchange(row);
+  unsigned lane = me().thread_index.x % kWarp;
+  for (unsigned m = 0; m < 4; ++m) {
+    uint16_t two[2];
+    for (unsigned i = 0; i < 2; ++i) {
+      unsigned r = transposed ? 2 * (lane % 4) + i : lane / 4, c = transposed ? lane / 4 : 2 * (lane % 4) + i;
+      two[i] = static_cast<const uint16_t*>(rows[8 * m + r])[c];
+    }
+    std::memcpy(&out[m], two, 4);
+  }
+}
+
+// mma.sync m16n8k16 of bf16 onto float32: d += a b, the fragments as PTX documents them.
+inline void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  struct Given {
+    uint32_t a[4], b[2];
+  };
+  auto all = exchange(Given{{a[0], a[1], a[2], a[3]}, {b0, b1}});
+  unsigned lane = me().thread_index.x % kWarp;
+  auto number = [](const uint32_t& word, unsigned which) {
+    uint32_t bits = (word >> 16 * which & 0xffff) << 16;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+  };
+  for (unsigned i = 0; i < 4; ++i) {
+    unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+    for (unsigned k = 0; k < 16; ++k) {
+      const Given& left = all[row % 8 * 4 + k % 8 / 2];
+      const Given& right = all[column * 4 + k % 8 / 2];
+      d[i] += number(left.a[row / 8 + k / 8 * 2], k % 2) * number(right.b[k / 8], k % 2);
+    }
+  }
+}
+
+}  // namespace shim
+
 // Runs the blocks one after the other; shared memory starts out as noise, as on a GPU.
 template <class... P, class... A>
 int launch(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_bytes, void*, A... arguments) {
@@ -256,7 +321,6 @@ int launch(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_byte
     block.threads = std::vector<shim::Thread>(threads);
     block.all.size = threads;
     block.warps.resize((threads + shim::kWarp - 1) / shim::kWarp);
-    block.exchange.resize(threads);
     for (int t = 0; t < threads; ++t) {
       block.threads[t].thread_index.x = t;
       ++block.warps[t / shim::kWarp].size;

@@ -1,0 +1,613 @@
+// Attention: packed causal forward and backward, and paged rows for the engine, on the products of tile.cuh.
+//
+// Forward: 16 or 32 queries a warp, 4 warps; keys and values pass by 64 at a time from the document's start,
+// with a running maximum and sum (online softmax). Keys are loaded while probabilities meet values, values
+// while queries meet keys, so one buffer of each suffices and two blocks share an SM. Pages are read as they
+// lie; the steps are those of packed rows, so that the bits are too.
+//
+// Backward: probabilities are computed again from the log-sum-exp. One kernel in two instances: a block owns
+// queries and walks over keys (dq), or owns keys and walks over queries (dk, dv), so nothing is added with
+// atomics and the bits are the same every time. What is owned are rows of products, what passes by columns:
+// both gradients are then products of probabilities that stay in registers. What passes by is loaded one tile
+// ahead.
+//
+// 4 D flops and one exponential a pair forward, 14 D and two backward, on tensor cores in bf16. A warp that
+// would see only masked pairs skips the tile.
+#include <type_traits>
+
+#include "ops.h"
+#include "tile.cuh"
+
+namespace {
+
+constexpr int kPage = 64;
+constexpr size_t kShared = 99 << 10;  // bytes a block may have on every card
+constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+
+// Sides of tiles: what registers hold unspilled, and kShared.
+template <class T, int DIM>
+struct Sides;
+template <int DIM>
+struct Sides<bf16, DIM> {
+  static constexpr int kForward = 2;                   // times 16 rows a warp
+  static constexpr int kBackward = DIM <= 64 ? 2 : 1;  // the same
+  static constexpr int kPassing = 32;                  // rows that pass by at once, backward
+};
+template <int DIM>
+struct Sides<float, DIM> {
+  static constexpr int kForward = 1, kBackward = 1, kPassing = DIM <= 64 ? 32 : 16;
+};
+
+// Steps of K that the compiler may mix, where factors come from tiles; one where it would run out of registers.
+template <class T, int DIM>
+constexpr int kUnrolled = sizeof(T) == 4 ? 1
+                          : DIM == 128   ? 2
+                                         : 4;
+
+// Blocks that an SM must hold at least. Of float32 two do in any case, and the compiler, not told so, spills to
+// hold four.
+template <class T>
+constexpr int kBlocks = sizeof(T) == 4 ? 2 : 1;
+
+// Sum and maximum over the four threads that hold a row.
+__device__ inline float row_sum(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+__device__ inline float row_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+
+// Writes 16 rows of a warp's own tile to memory, `to(row)` their addresses, 16 bytes a thread; rows from `rows`
+// on do not exist.
+template <class T, int DIM, class To>
+__device__ inline void write_rows(Tile<T, DIM> tile, int first, int rows, int dim, To to) {
+  constexpr int kNumbers = tile.kNumbers, kChunks = tile.kChunks;
+  __syncwarp();
+  for (int i = lane(); i < 16 * kChunks; i += kWarp) {
+    int row = first + i / kChunks, c = i % kChunks;
+    if (row < rows && c * kNumbers < dim)
+      store_pack<T, kNumbers>(to(row) + c * kNumbers, load_pack<T, kNumbers>(tile.chunk(row, c)));
+  }
+}
+
+// ---- forward
+
+// Rows that are one head's queries in a stretch of a document; keys and values lie beside them.
+template <class T, int DIM>
+struct Packed {
+  const T *q, *k, *v;
+  T* out;
+  float* lse;
+  const int32_t* tiles;  // (first row, document's first row, document's end)
+  int heads, kv_heads, dim;
+  int first, begin, end, head;  // of this block
+
+  using Keys = ByColumn<T, DIM>;
+  using Values = ByRow<T, DIM>;
+  static constexpr int kKeysBytes = kPage * DIM * sizeof(T), kValuesBytes = kKeysBytes;
+  __device__ static Keys keys_in(void* memory) { return {{static_cast<T*>(memory)}}; }
+  __device__ static Values values_in(void* memory) { return {{static_cast<T*>(memory)}}; }
+
+  __device__ bool find(int) {
+    const int32_t* tile = tiles + (int64_t)(blockIdx.x / heads) * 3;
+    first = tile[0], begin = tile[1], end = tile[2], head = blockIdx.x % heads;
+    return true;
+  }
+  __device__ int rows() const { return end - first; }
+  __device__ int position(int row) const { return first - begin + row; }
+  __device__ int length() const { return end - begin; }
+  __device__ int64_t place(int row) const { return (int64_t)(first + row) * heads + head; }
+  __device__ void save(int row, float value) const { lse[place(row)] = value; }
+
+  __device__ void load(Tile<T, DIM> tile, const T* from, int start) const {
+    int64_t stride = (int64_t)kv_heads * dim;
+    from += (begin + start) * stride + head / (heads / kv_heads) * dim;
+    load_tile<kPage>(tile, length() - start, dim, [=](int row) { return from + row * stride; });
+  }
+  __device__ void load_keys(Keys keys, int start) const { load(keys.tile, k, start); }
+  __device__ void load_values(Values values, int start) const { load(values.tile, v, start); }
+  __device__ void mend_values(Values, int) const {}
+};
+
+// What the two layouts of pages share: rows are the newest queries of one request, one after the other, each
+// with all heads of the group of one kv head.
+template <class T>
+struct Request {
+  const T *q, *k_pages, *v_pages;
+  T* out;
+  const int32_t *table, *q_start, *contexts;
+  int requests, width, heads, kv_heads, dim;
+  int page_dim;                                         // dim without what was added to fill 16 bytes
+  int first, count, start_token, request, kv, context;  // of this block
+
+  // Request r's tiles are numbered from floor(q_start[r] group / height) + r: room enough for each, in order,
+  // and found by bisection. Numbers that are left over have no rows.
+  __device__ bool find(int height) {
+    int group = heads / kv_heads, number = blockIdx.x / kv_heads, low = 0, high = requests;
+    kv = blockIdx.x % kv_heads;
+    auto base = [&](int r) { return (int64_t)q_start[r] * group / height + r; };
+    while (high - low > 1) {
+      int middle = (low + high) / 2;
+      (base(middle) <= number ? low : high) = middle;
+    }
+    request = low, start_token = q_start[low], context = contexts[low];
+    count = (q_start[low + 1] - start_token) * group;
+    first = (int)(number - base(low)) * height;
+    return first < count;
+  }
+  __device__ int rows() const { return count - first; }
+  __device__ int position(int row) const {
+    int group = heads / kv_heads;
+    return context - count / group + (first + row) / group;
+  }
+  __device__ int length() const { return context; }
+  __device__ int64_t place(int row) const {
+    int group = heads / kv_heads, token = (first + row) / group;
+    return (int64_t)(start_token + token) * heads + kv * group + (first + row) % group;
+  }
+  __device__ void save(int, float) const {}
+  __device__ int64_t page(int start) const {
+    return (int64_t)table[(int64_t)request * width + start / kPage] * kv_heads + kv;
+  }
+  __device__ int padded() const { return (page_dim + 15) / 16 * 16; }
+};
+
+template <class T, int DIM>
+struct Paged;
+template <int DIM>
+struct Paged<bf16, DIM> : Request<bf16> {
+  using Keys = Paired<kPage>;
+  using Values = Paired<DIM>;
+  static constexpr int kKeysBytes = DIM / 2 * Keys::kStride * 4, kValuesBytes = kPage / 2 * Values::kStride * 4;
+  __device__ static Keys keys_in(void* memory) { return {static_cast<uint32_t*>(memory)}; }
+  __device__ static Values values_in(void* memory) { return {static_cast<uint32_t*>(memory)}; }
+  __device__ void load_keys(Keys keys, int start) const {
+    int pairs = (page_dim + 1) / 2;
+    load_paired<DIM / 2>(keys, pairs, kPage, k_pages + page(start) * pairs * kPage * 2, kPage);
+  }
+  __device__ void load_values(Values values, int start) const {
+    load_paired<kPage / 2>(values, (context - start + 1) / 2, padded(),
+                           v_pages + page(start) * kPage * padded(), padded());
+  }
+  __device__ void mend_values(Values values, int start) const {
+    int left = context - start;
+    if (left < kPage && left % 2) drop_second(values, left / 2);
+  }
+};
+template <int DIM>
+struct Paged<float, DIM> : Request<float> {
+  using Keys = ByRow<float, kPage>;
+  using Values = ByRow<float, DIM>;
+  static constexpr int kKeysBytes = kPage * DIM * sizeof(float), kValuesBytes = kKeysBytes;
+  __device__ static Keys keys_in(void* memory) { return {{static_cast<float*>(memory)}}; }
+  __device__ static Values values_in(void* memory) { return {{static_cast<float*>(memory)}}; }
+  __device__ void load_keys(Keys keys, int start) const {
+    const float* from = k_pages + page(start) * page_dim * kPage;
+    load_tile<DIM>(keys.tile, page_dim, kPage, [=](int row) { return from + row * kPage; });
+  }
+  __device__ void load_values(Values values, int start) const {
+    const float* from = v_pages + page(start) * kPage * padded();
+    int stride = padded();
+    load_tile<kPage>(values.tile, context - start, stride, [=](int row) { return from + row * stride; });
+  }
+  __device__ void mend_values(Values, int) const {}
+};
+
+template <class T, int DIM, int R, class Source>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>) attention_fwd_kernel(Source source, float scale_log2) {
+  constexpr int kRows = kWarps * R * 16, kColumns = kPage / 8;
+  SHARED_MEMORY(unsigned char, memory);
+  Tile<T, DIM> queries{reinterpret_cast<T*>(memory)};
+  auto keys = Source::keys_in(memory + kRows * DIM * sizeof(T));
+  auto values = Source::values_in(memory + kRows * DIM * sizeof(T) + Source::kKeysBytes);
+  if (!source.find(kRows)) return;
+
+  int rows = source.rows() < kRows ? source.rows() : kRows, dim = source.dim;
+  int seen = source.position(rows - 1) + 1;  // keys that any of them sees
+  load_tile<kRows>(queries, rows, dim, [&](int row) { return source.q + source.place(row) * dim; });
+  source.load_keys(keys, 0);
+
+  const int top = threadIdx.x / kWarp * R * 16;  // of this warp's rows
+  const int first_position = source.position(top);
+  const int last_position = top < rows ? source.position(top + R * 16 - 1) : -1;
+  float peak[R][2], total[R][2], acc[R][DIM / 8][4] = {};
+#pragma unroll
+  for (int r = 0; r < R; ++r)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) peak[r][half] = -INFINITY, total[r][half] = 0.0f;
+
+  for (int start = 0; start < seen; start += kPage) {
+    wait_for_copies();  // of keys; and the values of the tile before are read
+    __syncthreads();
+    source.load_values(values, start);
+    bool mine = start <= last_position;
+    Kept<T, kColumns> p[R];
+    if (mine) {
+      float scores[R][kColumns][4] = {};
+#pragma unroll(kUnrolled<T, DIM>)
+      for (int step = 0; step < DIM / kStep; ++step) {
+        Left<T> left[R];
+#pragma unroll
+        for (int r = 0; r < R; ++r) load_left(left[r], queries, top + 16 * r, step);
+        multiply(scores, left, keys, step);
+      }
+      bool whole = start + kPage - 1 <= first_position;
+#pragma unroll
+      for (int r = 0; r < R; ++r)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          float higher = -INFINITY, sum = 0.0f;
+          int hidden = kPage;  // from this column on
+          if (!whole) hidden = source.position(top + 16 * r + 8 * half + lane() / 4) + 1 - start;
+#pragma unroll
+          for (int n = 0; n < kColumns; ++n)
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+              float& score = scores[r][n][2 * half + i];
+              score = 8 * n + lane() % 4 * 2 + i < hidden ? score * scale_log2 : -INFINITY;
+              higher = fmaxf(higher, score);
+            }
+          higher = fmaxf(peak[r][half], row_max(higher));
+          float fade = exp2_fast(peak[r][half] - higher);
+#pragma unroll
+          for (int n = 0; n < kColumns; ++n)
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+              float& score = scores[r][n][2 * half + i];
+              score = exp2_fast(score - higher);
+              sum += score;
+            }
+          total[r][half] = total[r][half] * fade + sum;
+          peak[r][half] = higher;
+#pragma unroll
+          for (int n = 0; n < DIM / 8; ++n) {
+            acc[r][n][2 * half] *= fade;
+            acc[r][n][2 * half + 1] *= fade;
+          }
+        }
+#pragma unroll
+      for (int r = 0; r < R; ++r) p[r].keep(scores[r]);
+    }
+    wait_for_copies();  // of values; and the keys are read
+    source.mend_values(values, start);
+    __syncthreads();
+    if (start + kPage < seen) source.load_keys(keys, start + kPage);
+    if (mine) {
+#pragma unroll
+      for (int step = 0; step < kPage / kStep; ++step) {
+        Left<T> left[R];
+#pragma unroll
+        for (int r = 0; r < R; ++r) load_left(left[r], p[r], step);
+        multiply(acc, left, values, step);
+      }
+    }
+  }
+
+  if (top >= rows) return;
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+    float scale[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float all = row_sum(total[r][half]);
+      int row = top + 16 * r + 8 * half + lane() / 4;
+      scale[half] = 1.0f / all;
+      if (lane() % 4 == 0 && row < rows) source.save(row, (peak[r][half] + log2f(all)) * kLn2);
+    }
+    put(queries, top + 16 * r, acc[r], scale);  // this warp alone reads these rows, and has read them
+    write_rows(queries, top + 16 * r, rows, dim, [&](int row) { return source.out + source.place(row) * dim; });
+  }
+}
+
+// Numbers of keys and values to their places in pages; one thread a number. Tokens lie k_row and v_row apart.
+template <class T>
+__global__ void write_pages_kernel(const T* k, const T* v, T* k_pages, T* v_pages, const int32_t* slots,
+                                   int64_t k_row, int64_t v_row, int64_t numbers, int kv_heads, int dim) {
+  constexpr int kPair = 4 / sizeof(T);
+  int columns = (dim + kPair - 1) / kPair * kPair, padded = (dim + 15) / 16 * 16;
+  int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= numbers * columns) return;
+  int d = (int)(i % columns), head = (int)(i / columns % kv_heads);
+  int64_t token = i / columns / kv_heads, page = (int64_t)(slots[token] / kPage) * kv_heads + head;
+  int place = slots[token] % kPage;
+  bool inside = d < dim;  // an odd one out has a zero beside it
+  int at = head * dim + d;
+  k_pages[((page * (columns / kPair) + d / kPair) * kPage + place) * kPair + d % kPair] =
+      inside ? k[token * k_row + at] : from_float<T>(0.0f);
+  if (inside)
+    v_pages[((page * (kPage / kPair) + place / kPair) * padded + d) * kPair + place % kPair] =
+        v[token * v_row + at];
+}
+
+// ---- backward
+
+template <class T>
+struct Gradients {
+  const T *q, *k, *v, *dout, *out;
+  const float* lse;
+  float* delta;  // (T, H): written with dq, read for dk and dv
+  T *dq, *dk, *dv;
+  const int32_t* tiles;
+  int heads, kv_heads, dim;
+  float scale;
+};
+
+// The products of a row of dout and of out, by lanes that hold 16 bytes each, for 16 R rows from `top` on.
+template <int R, class T, int DIM, class From>
+__device__ inline void row_products(Tile<T, DIM> douts, int top, int rows, int dim, float* sums, From out) {
+  constexpr int kNumbers = douts.kNumbers, kChunks = douts.kChunks;
+  for (int at = 0; at < 16 * R; at += kWarp / kChunks) {
+    int row = top + at + lane() / kChunks, c = lane() % kChunks;
+    float sum = 0.0f;
+    if (row < rows && c * kNumbers < dim) {
+      auto a = load_pack<T, kNumbers>(douts.chunk(row, c));
+      auto b = load_pack<T, kNumbers>(out(row) + c * kNumbers);
+      for (int i = 0; i < kNumbers; ++i) sum += to_float(a.value[i]) * to_float(b.value[i]);
+    }
+    for (int offset = kChunks / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+    if (c == 0) sums[row] = sum;
+  }
+  __syncwarp();
+}
+
+// KEYS: the rows that a block owns are keys, and queries of all heads of their group pass by; else the reverse.
+template <class T, int DIM, bool KEYS>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>) attention_bwd_kernel(Gradients<T> g) {
+  constexpr int R = Sides<T, DIM>::kBackward, kRows = kWarps * R * 16, kPassing = Sides<T, DIM>::kPassing;
+  constexpr int kOwned = kRows * DIM, kStage = kPassing * DIM, kColumns = kPassing / 8;
+  SHARED_MEMORY(unsigned char, memory);
+  T* numbers = reinterpret_cast<T*>(memory);
+  float* floats = reinterpret_cast<float*>(numbers + 2 * kOwned + 4 * kStage);
+  // Owned and passing: keys and values, queries and gradients of outputs, or the reverse.
+  Tile<T, DIM> own{numbers}, own_other{numbers + kOwned};
+  auto passing = [&](int stage) { return Tile<T, DIM>{numbers + 2 * kOwned + 2 * stage * kStage}; };
+  auto passing_other = [&](int stage) { return Tile<T, DIM>{numbers + 2 * kOwned + (2 * stage + 1) * kStage}; };
+  auto passing_lse = [&](int stage) { return floats + 2 * stage * kPassing; };
+  auto passing_delta = [&](int stage) { return floats + (2 * stage + 1) * kPassing; };
+
+  const int heads = g.heads, group = heads / g.kv_heads, dim = g.dim, blocks = KEYS ? g.kv_heads : heads;
+  const int32_t* tile = g.tiles + (int64_t)(blockIdx.x / blocks) * 3;
+  const int first = tile[0], begin = tile[1], end = tile[2], head = blockIdx.x % blocks;
+  const int rows = end - first < kRows ? end - first : kRows;
+  const int kv_head = KEYS ? head : head / group;
+  auto query = [&](int row, int h) { return ((int64_t)row * heads + h) * dim; };
+  auto key = [&](int row) { return ((int64_t)row * g.kv_heads + kv_head) * dim; };
+
+  load_tile<kRows>(own, rows, dim,
+                   [&](int row) { return KEYS ? g.k + key(first + row) : g.q + query(first + row, head); });
+  load_tile<kRows>(own_other, rows, dim,
+                   [&](int row) { return KEYS ? g.v + key(first + row) : g.dout + query(first + row, head); });
+
+  // Queries pass from the first key on, keys from the document's start to the last query.
+  const int from = KEYS ? first : begin, to = KEYS ? end : first + rows;
+  const int turns = (to - from + kPassing - 1) / kPassing, steps = KEYS ? turns * group : turns;
+  auto load_passing = [&](int step) {
+    int start = from + step % turns * kPassing, h = KEYS ? kv_head * group + step / turns : head;
+    int stage = step % 2;
+    load_tile<kPassing>(passing(stage), end - start, dim,
+                        [&](int row) { return KEYS ? g.q + query(start + row, h) : g.k + key(start + row); });
+    load_tile<kPassing>(passing_other(stage), end - start, dim, [&](int row) {
+      return KEYS ? g.dout + query(start + row, h) : g.v + key(start + row);
+    });
+    if (KEYS && threadIdx.x < 2 * kPassing) {
+      int row = threadIdx.x % kPassing;
+      bool inside = start + row < end, second = threadIdx.x >= kPassing;
+      copy_async<4>((second ? passing_delta(stage) : passing_lse(stage)) + row,
+                    (second ? g.delta : g.lse) + (inside ? (int64_t)(start + row) * heads + h : 0), inside);
+    }
+  };
+  load_passing(0);
+
+  const int top = threadIdx.x / kWarp * R * 16;
+  const float scale_log2 = g.scale * kLog2e;
+  float lse_log2[R][2], delta[R][2];
+  if (!KEYS) {
+    wait_for_copies();
+    __syncthreads();
+    row_products<R>(own_other, top, rows, dim, floats,
+                    [&](int row) { return g.out + query(first + row, head); });
+#pragma unroll
+    for (int r = 0; r < R; ++r)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        int row = top + 16 * r + 8 * half + lane() / 4;
+        int64_t place = (int64_t)(first + row) * heads + head;
+        delta[r][half] = floats[row];
+        lse_log2[r][half] = row < rows ? g.lse[place] * kLog2e : 0.0f;
+        if (lane() % 4 == 0 && row < rows) g.delta[place] = delta[r][half];
+      }
+  }
+
+  float sums[R][DIM / 8][4] = {}, sums_other[KEYS ? R : 1][KEYS ? DIM / 8 : 1][4] = {};
+  for (int step = 0; step < steps; ++step) {
+    wait_for_copies();  // and the stage that is loaded next has been read
+    __syncthreads();
+    if (step + 1 < steps) load_passing(step + 1);
+    const int stage = step % 2, start = from + step % turns * kPassing, own_first = first + top;
+    const int own_last = own_first + 16 * R - 1, last = start + kPassing - 1;
+    if (top >= rows || (KEYS ? own_first > last : start > own_last)) continue;  // nothing is seen
+
+    float p[R][kColumns][4] = {}, ds[R][kColumns][4] = {};
+#pragma unroll(kUnrolled<T, DIM>)
+    for (int k = 0; k < DIM / kStep; ++k) {
+      Left<T> left[R];
+#pragma unroll
+      for (int r = 0; r < R; ++r) load_left(left[r], own, top + 16 * r, k);
+      multiply(p, left, ByColumn<T, DIM>{passing(stage)}, k);
+    }
+#pragma unroll(kUnrolled<T, DIM>)
+    for (int k = 0; k < DIM / kStep; ++k) {
+      Left<T> left[R];
+#pragma unroll
+      for (int r = 0; r < R; ++r) load_left(left[r], own_other, top + 16 * r, k);
+      multiply(ds, left, ByColumn<T, DIM>{passing_other(stage)}, k);
+    }
+    const bool whole = KEYS ? own_last <= start : last <= own_first;
+#pragma unroll
+    for (int n = 0; n < kColumns; ++n)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        int column = 8 * n + lane() % 4 * 2 + i;
+        float column_lse = 0.0f, column_delta = 0.0f;
+        if (KEYS) column_lse = passing_lse(stage)[column] * kLog2e, column_delta = passing_delta(stage)[column];
+#pragma unroll
+        for (int r = 0; r < R; ++r)
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            int row = own_first + 16 * r + 8 * half + lane() / 4;
+            float &prob = p[r][n][2 * half + i], &gradient = ds[r][n][2 * half + i];
+            prob = exp2_fast(fmaf(prob, scale_log2, -(KEYS ? column_lse : lse_log2[r][half])));
+            if (!whole && (KEYS ? row > start + column : start + column > row)) prob = 0.0f;
+            gradient = prob * (gradient - (KEYS ? column_delta : delta[r][half]));
+          }
+      }
+    Kept<T, kColumns> kept_p[R], kept_ds[R];
+#pragma unroll
+    for (int r = 0; r < R; ++r) kept_p[r].keep(p[r]), kept_ds[r].keep(ds[r]);
+#pragma unroll
+    for (int k = 0; k < kPassing / kStep; ++k) {
+      Left<T> left[R];
+      if constexpr (KEYS) {
+#pragma unroll
+        for (int r = 0; r < R; ++r) load_left(left[r], kept_p[r], k);
+        multiply(sums_other, left, ByRow<T, DIM>{passing_other(stage)}, k);
+      }
+#pragma unroll
+      for (int r = 0; r < R; ++r) load_left(left[r], kept_ds[r], k);
+      multiply(sums, left, ByRow<T, DIM>{passing(stage)}, k);
+    }
+  }
+
+  if (top >= rows) return;
+  const float scale[2] = {g.scale, g.scale}, one[2] = {1.0f, 1.0f};
+#pragma unroll
+  for (int r = 0; r < R; ++r) {  // into rows that this warp alone reads, and has read
+    put(own, top + 16 * r, sums[r], scale);
+    write_rows(own, top + 16 * r, rows, dim,
+               [&](int row) { return KEYS ? g.dk + key(first + row) : g.dq + query(first + row, head); });
+    if constexpr (KEYS) {
+      put(own_other, top + 16 * r, sums_other[r], one);
+      write_rows(own_other, top + 16 * r, rows, dim, [&](int row) { return g.dv + key(first + row); });
+    }
+  }
+}
+
+// Calls f with the head's width as the tiles have it.
+template <class F>
+int with_width(int64_t dim, F f) {
+  if (dim <= 32) return f(std::integral_constant<int, 32>());
+  if (dim <= 64) return f(std::integral_constant<int, 64>());
+  return f(std::integral_constant<int, 128>());
+}
+
+template <int R, class T, int DIM, class Source>
+int launch_forward(int64_t blocks, Source source, float scale, void* stream) {
+  constexpr size_t kBytes = kWarps * R * 16 * DIM * sizeof(T) + Source::kKeysBytes + Source::kValuesBytes;
+  static_assert(kBytes <= kShared, "queries and a page beside them");
+  return launch(attention_fwd_kernel<T, DIM, R, Source>, blocks, kThreads, kBytes, stream, source,
+                scale * kLog2e);
+}
+
+template <class T, int DIM, bool KEYS>
+int launch_backward(int64_t blocks, Gradients<T> g, void* stream) {
+  constexpr int kRows = kWarps * Sides<T, DIM>::kBackward * 16, kPassing = Sides<T, DIM>::kPassing;
+  constexpr size_t kFloats = KEYS ? 4 * kPassing : kRows;
+  constexpr size_t kBytes = (2 * kRows + 4 * kPassing) * DIM * sizeof(T) + kFloats * sizeof(float);
+  static_assert(kBytes <= kShared, "two owned tiles and two stages of two that pass by");
+  return launch(attention_bwd_kernel<T, DIM, KEYS>, blocks, kThreads, kBytes, stream, g);
+}
+
+}  // namespace
+
+template <class T>
+int64_t attention_rows(int64_t dim, bool backward) {
+  return with_width(dim, [&](auto width) {
+    using S = Sides<T, decltype(width)::value>;
+    return kWarps * 16 * (backward ? S::kBackward : S::kForward);
+  });
+}
+
+template <class T>
+int attention_forward(const T* q, const T* k, const T* v, T* out, float* lse, const int32_t* tiles,
+                      int64_t tile_count, int64_t heads, int64_t kv_heads, int64_t dim, float scale,
+                      void* stream) {
+  return with_width(dim, [&](auto width) {
+    constexpr int DIM = decltype(width)::value;
+    Packed<T, DIM> source{q, k, v, out, lse, tiles, (int)heads, (int)kv_heads, (int)dim, 0, 0, 0, 0};
+    return launch_forward<Sides<T, DIM>::kForward, T, DIM>(tile_count * heads, source, scale, stream);
+  });
+}
+
+template <class T>
+int attention_backward(const T* dout, const T* q, const T* k, const T* v, const T* out, const float* lse,
+                       float* delta, T* dq, T* dk, T* dv, const int32_t* by_query, const int32_t* by_key,
+                       int64_t tile_count, int64_t heads, int64_t kv_heads, int64_t dim, float scale,
+                       void* stream) {
+  Gradients<T> g{q,  k,  v,        dout,       out,           lse,      delta, dq,
+                 dk, dv, by_query, (int)heads, (int)kv_heads, (int)dim, scale};
+  return with_width(dim, [&](auto width) {
+    constexpr int DIM = decltype(width)::value;
+    if (int error = launch_backward<T, DIM, false>(tile_count * heads, g, stream)) return error;
+    g.tiles = by_key;
+    return launch_backward<T, DIM, true>(tile_count * kv_heads, g, stream);
+  });
+}
+
+template <class T>
+int attention_paged(const T* q, const T* k_pages, const T* v_pages, T* out, const int32_t* table,
+                    const int32_t* q_start, const int32_t* contexts, int64_t tokens, int64_t requests,
+                    int64_t table_width, int64_t heads, int64_t kv_heads, int64_t dim, int64_t page_dim,
+                    float scale, void* stream) {
+  constexpr int R = 1, kRows = kWarps * R * 16;
+  int64_t tiles = requests ? tokens * (heads / kv_heads) / kRows + requests : 0;
+  return with_width(dim, [&](auto width) {
+    constexpr int DIM = decltype(width)::value;
+    Paged<T, DIM> source;
+    static_cast<Request<T>&>(source) = {q,
+                                        k_pages,
+                                        v_pages,
+                                        out,
+                                        table,
+                                        q_start,
+                                        contexts,
+                                        (int)requests,
+                                        (int)table_width,
+                                        (int)heads,
+                                        (int)kv_heads,
+                                        (int)dim,
+                                        (int)page_dim,
+                                        0,
+                                        0,
+                                        0,
+                                        0,
+                                        0,
+                                        0};
+    return launch_forward<R, T, DIM>(tiles * kv_heads, source, scale, stream);
+  });
+}
+
+template <class T>
+int write_pages(const T* k, const T* v, T* k_pages, T* v_pages, const int32_t* slots, int64_t k_row,
+                int64_t v_row, int64_t tokens, int64_t kv_heads, int64_t dim, void* stream) {
+  constexpr int kPair = 4 / sizeof(T);
+  int64_t numbers = tokens * kv_heads * ((dim + kPair - 1) / kPair * kPair);
+  return launch(write_pages_kernel<T>, (numbers + 255) / 256, 256, 0, stream, k, v, k_pages, v_pages, slots,
+                k_row, v_row, tokens * kv_heads, kv_heads, dim);
+}
+
+#define ATTENTION(T)                                                                                          \
+  template int64_t attention_rows<T>(int64_t, bool);                                                          \
+  template int attention_forward(const T*, const T*, const T*, T*, float*, const int32_t*, int64_t, int64_t,  \
+                                 int64_t, int64_t, float, void*);                                             \
+  template int attention_backward(const T*, const T*, const T*, const T*, const T*, const float*, float*, T*, \
+                                  T*, T*, const int32_t*, const int32_t*, int64_t, int64_t, int64_t, int64_t, \
+                                  float, void*);                                                              \
+  template int attention_paged(const T*, const T*, const T*, T*, const int32_t*, const int32_t*,              \
+                               const int32_t*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, \
+                               float, void*);                                                                 \
+  template int write_pages(const T*, const T*, T*, T*, const int32_t*, int64_t, int64_t, int64_t, int64_t,    \
+                           int64_t, void*);
+ATTENTION(float)
+ATTENTION(bf16)

@@ -378,7 +378,7 @@ def forward_paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale
     if shares > 1:
         fold_spans_kernel[(tokens, kv_heads)](
             peaks, totals, parts, out, q_start, context_lens, requests, spans, heads, kv_heads, dim,
-            **sizes, **EXACT,
+            **sizes, num_warps=max(4, _dim(dim) // 16), **EXACT,  # 8 numbers of the sum a thread: 16 spill
         )  # fmt: skip
     return out
 

@@ -5,13 +5,11 @@ one whole call: 64 tokens after a prompt of 16, greedy. Kinds that CTranslate2 d
 (bfloat16 on most) are left out.
 """
 
-import itertools
-
 import pytest
 from pyengine.kernels import _native
 
-from bench.bench_gguf import NEW, PROMPT, SHAPES, alike, prompts
-from pyengine.engine import Engine, SamplingParams
+from bench.bench_gguf import NEW, PROMPT, SHAPES, alike, tell, turns
+from pyengine.engine import Engine
 from pyengine.model import ModelConfig, Transformer, load
 from pyengine.model.gguf import save
 
@@ -40,16 +38,11 @@ def pair(request, tmp_path_factory):
                          ids=["decode", "prefill"])  # fmt: skip
 def test_engine(paired, pair, what, batch, prompt, new):
     size, kind, engine, peer = pair
-    salts = itertools.count(1)
-
-    def ours():
-        asked = prompts(engine, batch, prompt, next(salts))
-        return engine.generate(asked, SamplingParams(max_tokens=new, temperature=0))
+    fresh, ours = turns(engine, batch, prompt, new)
 
     def theirs():
-        peer.generate(prompts(engine, batch, prompt, next(salts)), new)
+        peer.generate(fresh(), new)
 
     what, name = f"{what} {size} {kind}", f"ctranslate2 {KINDS[kind]}"
     row = paired(what, ours, theirs, name, equal=lambda: alike(pair), goal=GOALS[kind, new], rounds=5)
-    tokens = batch * (new if new > 1 else prompt)
-    print(f"{what}: {tokens / row['ours']:,.0f} tok/s, ctranslate2 {tokens / row['peer']:,.0f}")
+    tell(row, "ctranslate2", batch * (new if new > 1 else prompt))

@@ -83,16 +83,30 @@ def alike(pair) -> bool:
     return bool(np.linalg.norm(ours - theirs) <= ALIKE[kind] * np.linalg.norm(theirs))
 
 
-def measure(paired, pair, what, work, batch, prompt, new):
-    size, kind, engine, peer = pair
+def turns(engine, batch, prompt, new):
+    """(prompts that no turn had before, our turn on such): with them the prefix cache gives nothing."""
     salts = itertools.count(1)
 
+    def fresh():
+        return prompts(engine, batch, prompt, next(salts))
+
     def ours():
-        asked = prompts(engine, batch, prompt, next(salts))
-        return engine.generate(asked, SamplingParams(max_tokens=new, temperature=0))
+        return engine.generate(fresh(), SamplingParams(max_tokens=new, temperature=0))
+
+    return fresh, ours
+
+
+def tell(row, peer_name, tokens):
+    """Print a row's tokens a second on both sides."""
+    print(f"{row['what']}: {tokens / row['ours']:,.0f} tok/s, {peer_name} {tokens / row['peer']:,.0f}")
+
+
+def measure(paired, pair, what, work, batch, prompt, new):
+    size, kind, engine, peer = pair
+    fresh, ours = turns(engine, batch, prompt, new)
 
     def theirs():
-        asked = prompts(engine, batch, prompt, next(salts))
+        asked = fresh()
         peer.forget()
         peer.decode(asked, 0)
         for i in range(new - 1):
@@ -102,8 +116,7 @@ def measure(paired, pair, what, work, batch, prompt, new):
         f"{what} {size} {kind}", ours, theirs, "llama.cpp", equal=lambda: alike(pair),
         goal=GOALS.get((size, kind, work)), rounds=5,
     )  # fmt: skip
-    tokens = batch * (new if new > 1 else prompt)
-    print(f"{what} {size} {kind}: {tokens / row['ours']:,.0f} tok/s, llama.cpp {tokens / row['peer']:,.0f}")
+    tell(row, "llama.cpp", batch * (new if new > 1 else prompt))
 
 
 @pytest.mark.parametrize("batch", [1, 8, 16, 32])

@@ -117,22 +117,26 @@ def test_every_way_of_sampling_equals_the_trainer(isa, model):
     assert [a.ids for a in greedy] == [a.ids for a in engine.generate(prompts(7), each(FILTERED[0], 7))]
 
 
-def test_chunks_preemption_and_prefixes_change_nothing(isa, model):
-    params = each(PLAIN, 7) + each(replace(PLAIN, temperature=0.5), 7)
+def nothing_changes(model, params, draft=0, **options):
+    """The answers to two rounds of seven prompts are those of one request at a time, however they are computed."""
     asked = prompts(7) * 2
-    truth = Engine(model, max_batch=1, pages=4, step_tokens=256).generate(asked, params)
-    for options in (
+    truth = Engine(model, max_batch=1, pages=4, step_tokens=256, **options).generate(asked, params)
+    for ways in (
         dict(max_batch=14, pages=100, step_tokens=512),
-        dict(max_batch=3, pages=100, step_tokens=5),
+        dict(max_batch=3, pages=100, step_tokens=5, draft=draft),
         dict(max_batch=14, pages=5, step_tokens=64),
     ):
-        engine = Engine(model, **options)
+        engine = Engine(model, **ways, **options)
         for _ in range(2):  # the second time with everything in the prefix cache
             answers = engine.generate(asked, params)
             assert [a.ids for a in answers] == [a.ids for a in truth]
             assert [a.logprobs for a in answers] == [a.logprobs for a in truth]
         assert engine.stats.cached > 0
-        assert (engine.stats.preemptions > 0) == (options["pages"] == 5)
+        assert (engine.stats.preemptions > 0) == (ways["pages"] == 5)
+
+
+def test_chunks_preemption_and_prefixes_change_nothing(isa, model):
+    nothing_changes(model, each(PLAIN, 7) + each(replace(PLAIN, temperature=0.5), 7))
 
 
 @pytest.mark.parametrize("rule", ["adamw", "muon"])

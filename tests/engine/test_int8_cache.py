@@ -6,26 +6,22 @@ from pyengine.kernels import use_backend
 
 from pyengine.engine import Engine, SamplingParams
 
-from .test_exact import PLAIN, each, isa, make, model, prompts, trainers  # noqa: F401  # fixtures
+from .test_exact import (  # noqa: F401  # fixtures
+    PLAIN,
+    each,
+    isa,
+    make,
+    model,
+    nothing_changes,
+    prompts,
+    trainers,
+)
 
 GREEDY = SamplingParams(max_tokens=20, temperature=0)
 
 
 def test_batches_chunks_preemption_and_prefixes_change_nothing(isa, model):  # noqa: F811
-    asked, params = prompts(7) * 2, each(PLAIN, 14)
-    truth = Engine(model, max_batch=1, pages=4, step_tokens=256, kv_dtype="int8").generate(asked, params)
-    for options in (
-        dict(max_batch=14, pages=100, step_tokens=512),
-        dict(max_batch=3, pages=100, step_tokens=5, draft=4),
-        dict(max_batch=14, pages=5, step_tokens=64),
-    ):
-        engine = Engine(model, kv_dtype="int8", **options)
-        for _ in range(2):  # the second time with everything in the prefix cache
-            answers = engine.generate(asked, params)
-            assert [a.ids for a in answers] == [a.ids for a in truth]
-            assert [a.logprobs for a in answers] == [a.logprobs for a in truth]
-        assert engine.stats.cached > 0
-        assert (engine.stats.preemptions > 0) == (options["pages"] == 5)
+    nothing_changes(model, each(PLAIN, 14), draft=4, kv_dtype="int8")
 
 
 def test_close_to_the_trainer(isa, model):  # noqa: F811

@@ -54,6 +54,7 @@ constexpr int kVectors = kPanel / kLanes;                       // vectors in a 
 constexpr int kRows = kLanes == 16 ? 14 : kLanes == 8 ? 6 : 4;  // rows of the highest tile
 constexpr int64_t kBlockBytes = 1 << 18;                        // of packed A a task: a quarter of L2
 constexpr int64_t kTiles = 8;                                   // tiles a task at most
+constexpr int64_t kLittle = 4 * kPanel;                         // units of B that one row asks for in advance
 
 // Vectors of columns in a tile of `rows` rows. Few rows take more columns, so that there are always enough
 // independent chains; a multiple or a divisor of kVectors.
@@ -75,8 +76,8 @@ struct Target {
 };
 
 // One tile: Rows rows of A (packed: Rows units a step) times Columns vectors of B. What lies `ahead` of these
-// in B is asked for meanwhile, or the multipliers would wait for memory and memory for them; few rows only
-// wait.
+// in B is asked for meanwhile, or the multipliers would wait for memory and memory for them. Few rows only
+// wait, and one row asks a little ahead, where the processor by itself is late.
 template <class T, class Out, int Rows, int Columns>
 void kernel(int64_t steps, const Unit<T>* a, const Unit<T>* b, int64_t panel, int64_t ahead,
             const Target<T, Out>& to) {
@@ -92,7 +93,7 @@ void kernel(int64_t steps, const Unit<T>* a, const Unit<T>* b, int64_t panel, in
     for (int v = 0; v < Columns; ++v) {
       const Unit<T>* from = b + v / kVectors * panel + v % kVectors * kLanes;
       columns_of_b[v] = S::load(from);
-      if constexpr (Rows > 3) __builtin_prefetch(from + ahead, 0, 2);
+      if constexpr (Rows > 3 || Rows == 1) __builtin_prefetch(from + ahead, 0, 2);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
@@ -275,7 +276,7 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
             auto run = [&](auto* out, int64_t stride, const T* added, const auto& kernels) {
               using Result = std::remove_pointer_t<decltype(out)>;
               Target<T, Result> to{out, stride, n - column, added, before, partial_stride};
-              const int64_t ahead = tile == tile0 ? group * kPanel * steps : 0;
+              const int64_t ahead = high == 1 ? kLittle : tile == tile0 ? group * kPanel * steps : 0;
               (wide ? kernels.wide : kernels.narrow)[high - 1](count, rows_of_a, columns, kPanel * steps, ahead,
                                                                to);
             };

@@ -27,6 +27,7 @@ constexpr int kBlock = 32;                   // numbers of k with one scale of x
 constexpr int kPanel = 32;                   // outputs side by side
 constexpr int kTile = kLanes == 16 ? 2 : 1;  // vectors of outputs in a tile
 constexpr int kRows = kLanes == 16 ? 6 : 4;  // rows of x in a tile
+constexpr int64_t kLittle = 512;             // bytes of W that one row asks for in advance
 constexpr int64_t kRowBytes = 1 << 18;       // of quantised x a task: a quarter of L2
 
 // One way to store codes. Groups: scales an output has in a block.
@@ -97,10 +98,11 @@ inline uint32_t four(const int8_t* p) {
 }
 
 // Codes for R rows. What lies `ahead` is asked for: many rows would else multiply while memory waits, and then
-// wait for it; few rows only wait.
-template <int R>
+// wait for it. Few rows only wait, and one row of 8 bits asks a little ahead, where the processor by itself is
+// late.
+template <class F, int R>
 inline bytes take(const uint8_t* w, int64_t ahead) {
-  if constexpr (R > 3) __builtin_prefetch(w + ahead, 0, 2);
+  if constexpr (R > 3 || (R == 1 && F::Bits == 8)) __builtin_prefetch(w + ahead, 0, 2);
   return load_bytes(w);
 }
 
@@ -131,7 +133,7 @@ void tile(const Rows& x, int64_t row, int64_t blocks, const uint8_t* panel, int6
         for (int s = 0; s < kSteps / 2; ++s) {
           bytes both[kTile];
 #pragma GCC unroll 2
-          for (int v = 0; v < kTile; ++v) both[v] = take<R>(w + s * kPanel * 4 + v * kLanes * 4, ahead);
+          for (int v = 0; v < kTile; ++v) both[v] = take<F, R>(w + s * kPanel * 4 + v * kLanes * 4, ahead);
 #pragma GCC unroll 8
           for (int r = 0; r < R; ++r) {
             const uint32_t low = four(codes + r * kBlock + s * 4), high = four(codes + r * kBlock + 16 + s * 4);
@@ -148,7 +150,7 @@ void tile(const Rows& x, int64_t row, int64_t blocks, const uint8_t* panel, int6
           bytes whole[kTile];
 #pragma GCC unroll 2
           for (int v = 0; v < kTile; ++v)
-            whole[v] = take<R>(w + (g * kSteps + s) * kPanel * 4 + v * kLanes * 4, ahead);
+            whole[v] = take<F, R>(w + (g * kSteps + s) * kPanel * 4 + v * kLanes * 4, ahead);
 #pragma GCC unroll 8
           for (int r = 0; r < R; ++r) {
             const uint32_t values = four(codes + r * kBlock + (g * kSteps + s) * 4);
@@ -229,7 +231,8 @@ void multiply(const Rows& x, const uint8_t* weight, const T* bias, Out* out, int
         const int high = (int)((t + 1) * x.rows / tiles - row);
         for (int64_t vector = 0; vector < kPanel / kLanes; vector += kTile) {
           f32 y[kRows][kTile];
-          const int64_t ahead = t == tile0 && vector == 0 ? blocks * F::kRecord : 0;
+          const bool first = t == tile0 && vector == 0;
+          const int64_t ahead = high == 1 ? kLittle : first ? blocks * F::kRecord : 0;
           rows_tile<F>(x, row, high, blocks, record, vector, ahead, y);
           store_tile<F>(y, high, panel * kPanel + vector * kLanes, n, bias, out + row * stride, stride);
         }

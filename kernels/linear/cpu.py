@@ -3,7 +3,7 @@
 import torch
 
 from .. import _native
-from .._memory import large_empty
+from .._memory import weight_empty
 
 PANEL = 32  # columns of a packed panel, as in csrc/cpu/gemm.h
 
@@ -52,7 +52,7 @@ def pack(weight):
     """One-dimensional: panels of 32 columns, (K, 32) each; in bf16 (K / 2, 32, 2), K rounded up to pairs."""
     n, k = weight.shape
     steps = k + k % 2 if weight.dtype is torch.bfloat16 else k
-    data = large_empty([-(-n // PANEL) * PANEL * steps], weight.dtype)
+    data = weight_empty([-(-n // PANEL) * PANEL * steps], weight.dtype)
     _native.kernel("linear_pack", weight.dtype)(
         _native.address(weight, weight.dtype, n * k),
         _native.address(data, weight.dtype, data.numel()),

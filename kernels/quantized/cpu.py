@@ -3,7 +3,7 @@
 import torch
 
 from .. import _native
-from .._memory import large_empty
+from .._memory import weight_empty
 from . import BLOCK
 
 PANEL = 32  # outputs side by side, as in the C++
@@ -19,7 +19,7 @@ def pack(codes, bits, zero, scale, minimum):
     codes = codes.view(*codes.shape[:3], -1, 4).permute(0, 2, 3, 1, 4)  # panel, block, four, output, of four
     parts = [_by_record(part, blocks, missing) for part in (scale, minimum) if part is not None]
     parts.append(codes.reshape(len(codes), blocks, -1))
-    data = large_empty([len(codes), blocks, sum(part.shape[2] for part in parts)], torch.uint8)
+    data = weight_empty([len(codes), blocks, sum(part.shape[2] for part in parts)], torch.uint8)
     return torch.cat(parts, dim=2, out=data).view(-1)
 
 

@@ -1,15 +1,27 @@
 // Training: count the distinct pieces, then merge the most frequent pair until the vocabulary is full.
 //
-// The corpus is looked at once, to count words. From then on all work is on distinct words: each pair knows its
-// count and in which words it arose, so a merge visits only those words and changes the counts of the
-// neighbouring pairs. The heap holds counts as they were when pushed; a stale one is pushed back corrected.
+// The corpus is looked at once, to count words. From then on all work is on distinct words, which lie in one
+// array, a place for each byte. A pair knows its count and the places where it arose, so a merge visits only
+// these, each in one cache line. What it does to the counts of neighbouring pairs is first added up for each
+// neighbour. The queue holds counts as they were when pushed; a stale one is pushed back corrected.
+//
+// Each merge spells a new token. For suppose that the bytes of a token, made by merge k, stood somewhere as two
+// tokens after it. Nothing has ever been merged across their outer borders, so up to merge k all went there as
+// it did where the token was made (in a run of equal tokens too, whose pairs are counted from its left end: an
+// odd number before the border would cross it), and merge k made the token there. Hence all tokens of one kind
+// are made by one merge, all places of a pair arise together, and it is in the queue once.
+//
+// Most pairs never occur often enough to be merged, and once one has arisen its count only falls. So pairs that
+// arise below a bound are not noted at all. The bound is how often the word occurs that as many others precede
+// as the vocabulary has room for. Each of them, but for 256 single bytes at most, holds a pair that occurs as
+// often until it has become a token of its own; so the vocabulary is full before a pair below the bound is
+// best.
 #include "train.h"
 
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <string>
-#include <unordered_map>
+#include <functional>
 
 #include "cache.h"
 #include "threads.h"
@@ -159,226 +171,318 @@ void count_words(const std::vector<std::string_view>& texts, const Pattern& patt
 
 namespace {
 
-constexpr uint32_t no_word = 0xFFFFFFFF;
+using Key = uint64_t;  // left << 32 | right
+constexpr Key no_key = ~Key(0);
+Key pair_of(uint32_t left, uint32_t right) { return Key(left) << 32 | right; }
 
-struct Pair {
-  uint64_t key;  // left << 32 | right
-  int64_t count = 0;
-  uint32_t fresh = 0;            // words in which the pair arose since it was last pushed
-  uint32_t last_word = no_word;  // the last of them
-  uint64_t place = 0;            // where the next of them goes, while they are gathered
-};
-
-// Pairs by number, found by key: open addressing, at most half full.
-class Pairs {
+// Pairs and how often they occur: open addressing, at most half full. None is ever taken out.
+class PairCounts {
  public:
-  Pairs() : slots_(1 << 16) {}
-  uint32_t number(uint64_t key) {
-    for (size_t s = home(key);; s = (s + 1) & (slots_.size() - 1)) {
-      if (slots_[s] == 0) break;
-      if (pairs_[slots_[s] - 1].key == key) return slots_[s] - 1;
+  struct Slot {
+    Key key = no_key;
+    int64_t count = 0;
+  };
+  PairCounts() : slots_(1 << 12) {}
+  // Makes room for so many more, which may move all slots.
+  void reserve(size_t more) {
+    size_t size = slots_.size();
+    while (size < (used_ + more) * 2) size *= 2;
+    if (size == slots_.size()) return;
+    std::vector<Slot> old(size);
+    old.swap(slots_);
+    for (const Slot& slot : old) {
+      if (slot.key != no_key) at(slot.key) = slot;
     }
-    if (pairs_.size() * 2 >= slots_.size()) grow();
-    pairs_.push_back({key});
-    insert(uint32_t(pairs_.size() - 1));
-    return uint32_t(pairs_.size() - 1);
   }
-  Pair& operator[](uint32_t number) { return pairs_[number]; }
-  void prefetch_slot(uint64_t key) const { __builtin_prefetch(&slots_[home(key)]); }
-  void prefetch_pair(uint64_t key) const { prefetch(slots_[home(key)] - 1); }
-  void prefetch(uint32_t number) const { __builtin_prefetch(pairs_.data() + number); }
+  // The slot of a pair, or the empty one where it belongs.
+  Slot& at(Key key) {
+    size_t place = home(key);
+    while (slots_[place].key != key && slots_[place].key != no_key) place = (place + 1) & (slots_.size() - 1);
+    return slots_[place];
+  }
+  // A new pair, for which there is room.
+  void add(Key key, int64_t count) {
+    at(key) = {key, count};
+    used_++;
+  }
+  void prefetch(Key key) const { __builtin_prefetch(&slots_[home(key)]); }
 
  private:
-  size_t home(uint64_t key) const {
+  size_t home(Key key) const {
     return (key ^ key >> 32) * 0x9E3779B97F4A7C15u >> (64 - __builtin_ctzll(slots_.size()));
   }
-  void insert(uint32_t number) {
-    size_t s = home(pairs_[number].key);
-    while (slots_[s]) s = (s + 1) & (slots_.size() - 1);
-    slots_[s] = number + 1;
-  }
-  void grow() {
-    slots_.assign(slots_.size() * 2, 0);
-    for (uint32_t i = 0; i < pairs_.size(); i++) insert(i);
-  }
-  std::vector<Pair> pairs_;
-  std::vector<uint32_t> slots_;  // 1 + number; 0: empty
+  std::vector<Slot> slots_;
+  size_t used_ = 0;
 };
 
 struct Candidate {
   int64_t count;
-  uint64_t key;
-  uint64_t words;  // where its words begin
-  uint32_t size, pair;
+  Key key;
+  uint64_t first, size;  // of its places
   bool operator<(const Candidate& other) const {
     return count != other.count ? count < other.count : key > other.key;
   }
 };
 
-class Trainer {
+// The best candidate first: a heap for each count (and one for all large ones), made when it comes to the top.
+class Queue {
  public:
-  Trainer(const WordCounts& words, const uint8_t byte_ids[256]) {
-    tokens_.resize(256);
-    for (int byte = 0; byte < 256; byte++) tokens_[byte_ids[byte]] = std::string(1, char(byte));
-    for (size_t i = 0; i < words.size(); i++) {
-      words_.push_back({symbols_.size(), words.count(i), uint32_t(words.word(i).size())});
-      for (char c : words.word(i)) symbols_.push_back(byte_ids[uint8_t(c)]);
-    }
-    for (uint32_t w = 0; w < words_.size(); w++) {
-      const uint32_t* s = &symbols_[words_[w].start];
-      for (uint32_t i = 1; i < words_[w].size; i++) change(s[i - 1], s[i], words_[w].count, w);
-      if (changes_.size() > 4096) make_changes();
-    }
-    push_touched();
+  void push(const Candidate& candidate) {
+    const size_t at = size_t(std::min(candidate.count, large));
+    auto& heap = heaps_[at];
+    heap.push_back(candidate);
+    if (at == top_) std::push_heap(heap.begin(), heap.end());
+    if (at > top_) std::make_heap(heaps_[top_ = at].begin(), heap.end());
   }
-
-  std::vector<Merge> run(size_t vocab_size, int64_t min_frequency) {
-    std::unordered_map<std::string, uint32_t> known;
-    for (uint32_t id = 0; id < 256; id++) known.emplace(tokens_[id], id);
-    std::vector<Merge> merges;
-    while (known.size() < vocab_size && !heap_.empty()) {
-      std::pop_heap(heap_.begin(), heap_.end());
-      Candidate top = heap_.back();
-      heap_.pop_back();
-      const int64_t now = pairs_[top.pair].count;
-      if (top.count != now) {
-        top.count = now;
-        push(top);
-        continue;
-      }
-      if (top.count < std::max<int64_t>(1, min_frequency)) break;
-      const uint32_t left = uint32_t(top.key >> 32), right = uint32_t(top.key);
-      // Two different pairs can spell the same token: the later merge then leads to the earlier id.
-      auto [it, fresh] = known.emplace(tokens_[left] + tokens_[right], uint32_t(tokens_.size()));
-      if (fresh) tokens_.push_back(it->first);
-      merges.push_back({left, right, uint32_t(merges.size()), it->second});
-      for (uint32_t i = 0; i < top.size; i++) {
-        if (i + 16 < top.size) __builtin_prefetch(&words_[holders_[top.words + i + 16]]);
-        if (i + 8 < top.size) __builtin_prefetch(&symbols_[words_[holders_[top.words + i + 8]].start]);
-        merge(holders_[top.words + i], left, right, it->second);
-      }
-      push_touched();
+  // Whether there is one.
+  bool pop(Candidate& best) {
+    while (heaps_[top_].empty()) {
+      if (top_ == 0) return false;
+      top_--;
+      std::make_heap(heaps_[top_].begin(), heaps_[top_].end());
     }
-    return last_of_equal_pairs(std::move(merges));
+    auto& heap = heaps_[top_];
+    std::pop_heap(heap.begin(), heap.end());
+    best = heap.back();
+    heap.pop_back();
+    return true;
   }
 
  private:
-  // Adds `by` to a pair's count; a gain notes that word w now holds the pair. Changes are made a while later,
-  // when what they touch is at hand.
-  void change(uint32_t left, uint32_t right, int64_t by, uint32_t w) {
-    changes_.push_back({uint64_t(left) << 32 | right, by, w});
+  static constexpr int64_t large = 4096;
+  std::vector<std::vector<Candidate>> heaps_{large + 1};
+  size_t top_ = 0;
+};
+
+// Place: an unsigned type for places in the array of words. Symbol: one that holds vocab_size.
+template <class Place, class Symbol>
+class Trainer {
+ public:
+  // Pairs that arise less often than `bound` are left out.
+  Trainer(const WordCounts& words, const uint8_t byte_ids[256], size_t vocab_size, int64_t bound)
+      : vocab_size_(vocab_size),
+        border_(Symbol(vocab_size)),
+        bound_(bound),
+        sizes_(256, 1),
+        left_(vocab_size + 1),
+        right_(vocab_size + 1) {
+    lay_out(words, byte_ids);
+    note_bytes();
   }
 
-  void make_changes() {
-    constexpr size_t early = 16, soon = 8;
-    for (size_t i = 0; i < std::min(early, changes_.size()); i++) pairs_.prefetch_slot(changes_[i].key);
-    for (size_t i = 0; i < changes_.size(); i++) {
-      if (i + early < changes_.size()) pairs_.prefetch_slot(changes_[i + early].key);
-      if (i + soon < changes_.size()) pairs_.prefetch_pair(changes_[i + soon].key);
-      make(changes_[i].key, changes_[i].by, changes_[i].word);
-    }
-    changes_.clear();
-  }
-
-  void make(uint64_t key, int64_t by, uint32_t w) {
-    const uint32_t number = pairs_.number(key);
-    Pair& pair = pairs_[number];
-    pair.count += by;
-    if (by < 0 || pair.last_word == w) return;
-    if (pair.fresh++ == 0) touched_.push_back(number);
-    pair.last_word = w;
-    gains_.push_back({number, w});
-  }
-
-  void merge(uint32_t w, uint32_t left, uint32_t right, uint32_t id) {
-    Word& word = words_[w];
-    uint32_t* s = &symbols_[word.start];
-    uint32_t kept = 0;
-    for (uint32_t i = 0; i < word.size; i++) {
-      if (s[i] != left || i + 1 >= word.size || s[i + 1] != right) {
-        s[kept++] = s[i];
+  std::vector<Merge> run() {
+    std::vector<Merge> merges;
+    for (Candidate best; sizes_.size() < vocab_size_ && queue_.pop(best);) {
+      const int64_t now = counts_.at(best.key).count;
+      if (now < best.count) {
+        best.count = now;
+        if (now >= bound_) queue_.push(best);
         continue;
       }
-      if (kept > 0) {
-        change(s[kept - 1], left, -word.count, w);
-        change(s[kept - 1], id, word.count, w);
+      const uint32_t left = uint32_t(best.key >> 32), right = uint32_t(best.key), id = uint32_t(sizes_.size());
+      sizes_.push_back(sizes_[left] + sizes_[right]);
+      merges.push_back({left, right, uint32_t(merges.size()), id});
+      merge(best, left, right, id);
+    }
+    return merges;
+  }
+
+ private:
+  // The words, between borders; those that occur equally often side by side, if that is below 4,096 times.
+  void lay_out(const WordCounts& words, const uint8_t byte_ids[256]) {
+    constexpr int64_t apart = 4096;
+    std::vector<uint32_t> starts(apart + 1), order(words.size());
+    auto group = [&](size_t i) { return size_t(apart - std::min(words.count(i), apart)); };
+    size_t size = 1;
+    for (size_t i = 0; i < words.size(); i++) {
+      starts[group(i) + 1]++;
+      size += words.word(i).size() + 1;
+    }
+    for (size_t g = 1; g < starts.size(); g++) starts[g] += starts[g - 1];
+    for (size_t i = 0; i < words.size(); i++) order[starts[group(i)]++] = uint32_t(i);
+    symbols_.reserve(size);
+    places_.reserve(3 * size);  // memory that is never written costs nothing
+    symbols_.push_back(border_);
+    for (uint32_t i : order) {
+      if (words.word(i).size() < 2) continue;
+      for (char c : words.word(i)) symbols_.push_back(byte_ids[uint8_t(c)]);
+      symbols_.push_back(border_);
+      if (runs_.empty() || runs_.back().count != words.count(i)) runs_.push_back({0, words.count(i)});
+      runs_.back().end = symbols_.size();
+      run_of_.resize((symbols_.size() + block - 1) / block, uint32_t(runs_.size() - 1));
+    }
+  }
+  // How often the word at this place occurs.
+  int64_t count_at(uint64_t place) const {
+    const Run* run = &runs_[run_of_[place / block]];
+    while (run->end <= place) run++;
+    return run->count;
+  }
+
+  // The pairs of bytes.
+  void note_bytes() {
+    std::vector<Side> found(1 << 16);
+    auto for_each = [&](auto visit) {
+      for (uint64_t p = 1; p + 1 < symbols_.size(); p++) {
+        if (symbols_[p + 1] == border_)
+          p++;
+        else
+          visit(p, found[symbols_[p] << 8 | symbols_[p + 1]]);
       }
-      if (i + 2 < word.size) {
-        change(right, s[i + 2], -word.count, w);
-        change(id, s[i + 2], word.count, w);
-      }
-      s[kept++] = id;
-      i++;
+    };
+    for_each([&](uint64_t place, Side& pair) {
+      pair.count += count_at(place);
+      pair.size++;
+    });
+    for (uint32_t i = 0; i < found.size(); i++) {
+      counts_.reserve(1);
+      bear(pair_of(i >> 8, i & 255), found[i]);
     }
-    word.size = kept;
+    give_room();
+    for_each([&](uint64_t place, const Side& pair) { note(place, pair); });
+    queue_births();
   }
 
-  void push(const Candidate& candidate) {
-    heap_.push_back(candidate);
-    std::push_heap(heap_.begin(), heap_.end());
+  // What stands on one side of a new token: how often, at how many places.
+  static constexpr uint32_t no_birth = 0xFFFFFFFF;
+  struct Side {
+    int64_t count = 0;
+    Place size = 0;
+    uint32_t birth = no_birth;
+  };
+  // A pair that has just arisen often enough, and where its places end that are noted already.
+  struct Birth {
+    Key key;
+    uint64_t size, end;
+  };
+  void bear(Key key, Side& side) {
+    if (side.count < bound_) return;
+    counts_.add(key, side.count);
+    side.birth = uint32_t(births_.size());
+    births_.push_back({key, side.size, 0});
+  }
+  void give_room() {
+    uint64_t end = places_.size();
+    for (Birth& birth : births_) {
+      birth.end = end;
+      end += birth.size;
+    }
+    places_.resize(end);
+  }
+  void note(uint64_t place, const Side& side) {
+    if (side.birth != no_birth) places_[births_[side.birth].end++] = Place(place);
+  }
+  void queue_births() {
+    for (const Birth& birth : births_) {
+      const int64_t count = counts_.at(birth.key).count;
+      if (count >= bound_) queue_.push({count, birth.key, birth.end - birth.size, birth.size});
+    }
+    births_.clear();
   }
 
-  // Gathers the words of each touched pair side by side in holders_, in order, and pushes the pairs.
-  void push_touched() {
-    make_changes();
-    for (uint32_t number : touched_) {
-      Pair& pair = pairs_[number];
-      pair.place = holders_.size();
-      holders_.resize(holders_.size() + pair.fresh);
+  void merge(const Candidate& pair, uint32_t left, uint32_t right, uint32_t id) {
+    const Place left_size = sizes_[left], right_size = sizes_[right], *const places = &places_[pair.first];
+    const size_t size = pair.size;
+    Symbol* const s = symbols_.data();
+    made_.resize(size);
+    lefts_.resize(size + 1);
+    rights_.resize(size + 1);
+    size_t made = 0, lefts = 0, rights = 0;
+    constexpr size_t ahead = 12;
+    for (size_t i = 0; i < std::min(ahead, size); i++) __builtin_prefetch(&s[places[i]], 1);
+    for (size_t i = 0; i < size; i++) {
+      if (i + ahead < size) __builtin_prefetch(&s[places[i + ahead]], 1);
+      const Place place = places[i], next = place + left_size, end = next + right_size;
+      if (s[place] != left || s[next] != right) continue;  // another merge has taken one of them
+      const Symbol before = s[place - 1], behind = s[end];
+      s[next] = border_;  // no token begins here
+      s[end - 1] = s[place] = Symbol(id);
+      const int64_t count = count_at(place);
+      Side &at_left = left_[before], &at_right = right_[behind];
+      lefts_[lefts] = before;
+      lefts += at_left.size == 0;
+      rights_[rights] = behind;
+      rights += at_right.size == 0;
+      at_left.count += count;
+      at_left.size++;
+      at_right.count += count;
+      at_right.size++;
+      made_[made++] = {place, before, behind};
     }
-    for (size_t i = 0; i < gains_.size(); i++) {
-      if (i + 16 < gains_.size()) pairs_.prefetch(gains_[i + 16].pair);
-      holders_[pairs_[gains_[i].pair].place++] = gains_[i].word;
+    left_[border_] = right_[border_] = {};
+    counts_.reserve(lefts + rights);
+    for (size_t i = 0; i < lefts; i++) {
+      counts_.prefetch(pair_of(lefts_[i], left));
+      if (left_[lefts_[i]].count >= bound_) counts_.prefetch(pair_of(lefts_[i], id));
     }
-    for (uint32_t number : touched_) {
-      Pair& pair = pairs_[number];
-      if (pair.count > 0) push({pair.count, pair.key, pair.place - pair.fresh, pair.fresh, number});
-      pair.fresh = 0;
-      pair.last_word = no_word;
+    for (size_t i = 0; i < rights; i++) {
+      counts_.prefetch(pair_of(right, rights_[i]));
+      if (right_[rights_[i]].count >= bound_) counts_.prefetch(pair_of(id, rights_[i]));
     }
-    touched_.clear();
-    gains_.clear();
+    for (size_t i = 0; i < lefts; i++) bear(pair_of(lefts_[i], id), left_[lefts_[i]]);
+    for (size_t i = 0; i < rights; i++) bear(pair_of(id, rights_[i]), right_[rights_[i]]);
+    give_room();
+    for (size_t i = 0; i < made; i++) {
+      note(made_[i].place - sizes_[made_[i].before], left_[made_[i].before]);
+      note(made_[i].place, right_[made_[i].behind]);
+    }
+    for (size_t i = 0; i < lefts; i++) lose(pair_of(lefts_[i], left), left_[lefts_[i]]);
+    for (size_t i = 0; i < rights; i++) lose(pair_of(right, rights_[i]), right_[rights_[i]]);
+    queue_births();
+  }
+  // The pair that the new token has taken a part of.
+  void lose(Key key, Side& side) {
+    if (auto& slot = counts_.at(key); slot.key == key) slot.count -= side.count;
+    side = {};
   }
 
-  // A pair that arose anew after it was merged is merged twice; like its peer, the later rank counts.
-  static std::vector<Merge> last_of_equal_pairs(std::vector<Merge> merges) {
-    std::unordered_map<uint64_t, uint32_t> last;
-    for (const Merge& m : merges) last[uint64_t(m.left) << 32 | m.right] = m.rank;
-    std::vector<Merge> kept;
-    for (const Merge& m : merges) {
-      if (last[uint64_t(m.left) << 32 | m.right] == m.rank)
-        kept.push_back({m.left, m.right, uint32_t(kept.size()), m.id});
-    }
-    return kept;
-  }
-
-  struct Word {
-    uint64_t start;  // in symbols_
+  struct Run {  // of words that occur equally often
+    uint64_t end;
     int64_t count;
-    uint32_t size;
   };
-  struct Gain {
-    uint32_t pair, word;
+  struct Made {  // a new token, and what stands around it
+    Place place;
+    Symbol before, behind;
   };
-  struct Change {
-    uint64_t key;
-    int64_t by;
-    uint32_t word;
-  };
-  std::vector<std::string> tokens_;
-  std::vector<uint32_t> symbols_, holders_, touched_;
-  std::vector<Word> words_;
-  std::vector<Gain> gains_;
-  std::vector<Change> changes_;
-  Pairs pairs_;
-  std::vector<Candidate> heap_;
+  static constexpr size_t block = 64;
+  const size_t vocab_size_;
+  const Symbol border_;
+  const int64_t bound_;
+  std::vector<uint32_t> sizes_;  // of tokens, in bytes
+  std::vector<Symbol> symbols_;  // a token stands in its first and its last place
+  std::vector<Run> runs_;
+  std::vector<uint32_t> run_of_;  // of the first place of each block
+  std::vector<Place> places_;
+  PairCounts counts_;
+  Queue queue_;
+  // While a pair is merged:
+  std::vector<Side> left_, right_;  // of each symbol
+  std::vector<Symbol> lefts_, rights_;
+  std::vector<Made> made_;
+  std::vector<Birth> births_;
 };
+
+// How often the word occurs that `rank` others precede; 1 if there are not so many.
+int64_t count_at_rank(const WordCounts& words, size_t rank) {
+  if (words.size() <= rank) return 1;
+  std::vector<int64_t> counts(words.size());
+  for (size_t i = 0; i < counts.size(); i++) counts[i] = words.count(i);
+  std::nth_element(counts.begin(), counts.begin() + rank, counts.end(), std::greater<int64_t>());
+  return counts[rank];
+}
 
 }  // namespace
 
 std::vector<Merge> train(const WordCounts& words, const uint8_t byte_ids[256], size_t vocab_size,
                          int64_t min_frequency) {
-  return Trainer(words, byte_ids).run(vocab_size, min_frequency);
+  size_t places = 1;
+  for (size_t i = 0; i < words.size(); i++) places += words.word(i).size() + 1;
+  vocab_size = std::min(vocab_size, 256 + places);  // each merge leaves a token less
+  if (vocab_size <= 256) return {};
+  const int64_t bound = std::max({int64_t(1), min_frequency, count_at_rank(words, vocab_size)});
+  if (places > 0xFFFFFFFF) return Trainer<uint64_t, uint32_t>(words, byte_ids, vocab_size, bound).run();
+  if (vocab_size > 0xFFFF) return Trainer<uint32_t, uint32_t>(words, byte_ids, vocab_size, bound).run();
+  return Trainer<uint32_t, uint16_t>(words, byte_ids, vocab_size, bound).run();
 }
 
 }  // namespace text

@@ -255,6 +255,18 @@ def test_train_equals_huggingface_on_few_letters(texts, frequency):
     assert_same_training(texts, bpe.PATTERNS["gpt2"], 290, frequency)
 
 
+@pytest.mark.parametrize(
+    ("letters", "size", "frequency"), [("ab", 600, 0), ("abcdefgh", 1100, 2), ("ab", 90000, 0)]
+)
+def test_train_equals_huggingface_with_more_words_than_tokens(letters, size, frequency):
+    """Then rare pairs are left out; the last case is the other one, and runs out of pairs."""
+    rng = random.Random(size)
+    words = sorted({"".join(rng.choices(letters, k=rng.randint(1, 14))) for _ in range(1500)})
+    rng.shuffle(words)
+    texts = [f"{word} " * (3 + 4000 // (rank + 20)) for rank, word in enumerate(words)]
+    assert_same_training(texts, bpe.PATTERNS["gpt2"], size, frequency)
+
+
 def test_counts_of_more_words_than_the_table_of_short_ones_holds():
     rng = random.Random(2)
     words = ["".join(rng.choices("abcdefghijkl", k=rng.randint(1, 17))) for _ in range(300000)]

@@ -11,7 +11,6 @@ Answers stream as they are written; searches and what they found are shown. Ctrl
 import math
 import sys
 import time
-import traceback
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +18,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from .command import run
 from .engine import Completion, SamplingParams
 from .errors import UserError
 from .serve import Conversation, Event, KvDtype, Served, TextFormat, open_model
@@ -181,30 +181,25 @@ class Terminal:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, or 1 after a mistake."""
+    """Run the command; returns the exit status."""
     command = tyro.cli(Command, args=arguments, prog="pyengine.chat")
-    console = Console(soft_wrap=True)
-    try:
-        params = SamplingParams(
-            command.max_tokens,
-            command.temperature,
-            command.top_k,
-            command.top_p,
-            command.seed,
-            min_p=command.min_p,
-            repetition_penalty=command.repetition_penalty,
-        )
-        served = open_model(command.model, with_search=command.search, kv_dtype=command.kv_dtype)
-        talk = Conversation(served.engine, served.tokenizer, served.format, params, command.system)
-        Terminal(served, talk, console, command.inside).run()
-    except UserError as error:
-        if command.debug:
-            traceback.print_exc()
-        Console(stderr=True, soft_wrap=True).print(
-            f"error: {error}", style="red", markup=False, highlight=False
-        )
-        return 1
-    return 0
+    return run(lambda: chat(command), command.debug)
+
+
+def chat(command: Command) -> None:
+    """Talk until the person leaves."""
+    params = SamplingParams(
+        command.max_tokens,
+        command.temperature,
+        command.top_k,
+        command.top_p,
+        command.seed,
+        min_p=command.min_p,
+        repetition_penalty=command.repetition_penalty,
+    )
+    served = open_model(command.model, with_search=command.search, kv_dtype=command.kv_dtype)
+    talk = Conversation(served.engine, served.tokenizer, served.format, params, command.system)
+    Terminal(served, talk, Console(soft_wrap=True), command.inside).run()
 
 
 if __name__ == "__main__":

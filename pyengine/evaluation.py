@@ -18,8 +18,10 @@ from typing import Annotated, Any
 import torch
 import tyro
 
+from .command import run
 from .engine import SamplingParams
 from .errors import UserError
+from .files import atomic_write
 from .kernels import _native, attention, sampled_logprob
 from .serve import Served, TextFormat, open_model
 from .serve.stops import StopStrings
@@ -181,21 +183,27 @@ class Command:
     """ask in the model's chat format"""
     out: Path | None = None
     """write all results to this JSON file"""
+    debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """show the traceback of a mistake"""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Evaluate and print the harness's table; returns the exit status."""
+    """Run the command; returns the exit status."""
     command = tyro.cli(Command, args=arguments, prog="pyengine.evaluation")
-    try:
-        model = HarnessModel(open_model(command.model, with_search=False))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run(lambda: evaluate(command), command.debug)
+
+
+def evaluate(command: Command) -> None:
+    """Evaluate and print the harness's table."""
+    model = HarnessModel(open_model(command.model, with_search=False))
     from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
     from lm_eval.utils import make_table
 
-    from .files import atomic_write
-
+    known = TaskManager()
+    for task in command.tasks:
+        if not known.match_tasks([task]):
+            raise UserError(f"--tasks {task}: the harness has no such task; `lm_eval ls tasks` lists them")
     found = simple_evaluate(
         model=model, tasks=command.tasks, limit=command.limit, num_fewshot=command.shots,
         apply_chat_template=command.chat, bootstrap_iters=1000,
@@ -205,7 +213,6 @@ def main(arguments: list[str] | None = None) -> int:
         kept = {name: found[name] for name in ("results", "versions", "n-samples") if name in found}
         with atomic_write(command.out) as file:
             json.dump(kept, file, indent=1, default=str)
-    return 0
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ before and after is measured on a run's held-out documents, or on the text given
 
 import math
 import sys
-import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from .command import run
 from .errors import UserError
 from .kernels import _native, attention
 from .model import Transformer, gguf, hf, load
@@ -102,33 +102,28 @@ def quantize(command: Command) -> tuple[Path, list[tuple[str, int, float | None]
     if out.resolve() == path.resolve():
         raise UserError(f"{out}: this is the model itself; give --out another name")
     before = load(path, torch.float32) if path.is_file() else hf.load(path)
+    context = min(CONTEXT, before.config.max_position_embeddings)
+    documents = documents_of(text, tokenizer, command.tokens, context) if text else None
     gguf.save(before, out, kind, tokenizer, kind if command.pure else None, name=path.stem)
     rows: list[tuple[str, int, float | None]] = [
         (path.name, sum(p.nbytes for p in before.parameters()), None),
         (out.name, out.stat().st_size, None),
     ]
-    if text is not None:
-        documents = documents_of(
-            text, tokenizer, command.tokens, min(CONTEXT, before.config.max_position_embeddings)
-        )
+    if documents:
         found = (perplexity(model, documents) for model in (before, load(out)))
         rows = [(what, size, value) for (what, size, _), value in zip(rows, found, strict=True)]
     return out, rows
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, or 1 after a mistake."""
+    """Run the command; returns the exit status."""
     command = tyro.cli(Command, args=arguments, prog="pyengine.quantize")
+    return run(lambda: report(*quantize(command)), command.debug)
+
+
+def report(out: Path, rows: list[tuple[str, int, float | None]]) -> None:
+    """Print what was measured of the file written."""
     console = Console(soft_wrap=True)
-    try:
-        out, rows = quantize(command)
-    except UserError as error:
-        if command.debug:
-            traceback.print_exc()
-        Console(stderr=True, soft_wrap=True).print(
-            f"error: {error}", style="red", markup=False, highlight=False
-        )
-        return 1
     table = Table("", "MB", "perplexity")
     for what, size, value in rows:
         table.add_row(
@@ -136,7 +131,6 @@ def main(arguments: list[str] | None = None) -> int:
         )
     console.print(table)
     console.print(f"wrote {out}", markup=False)
-    return 0
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ python -m pyengine.tokenizer show tokenizer "some text"       # coloured by toke
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import tyro
 
+from . import command
 from .errors import UserError
 from .text import Tokenizer
 
@@ -45,8 +47,10 @@ def train(
     )
     tokenizer.save(out)
     size = sum(file.stat().st_size for file in files)
+    fewer = f" (fewer than {vocab_size}: no more pairs occur {min_frequency} times)"
     print(
-        f"{out}: {tokenizer.vocab_size} ids from {size / 1e6:.1f} MB in {time.perf_counter() - start:.1f} s"
+        f"{out}: {tokenizer.vocab_size} ids{fewer if tokenizer.vocab_size < vocab_size else ''} "
+        f"from {size / 1e6:.1f} MB in {time.perf_counter() - start:.1f} s"
     )
 
 
@@ -60,7 +64,14 @@ def encode(
         text: the text, or - for standard input
         allow_special: let names of special tokens become their ids
     """
-    print(json.dumps(Tokenizer.load(tokenizer).encode(_text(text), "all" if allow_special else ())))
+    loaded, given = Tokenizer.load(tokenizer), _text(text)
+    if isinstance(given, str):
+        ids = loaded.encode(given, "all" if allow_special else ())
+    elif allow_special:
+        raise UserError("--allow-special needs UTF-8 text, and this is none; encode it without the flag")
+    else:
+        ids = loaded.encode_bytes(given)
+    print(json.dumps(ids))
 
 
 def shards(
@@ -94,25 +105,29 @@ def show(
         text: the text, or - for standard input
         html: an HTML fragment instead of terminal colours
     """
-    print(Tokenizer.load(tokenizer).show(_text(text), format="html" if html else "terminal"))
+    loaded, given = Tokenizer.load(tokenizer), _text(text)
+    shown = loaded.encode_bytes(given) if isinstance(given, bytes) else given
+    print(loaded.show(shown, format="html" if html else "terminal"))
 
 
-def _text(argument: str) -> str:
-    return sys.stdin.read() if argument == "-" else argument
+def _text(argument: str) -> str | bytes:
+    """What was given: text, or bytes where it is no UTF-8."""
+    data = sys.stdin.buffer.read() if argument == "-" else os.fsencode(argument)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    try:
-        tyro.extras.subcommand_cli_from_dict(
+    return command.run(
+        lambda: tyro.extras.subcommand_cli_from_dict(
             {"train": train, "encode": encode, "shards": shards, "show": show},
             prog="python -m pyengine.tokenizer",
             description=__doc__,
             args=arguments,
         )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    )
 
 
 if __name__ == "__main__":

@@ -48,6 +48,8 @@ class Backend:
     def __init__(self, name: str, variant: str):
         self.name, self.variant = name, variant
         self.device = "cuda" if variant == "cuda" else "cpu"
+        # Numbers of threads that could make a difference: only the CPU kernels have threads of their own.
+        self.threads = (1, 2) if name == "cpu" else (1,)
 
     def __repr__(self):
         return f"{self.name}-{self.variant}"

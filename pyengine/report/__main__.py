@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from .. import command
 from ..errors import UserError
 from ..train.config import read_config
 from ..train.run import Run
@@ -16,18 +17,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="pyengine.report", description="Draw the page of a run.")
     parser.add_argument("run", type=Path, help="the run's folder, such as runs/default")
     folder: Path = parser.parse_args(arguments).run
-    try:
-        if not (folder / "config.toml").exists():
-            raise UserError(
-                f"{folder} is no run: it holds no config.toml; give a folder such as runs/default"
-            )
-        config = replace(read_config(folder / "config.toml"), name=folder.resolve().name)
-        write(Run(config, folder.resolve().parent), live=False)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return command.run(lambda: draw(folder))
+
+
+def draw(folder: Path) -> None:
+    """Draw the page of the run in `folder`."""
+    if not (folder / "config.toml").exists():
+        raise UserError(f"{folder} is no run: it holds no config.toml; give a folder such as runs/default")
+    config = replace(read_config(folder / "config.toml"), name=folder.resolve().name)
+    write(Run(config, folder.resolve().parent), live=False)
     print(folder / "report.html")
-    return 0
 
 
 if __name__ == "__main__":

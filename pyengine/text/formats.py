@@ -330,7 +330,9 @@ def read_texts(source: str | os.PathLike | Iterable[str | bytes | os.PathLike]) 
 
 
 def _read_file(path: Path) -> Iterator[str | bytes]:
-    if not path.is_file():
+    if path.is_dir():
+        raise UserError(f"{path}: a folder; name the text or JSONL files in it")
+    if not path.exists():
         raise UserError(f"{path}: no such file; expected a text file or JSONL with a field 'text'")
     if path.suffix == ".jsonl":
         yield from _read_rows(path)

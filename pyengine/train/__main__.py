@@ -11,7 +11,6 @@ The same command given again does only what is missing, with any number of proce
 
 import sys
 import time
-import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +18,7 @@ from typing import Annotated
 import tyro
 from rich.table import Table
 
+from .. import command as shell
 from .. import report
 from ..errors import UserError
 from .config import Config, check, read_config
@@ -52,28 +52,24 @@ class Command:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 1 after a mistake, 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in arguments
+    return shell.run(
+        lambda: take_part(arguments), "--debug" in arguments, "stopped; the same command goes on from here"
+    )
+
+
+def take_part(arguments: list[str]) -> None:
+    """Run the road, or assist the process that does."""
+    command, team = parse(arguments), Team.join()
+    if team.rank:
+        Run(command.settings).prepare()
+        assist(team)
+        team.leave()
+        return
     try:
-        command, team = parse(arguments), Team.join()
-        if team.rank:
-            Run(command.settings).prepare()
-            assist(team)
-            team.leave()
-            return 0
-        try:
-            execute(command)
-        finally:
-            team.tell("end")
-            team.leave()
-    except UserError as error:
-        if debug:
-            traceback.print_exc()
-        console.print(f"error: {error}", style="red", markup=False)
-        return 1
-    except KeyboardInterrupt:
-        console.print("stopped; the same command goes on from here")
-        return 130
-    return 0
+        execute(command)
+    finally:
+        team.tell("end")
+        team.leave()
 
 
 def parse(arguments: list[str]) -> Command:

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
+from ..command import run
 from ..errors import UserError
 from .clean import CleanConfig, clean
 from .crawl import CrawlConfig, crawl
@@ -110,16 +111,11 @@ class _Line:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def main() -> None:
-    """The command line."""
+def main() -> int:
+    """Run the command; returns the exit status."""
     command = tyro.extras.subcommand_cli_from_dict({"crawl": Crawl, "clean": Clean, "search": Search})
-    command.run()
+    return run(command.run, stopped="stopped; the same command goes on from here")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from here")
+    sys.exit(main())

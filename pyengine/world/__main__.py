@@ -9,6 +9,7 @@ from typing import Literal
 
 import tyro
 
+from ..command import run
 from ..errors import UserError
 from .config import WorldConfig
 from .export import write_world
@@ -43,9 +44,14 @@ def show(world: World) -> None:
         print(f"\n== {kind}: {count}, for example {example.id}\n{example.text}")
 
 
-def main() -> None:
-    """The command line."""
+def main() -> int:
+    """Run the command; returns the exit status."""
     arguments = tyro.cli(Arguments)
+    return run(lambda: act(arguments))
+
+
+def act(arguments: Arguments) -> None:
+    """Show, write, serve, as asked."""
     if not (arguments.show or arguments.write or arguments.serve):
         raise UserError("nothing to do: give --show, --write FOLDER or --serve")
     world = World(arguments.config)
@@ -65,7 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(main())

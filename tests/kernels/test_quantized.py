@@ -83,7 +83,7 @@ def test_rows_are_computed_alone(backend, layout):
     parts = weight(layout, 97, 352)
     packed, x = pack_quantized(*parts), inputs(131, 352)
     whole = linear(x, packed)
-    for threads in (1, 2):
+    for threads in backend.threads:
         set_threads(threads)
         try:
             counts = (1, 15, 17, 33, 131) if backend.variant == "interpreter" else (*range(1, 20), 64, 131)

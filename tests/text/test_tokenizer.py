@@ -346,6 +346,32 @@ def test_command_line_tells_a_mistake_without_traceback(tmp_path):
     assert "no such file" in failed.stderr and "Traceback" not in failed.stderr
 
 
+def test_command_line_takes_any_bytes(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "tok")
+    for action in ("encode", "show"):
+        command = [sys.executable, "-m", "pyengine.tokenizer", action, str(tmp_path / "tok"), "-"]
+        done = subprocess.run(command, input=b"ab\xff\n", capture_output=True, env={"LC_ALL": "C.UTF-8"})
+        assert done.returncode == 0 and not done.stderr
+        if action == "encode":
+            assert tokenizer.decode_bytes(json.loads(done.stdout)) == b"ab\xff\n"
+        else:
+            assert rb"\xff" in done.stdout
+
+
+def test_command_line_names_what_cannot_be_read_or_written(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("some text")
+    text, out = str(tmp_path / "text.txt"), str(tmp_path / "out")
+    for arguments, told in (
+        (["train", str(tmp_path), "--out", out], "a folder; name the text or JSONL files in it"),
+        (["train", text, "--vocab-size", "300", "--out", text], "text.txt: file exists; a folder is needed there"),
+        (["encode", text, "x"], "text.txt: not a tokenizer.json"),
+    ):
+        assert main(arguments) == 1
+        assert told in (shown := capsys.readouterr().err) and shown.count("\n") == 1
+    assert main(["train", text, "--vocab-size", "300", "--out", out]) == 0
+    assert "(fewer than 300: no more pairs occur 2 times)" in capsys.readouterr().out
+
+
 @FUZZ
 @given(text=TEXT, cuts=st.lists(st.integers(0, 200), max_size=6))
 def test_text_in_parts_gives_the_same_ids(tokenizer, text, cuts):

@@ -52,7 +52,7 @@ def test_mistakes_on_the_command_line_are_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for arguments, told in ((["pretrian"], "there is no stage"), (["--resume"], "no run to continue")):
         assert main(arguments) == 1
-        assert told in capsys.readouterr().out
+        assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -71,5 +71,5 @@ def test_mistakes_are_told_before_the_road_begins(tmp_path, monkeypatch, capsys,
     monkeypatch.chdir(tmp_path)
     for more in ([], ["--dry-run"]):
         assert main([*arguments, *more]) == 1
-        assert told in " ".join(capsys.readouterr().out.split())
+        assert told in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "runs").exists()

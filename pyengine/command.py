@@ -1,0 +1,49 @@
+"""How every command line ends: with its work done, with one sentence about a mistake, or interrupted."""
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from .errors import UserError
+
+MEND = {
+    errno.ENOSPC: "free some space and give the command again",
+    errno.EEXIST: "a folder is needed there, choose another name",
+    errno.ENOTDIR: "a folder is needed there, choose another name",
+    errno.EDQUOT: "free some space and give the command again",
+}
+
+
+def run(work: Callable[[], int | None], debug: bool = False, stopped: str = "stopped") -> int:
+    """Do the work of a command; returns the exit status: the work's own (None is 0), 1 after a mistake, 130 after
+    Ctrl-C, 141 where the reader of the output went away.
+
+    A mistake is a UserError, or an OSError: a file that cannot be read or written. It is told in one sentence on
+    standard error. debug: show its traceback before it. stopped: what is said after Ctrl-C.
+    """
+    try:
+        return work() or 0
+    except BrokenPipeError:
+        # As `| head` does. Python flushes once more at its end, which must have somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (UserError, OSError) as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {sentence(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(stopped, file=sys.stderr)
+        return 130
+
+
+def sentence(error: UserError | OSError) -> str:
+    """What went wrong, where, and how to mend it if that is known."""
+    if isinstance(error, UserError):
+        return str(error)
+    where = [] if error.filename is None else [os.fsdecode(error.filename)]
+    told = ": ".join([*where, (error.strerror or str(error) or type(error).__name__).lower()])
+    mend = MEND.get(error.errno or 0)
+    return f"{told}; {mend}" if mend else told

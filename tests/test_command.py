@@ -1,0 +1,66 @@
+"""What every command line does with mistakes, full disks, and people who stop it."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pyengine import command
+from pyengine.errors import UserError
+from pyengine.files import atomic_write
+
+
+def raising(error):
+    def work():
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize("error, told", [
+    (UserError("a.txt:3: no number; give one"), "error: a.txt:3: no number; give one"),
+    (PermissionError(errno.EACCES, "Permission denied", "b.txt"), "error: b.txt: permission denied"),
+    (OSError(errno.ENOSPC, "No space left on device", "c.bin"),
+     "error: c.bin: no space left on device; free some space and give the command again"),
+    (OSError("odd"), "error: odd"),
+])  # fmt: skip
+def test_a_mistake_is_one_sentence(error, told, capsys):
+    assert command.run(raising(error)) == 1
+    assert capsys.readouterr().err == told + "\n"
+    assert command.run(raising(error), debug=True) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback") and shown.endswith(told + "\n")
+
+
+def test_the_status_is_the_works(capsys):
+    assert [command.run(lambda s=s: s) for s in (None, 0, 3)] == [0, 0, 3]
+    assert command.run(raising(KeyboardInterrupt()), stopped="go on later") == 130
+    assert capsys.readouterr().err == "go on later\n"
+    with pytest.raises(ValueError):  # a mistake of ours keeps its traceback
+        command.run(raising(ValueError("ours")))
+
+
+def test_a_reader_that_goes_away_is_no_mistake():
+    code = "from pyengine import command; raise SystemExit(command.run(lambda: print('x' * 1_000_000)))"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
+        child.stdout.close()
+        assert child.stderr.read() == b"" and child.wait(60) == 141
+
+
+def test_a_write_that_fails_names_its_file(tmp_path, monkeypatch):
+    """A full disk is told by the write or by the flush, neither of which knows the file."""
+    path = tmp_path / "kept.txt"
+    path.write_text("old")
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError) as caught, atomic_write(path) as file:
+        file.write("new")
+    assert caught.value.filename == str(path) and path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["kept.txt"]

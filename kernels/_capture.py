@@ -152,7 +152,10 @@ def _gather(table: torch.Tensor, indices: list[torch.Tensor]) -> torch.Tensor:
 
 def _contiguous(source: torch.Tensor) -> torch.Tensor:
     """A contiguous copy of a tensor whose blocks lie at one stride, such as columns of a matrix."""
-    assert source.device.type == "cpu"
+    if source.device.type != "cpu":
+        raise RuntimeError(
+            f"capture: the step copies a tensor on {source.device}; it can replay the CPU's alone"
+        )
     block, blocks, stride = 1, 1, 0
     for size, step in zip(reversed(source.shape), reversed(source.stride()), strict=True):
         if size == 1:
@@ -167,7 +170,8 @@ def _contiguous(source: torch.Tensor) -> torch.Tensor:
             raise RuntimeError(f"capture: cannot copy strides {source.stride()} of {tuple(source.shape)}")
     out = torch.empty(source.shape, dtype=source.dtype)
     width = source.itemsize
-    assert _native.keep is not None
+    if _native.keep is None:
+        raise RuntimeError("capture: the step copies a tensor after its recording has ended")
     _native.keep(source)
     _native.cpu.copy_blocks(source.data_ptr(), out.data_ptr(), blocks, block * width, stride * width)
     return out

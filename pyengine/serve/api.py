@@ -29,8 +29,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from ..engine import Completion
-from ..errors import UserError
-from .asked import ApiError, Asked, Checker, known_roles
+from .asked import ApiError, Asked, Checker
 from .guard import Guard
 from .loading import Served
 from .metrics import Metrics
@@ -88,11 +87,8 @@ class Api:
         body = await read_body(request, self.limits.body)
         if isinstance(prompt := body.get("prompt"), str):
             ids = self.served.tokenizer.encode(prompt)
-        elif isinstance(messages := body.get("messages"), list):
-            try:
-                ids = self.served.format.prompt(known_roles(messages))
-            except (UserError, KeyError, TypeError, AttributeError) as error:
-                raise ApiError(f"messages: {error}", param="messages") from None
+        elif body.get("messages") is not None:
+            ids = self.checker.prompt(body["messages"])
         else:
             raise ApiError("expected a text in prompt, or messages", param="prompt")
         pieces = [self.served.tokenizer.decode([i]) for i in ids]

@@ -1,11 +1,11 @@
 """What a client may ask for, checked: a JSON body becomes an Asked, or an ApiError in OpenAI's shape."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..engine import SamplingParams
-from ..engine.sampling import MAX_TOP
+from ..engine.sampling import MAX_TOP, Grammar
 from ..errors import UserError
 from .formats import TextFormat
 from .grammar import Grammars
@@ -14,6 +14,7 @@ from .loading import Served
 MAX_CHOICES = 16  # answers a request may ask for
 MAX_STOPS = 8
 MAX_BIASES = 1024
+ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 class ApiError(Exception):
@@ -46,6 +47,9 @@ class Asked:
     usage: bool  # whether a stream ends with its usage
     events: bool  # our extension: tokens, searches and what they found, in a field `tokens`
     calls: bool  # a search is the client's to make
+    opened: str = (
+        ""  # by the prompt, so that the answer must be a call: "query" of our search, or "call" in JSON
+    )
     echo: str = ""
 
 
@@ -58,22 +62,25 @@ class Checker:
 
     def chat(self, body: Mapping[str, Any]) -> Asked:
         """A body of /v1/chat/completions."""
-        messages = body.get("messages")
-        if not isinstance(messages, list) or not messages:
-            raise ApiError("messages: expected a list of messages", param="messages")
-        tools, served = self._tools(body), self.served
-        try:
-            prompt = served.format.prompt(known_roles(messages), tools)
-        except (UserError, KeyError, TypeError, AttributeError) as error:
-            raise ApiError(f"messages: {error}", param="messages") from None
+        served, (tools, forced) = self.served, self._tools(body)
+        prompt = self.prompt(body.get("messages"), tools)
         shown = field(body, "logprobs", bool, False)
         top = field(body, "top_logprobs", int, 0)
         if top and not shown:
             raise ApiError("top_logprobs: needs logprobs to be true", param="top_logprobs")
         grammar = self._grammar(body)
+        opened = ""
+        if forced:
+            if grammar is not None:
+                raise ApiError(
+                    "response_format: an answer that must call a tool keeps to the tool's parameters instead",
+                    param="response_format",
+                )
+            prompt += served.format.opening()
+            opened = "call" if served.format.search is None else "query"
+            if opened == "call":
+                grammar = self._of("tools", lambda made: made.call([tool["function"] for tool in tools]))
         choice = body.get("tool_choice")
-        if choice not in (None, "auto", "none"):
-            raise ApiError("tool_choice: expected auto or none", param="tool_choice")
         mine = not tools and choice != "none" and grammar is None and served.engine.tools is not None
         params = self._params(body, [prompt], top if shown else None)
         stop = served.format.stop
@@ -82,7 +89,15 @@ class Checker:
         if tools:
             stop = tuple(i for i in stop if i != served.format.search)
         params = replace(params, stop=() if self._endless(body) else stop, grammar=grammar, tools=mine)
-        return self._asked(body, True, [prompt], params, logprobs=shown, calls=bool(tools))
+        return self._asked(body, True, [prompt], params, logprobs=shown, calls=bool(tools), opened=opened)
+
+    def prompt(self, messages: Any, tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+        """The ids of a conversation in OpenAI's shape."""
+        check_messages(messages)
+        try:
+            return self.served.format.prompt(known_roles(messages), tools)
+        except (UserError, KeyError, TypeError, AttributeError) as error:
+            raise ApiError(f"messages: {error}", param="messages") from None
 
     def complete(self, body: Mapping[str, Any]) -> Asked:
         """A body of /v1/completions."""
@@ -196,28 +211,90 @@ class Checker:
             )
         if schema is None:
             raise ApiError("response_format: json_schema.schema is missing", param="response_format")
+        return self._of("response_format", lambda made: made.json(schema))
+
+    def _of(self, param: str, make: Callable[[Grammars], Grammar]) -> Grammar:
+        """A grammar that a parameter asks for."""
         try:
             self._grammars = self._grammars or Grammars(self.served.tokenizer, self.served.format.stop)
-            return self._grammars.json(schema)
+            return make(self._grammars)
         except UserError as error:
-            raise ApiError(f"response_format: {error}", param="response_format") from None
+            raise ApiError(f"{param}: {error}", param=param) from None
 
-    def _tools(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The client's tools; those of the engine itself are used where it brings none."""
-        tools = field(body, "tools", list, [])
-        if body.get("tool_choice") == "none":
-            return []
-        names = []
+    def _tools(self, body: Mapping[str, Any]) -> tuple[list[dict[str, Any]], bool]:
+        """The client's tools, and whether the answer must call one; the engine's own are used where it brings none."""
+        tools, names = field(body, "tools", list, []), []
         for tool in tools:
             function = tool.get("function") if isinstance(tool, dict) else None
             if not isinstance(function, dict) or not isinstance(function.get("name"), str):
                 raise ApiError("tools: expected functions with a name", param="tools")
+            if not isinstance(function.get("parameters") or {}, dict):
+                raise ApiError(
+                    f"tools: {function['name']}: expected parameters to be a schema", param="tools"
+                )
             names.append(function["name"])
+        mode, chosen = tool_choice(body)
+        if mode == "none":
+            return [], False
+        if unknown := (chosen or set()) - set(names):
+            raise ApiError(f"tool_choice: there is no tool {min(unknown)!r} in tools", param="tool_choice")
+        if chosen is not None:
+            tools = [tool for tool in tools if tool["function"]["name"] in chosen]
+        if mode == "required" and not tools:
+            raise ApiError(
+                "tool_choice: tools is missing; name there what must be called", param="tool_choice"
+            )
         known = self.served.format.tools
         if known is not None and not set(names) <= set(known):
             expected = f"only {', '.join(known)}" if known else "no tools"
             raise ApiError(f"tools: this model knows {expected}, got {', '.join(names)}", param="tools")
-        return tools
+        return tools, mode == "required"
+
+
+def tool_choice(body: Mapping[str, Any]) -> tuple[str, set[str] | None]:
+    """("auto", "none" or "required"; the names it is about, None for all) of OpenAI's ways to say it."""
+    wish = body.get("tool_choice")
+    if wish is None:
+        return "auto", None
+    if wish in ("auto", "none", "required"):
+        return wish, None
+    try:
+        if wish["type"] == "function":
+            return "required", {str(wish["function"]["name"])}
+        allowed = wish["allowed_tools"]
+        if wish["type"] == "allowed_tools" and allowed["mode"] in ("auto", "required"):
+            return allowed["mode"], {str(tool["function"]["name"]) for tool in allowed["tools"]}
+    except (KeyError, TypeError):
+        pass
+    raise ApiError(
+        "tool_choice: expected auto, none, required, a function by its name, or allowed_tools",
+        param="tool_choice",
+    )
+
+
+def check_messages(messages: Any) -> None:
+    """ApiError unless these are messages in OpenAI's shape, whatever the model's format makes of them."""
+    if not isinstance(messages, list) or not messages:
+        raise ApiError("messages: expected a list of messages", param="messages")
+    for i, message in enumerate(messages):
+        where = f"messages[{i}]"
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            raise ApiError(
+                f"{where}: expected an object whose role is one of {', '.join(ROLES)}", param=where
+            )
+        calls = message.get("tool_calls")
+        if message.get("content") is None and not (message["role"] == "assistant" and calls):
+            raise ApiError(f"{where}: content is missing", param=where)
+        if calls is not None and not (isinstance(calls, list) and all(map(_is_call, calls))):
+            raise ApiError(
+                f"{where}: expected tool_calls to be a list of objects with function.name and function.arguments",
+                param=where,
+            )
+
+
+def _is_call(call: Any) -> bool:
+    function = call.get("function") if isinstance(call, dict) else None
+    return isinstance(function, dict) and isinstance(function.get("name"), str) and "arguments" in function
 
 
 def known_roles(messages: list[Any]) -> list[Any]:

@@ -100,15 +100,15 @@ class Conversation:
 class Reader:
     """Turns the tokens of an answer into events, and at the end into messages.
 
-    spaced: as the Format has it.
+    spaced: as the Format has it. kind: of what the answer begins with.
     """
 
-    def __init__(self, tokenizer: Tokenizer, spaced: bool):
+    def __init__(self, tokenizer: Tokenizer, spaced: bool, kind: str = "text"):
         self._spaced = spaced
         self._tokenizer = tokenizer
         kinds = {"<|search|>": "query", "<|result|>": "result", "<|assistant|>": "text"}
         self._kinds = {i: kinds[name] for name, i in tokenizer.special_ids.items() if name in kinds}
-        self._parts = [["text", ""]]
+        self._parts = [[kind, ""]]
         self._decoder = tokenizer.decode_stream(skip_special=True)
 
     def push(self, token: Token) -> Event | None:

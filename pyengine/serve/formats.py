@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, meta, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -27,6 +27,16 @@ from ..text import SPECIAL_TOKENS, Tokenizer, render
 from ..text.chat import text_of
 
 MARK = re.compile("\ue000([0-9]+)\ue001")
+OPEN_CALL, CLOSE_CALL = "<tool_call>", "</tool_call>"  # how models of other families write calls
+# For templates that have no place for tools, in the words that most of the others use.
+TOOLS = """You may call functions. Their signatures:
+<tools>
+{tools}
+</tools>
+To call one, write a JSON object with its name and arguments between tags:
+<tool_call>
+{{"name": NAME, "arguments": ARGUMENTS}}
+</tool_call>"""
 Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]]
 
@@ -58,6 +68,10 @@ class Format(Protocol):
         """The ids of a conversation, up to where the model goes on. tools: OpenAI's descriptions of them."""
         ...
 
+    def opening(self) -> list[int]:
+        """The ids with which a call begins; after them comes its JSON, or our model's query."""
+        ...
+
 
 class OwnFormat:
     """Our special tokens. searches: <|search|> opens a call instead of ending the answer."""
@@ -71,6 +85,9 @@ class OwnFormat:
 
     def prompt(self, messages: Messages, tools: Tools = ()) -> list[int]:
         return render(messages, self._tokenizer, add_generation_prompt=True)[0]
+
+    def opening(self) -> list[int]:
+        return [self.search]
 
 
 class TextFormat:
@@ -87,6 +104,9 @@ class TextFormat:
         text = text_of(messages[-1], "the last message")
         return [*([] if start is None else [start]), *self._tokenizer.encode(text)]
 
+    def opening(self) -> list[int]:
+        raise UserError("a base model knows no tools")
+
 
 class TemplateFormat:
     """The chat template of a checkpoint's folder or GGUF file, with the token names and end ids it gives."""
@@ -100,6 +120,8 @@ class TemplateFormat:
         environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
         environment.filters["tojson"] = _json
         try:
+            names = meta.find_undeclared_variables(environment.parse(tokenizer.chat_template))
+            self._has_place_for_tools = "tools" in names
             self._template = environment.from_string(tokenizer.chat_template)
         except TemplateError as error:
             raise UserError(f"{folder}: the chat template cannot be read: {error}") from None
@@ -109,6 +131,8 @@ class TemplateFormat:
         self.spaced = False
 
     def prompt(self, messages: Messages, tools: Tools = ()) -> list[int]:
+        if not self._has_place_for_tools:
+            messages = _told(messages, tools)
         contents = [text_of(message, f"message {i + 1}") for i, message in enumerate(messages)]
         marked = [{**_called(message), "content": f"\ue000{i}\ue001"} for i, message in enumerate(messages)]
         try:
@@ -124,6 +148,9 @@ class TemplateFormat:
             else:
                 ids += self._tokenizer.encode(part, allowed_special="all")
         return ids
+
+    def opening(self) -> list[int]:
+        return self._tokenizer.encode(OPEN_CALL + "\n", allowed_special="all")
 
 
 class Generation(Extension):
@@ -182,6 +209,27 @@ def _now(how: str) -> str:
 def _json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
     """For a model: jinja's own filter writes for HTML, with <, > and & as codes."""
     return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+
+def _told(messages: Messages, tools: Tools) -> list[Mapping[str, Any]]:
+    """A conversation whose tools and calls are told in contents."""
+    told: list[Mapping[str, Any]] = []
+    for n, message in enumerate(messages, 1):
+        calls = [
+            f"{OPEN_CALL}\n{_json({k: call['function'][k] for k in ('name', 'arguments')})}\n{CLOSE_CALL}"
+            for call in _called(message).get("tool_calls") or ()
+        ]
+        said = text_of(message, f"message {n}")
+        told.append(
+            {**message, "content": "\n".join([*([said] if said else []), *calls])} if calls else message
+        )
+    if tools:
+        words = TOOLS.format(tools="\n".join(map(_json, tools)))
+        if told and told[0].get("role") == "system":
+            system = text_of(told.pop(0), "message 1")
+            words = f"{system}\n\n{words}" if system else words
+        told.insert(0, {"role": "system", "content": words})
+    return told
 
 
 def _called(message: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""JSON by a schema: which ids may come next, from llguidance (`pip install pyengine-llm[grammar]`).
+"""JSON by a schema, and calls of tools: which ids may come next, from llguidance (`pip install pyengine-llm[grammar]`).
 
     grammar = Grammars(tokenizer, end).json(schema)      # goes into SamplingParams.grammar
 
@@ -6,6 +6,7 @@ The library reads the vocabulary once; compiling a schema takes milliseconds, a 
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,19 +23,42 @@ class Grammars:
             import llguidance
         except ImportError:
             raise UserError(
-                "response_format needs llguidance; install it with `pip install pyengine-llm[grammar]`"
+                "JSON by a schema needs llguidance; install it with `pip install pyengine-llm[grammar]`"
             ) from None
         self._library = llguidance
         vocabulary: Any = Vocabulary(tokenizer, end[0])
         self._tokenizer = llguidance.LLTokenizer(vocabulary, eos_token=list(end))
 
-    def json(self, schema: dict[str, Any]) -> "JsonGrammar":
-        """Answers that are JSON by this schema, without needless white space; UserError if it cannot be kept to."""
+    def call(self, functions: Sequence[Mapping[str, Any]]) -> "JsonGrammar":
+        """Answers that call one of OpenAI's functions: {"name": ..., "arguments": ...}, by its `parameters`, spaced as
+        models are taught to write calls; UserError if these cannot be kept to."""
+        calls = [
+            {
+                "type": "object",
+                "properties": {
+                    "name": {"const": function["name"]},
+                    "arguments": {"$ref": f"#/$defs/{i}"},
+                },
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
+            }
+            for i, function in enumerate(functions)
+        ]
+        given = {
+            str(i): _moved(function.get("parameters") or {"type": "object"}, f"#/$defs/{i}")
+            for i, function in enumerate(functions)
+        }
+        return self.json({"anyOf": calls, "$defs": given}, item_separator=", ", key_separator=": ")
+
+    def json(self, schema: Mapping[str, Any], **separators: str) -> "JsonGrammar":
+        """Answers that are JSON by this schema, without needless white space; UserError if it cannot be kept to.
+
+        separators: item_separator and key_separator, if not the shortest.
+        """
         matcher = self._library.LLMatcher
+        spacing: Any = {"whitespace_flexible": False, **separators}
         try:
-            text = matcher.grammar_from_json_schema(
-                json.dumps(schema), defaults={"whitespace_flexible": False}
-            )
+            text = matcher.grammar_from_json_schema(json.dumps(schema), defaults=spacing)
         except ValueError as error:
             raise UserError(f"the schema cannot be kept to: {error}") from None
         if problem := matcher.validate_grammar(text, self._tokenizer):
@@ -64,6 +88,20 @@ class JsonMatcher:
     def accept(self, token: int) -> None:
         if not self._matcher.consume_token(token):
             raise ValueError(self._matcher.get_error() or f"id {token} is not allowed")
+
+
+def _moved(schema: Any, to: str) -> Any:
+    """A schema as it is when it stands at the pointer `to` of another: its references to itself begin there."""
+    if isinstance(schema, list):
+        return [_moved(part, to) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: to + part[1:]
+        if key == "$ref" and isinstance(part, str) and part.startswith("#")
+        else _moved(part, to)
+        for key, part in schema.items()
+    }
 
 
 class Vocabulary:

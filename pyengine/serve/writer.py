@@ -10,9 +10,9 @@ from ..engine import Token
 from ..text import Tokenizer
 from .asked import Asked
 from .conversation import Reader
+from .formats import CLOSE_CALL as CLOSE
+from .formats import OPEN_CALL as OPEN
 from .stops import StopStrings
-
-OPEN, CLOSE = "<tool_call>", "</tool_call>"  # how models of other families write calls
 
 
 @dataclass
@@ -33,12 +33,13 @@ class Writer:
 
     def __init__(self, asked: Asked, tokenizer: Tokenizer, spaced: bool):
         self._asked, self._tokenizer = asked, tokenizer
-        self._reader = Reader(tokenizer, spaced)
+        opened = asked.opened  # by the prompt: the answer begins inside a call
+        self._reader = Reader(tokenizer, spaced, "query" if opened == "query" else "text")
         self._stops = StopStrings(asked.stop)
         self._marks = StopStrings((OPEN,) if asked.calls else ())
         self._query = self._calls = ""  # what the model writes into a call
-        self._searched = False  # it opened a search
-        self._inside = False  # a call, of a model of another family
+        self._searched = opened == "query"  # it opened a search
+        self._inside = opened == "call"  # a call, of a model of another family
         self.text = ""
         self.sampled = 0
 

@@ -12,7 +12,9 @@ checks every hash; one that fails is named and the one before it is used. The la
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,27 @@ import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
+from ..errors import UserError
 from ..files import atomic_write, file_hash, sync_folder, write_json
 from ..model import Transformer, hf
 from .optimizer import Optimizer
 from .progress import note
 
 KEEP = 2
+
+
+class _Written(dict):
+    """What a checkpoint holds. A name that it lacks was not written by the version that wrote it."""
+
+    def __init__(self, path: Path, values: Mapping[str, Any]):
+        super().__init__(values)
+        self._path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise UserError(
+            f"{self._path}: holds no {name!r}, so another version of pyengine wrote it; go on with that version, or "
+            f"remove {self._path.parent.parent} to begin this training anew"
+        )
 
 
 @dataclass(frozen=True)
@@ -69,7 +86,9 @@ def latest(folder: Path) -> Checkpoint | None:
         if problem := _problem(path):
             note(f"{problem}; looking for the checkpoint before it")
             continue
-        return Checkpoint(path, json.loads((path / "training.json").read_text(encoding="utf-8")))
+        state = path / "training.json"
+        text = state.read_text(encoding="utf-8")
+        return Checkpoint(path, json.loads(text, object_hook=partial(_Written, state)))
     return None
 
 
@@ -79,8 +98,9 @@ def restore(checkpoint: Checkpoint, model: Transformer, optimizer: Optimizer) ->
     stored = hf.load(checkpoint.path)
     for ours, theirs in zip(model.parameters(), stored.parameters(), strict=True):
         ours.copy_(theirs)
-    tensors = load_file(checkpoint.path / "training.safetensors")
-    torch.set_rng_state(tensors.pop("random"))
+    path = checkpoint.path / "training.safetensors"
+    tensors = _Written(path, load_file(path))
+    torch.set_rng_state(tensors["random"])
     optimizer.load(tensors)
     optimizer.updates = checkpoint.state["updates"]
 

@@ -242,6 +242,7 @@ class Trainer:
             "steps": self.steps,
             "skipped_steps": self.skipped,
             "tokens": self.tokens,
+            "seconds": self._seconds(),
             "tokens_per_second": self.tokens / max(self._seconds(), 1e-9),
         }
 

@@ -55,27 +55,22 @@ def rl(run: Run) -> dict[str, Any]:
     before = exam.full(start, run.tokenizer)
 
     model = start_from(run, "search")
-    began = time.monotonic()
     rollouts = Rollouts(run, model, start, right_and_short, "rl")
     summary = reinforce(run, model, rollouts, exam, "rl")
-    seconds = time.monotonic() - began
     save(model, run.path("rl"), run.path("tokenizer"))
     after = exam.full(model, run.tokenizer)
     write_json(run.path("rl", "move37.json"), unlikely(run, model, start, exam))
 
-    began, form = time.monotonic(), 0.0
     controls = {}
     if settings.controls:
         controls["format"] = control(run, exam, start, rollouts.replay)
-        form = time.monotonic() - began
         controls["imitation"] = imitation(run, exam, rollouts.work)
     result = {
         "before": before,
         "after": after,
         "controls": controls,
-        "seconds": seconds,
-        "control_seconds": time.monotonic() - began,
-        "format_seconds": form,
+        "control_seconds": sum(found["seconds"] for found in controls.values()),
+        "format_seconds": controls["format"]["seconds"] if controls else 0.0,
         "largest_logprob_difference": rollouts.difference,
         "compared_logprobs": rollouts.compared,
         **summary,
@@ -254,11 +249,11 @@ def control(run: Run, exam: Exam, start: Transformer, replay: list[Completion]) 
     """The same steps from the same start, with the same answers rehearsed, paid for form alone."""
     model = start_from(run, "search")
     rollouts = Rollouts(run, model, start, format_reward, "rl/format", replay)
-    reinforce(run, model, rollouts, exam, "rl/format")
+    summary = reinforce(run, model, rollouts, exam, "rl/format")
     note(
         f"{rollouts.taken} of {run.config.rl.steps} steps said enough for the format-only control to learn from"
     )
-    return exam.full(model, run.tokenizer, several=0) | {"steps_taken": rollouts.taken}
+    return _examined(run, model, exam, summary) | {"steps_taken": rollouts.taken}
 
 
 def imitation(run: Run, exam: Exam, work: float) -> dict[str, Any]:
@@ -266,11 +261,18 @@ def imitation(run: Run, exam: Exam, work: float) -> dict[str, Any]:
     model = start_from(run, "search")
     settings = run.config.sft
     conversations = sft_conversations(run)
-    finetune(
+    summary = finetune(
         run, model, conversations, settings, "rl/imitation",
         evaluate=lambda _: exam.quick(model, run.tokenizer), tokens=work,
     )  # fmt: skip
-    return exam.full(model, run.tokenizer, several=0)
+    return _examined(run, model, exam, summary)
+
+
+def _examined(run: Run, model: Transformer, exam: Exam, summary: dict[str, Any]) -> dict[str, Any]:
+    """A control's exam, and the seconds of its training, all attempts at it, and of the exam."""
+    began = time.monotonic()
+    found = exam.full(model, run.tokenizer, several=0)
+    return found | {"seconds": summary["seconds"] + time.monotonic() - began}
 
 
 @torch.no_grad()

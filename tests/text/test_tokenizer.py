@@ -363,7 +363,10 @@ def test_command_line_names_what_cannot_be_read_or_written(tmp_path, capsys):
     text, out = str(tmp_path / "text.txt"), str(tmp_path / "out")
     for arguments, told in (
         (["train", str(tmp_path), "--out", out], "a folder; name the text or JSONL files in it"),
-        (["train", text, "--vocab-size", "300", "--out", text], "text.txt: file exists; a folder is needed there"),
+        (
+            ["train", text, "--vocab-size", "300", "--out", text],
+            "text.txt: file exists; a folder is needed there",
+        ),
         (["encode", text, "x"], "text.txt: not a tokenizer.json"),
     ):
         assert main(arguments) == 1

@@ -1,5 +1,6 @@
 """Nothing is lost: killed at any moment and resumed, training ends with the same bits; damage is named."""
 
+import json
 import re
 import subprocess
 import sys
@@ -7,7 +8,10 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from pyengine.errors import UserError
+from pyengine.files import file_hash
 from pyengine.model import load
 from pyengine.train import checkpoint
 
@@ -107,6 +111,32 @@ def test_without_a_good_checkpoint_it_starts_anew(tmp_path, straight):
     assert tiny.digest(tiny.train(tmp_path)) == straight
 
 
+def rewritten(path, change):
+    """A file of a checkpoint as another version would have written it, its hash with it."""
+    change(path)
+    manifest = path.with_name("manifest.json")
+    hashes = json.loads(manifest.read_text()) | {path.name: file_hash(path)}
+    manifest.write_text(json.dumps(hashes))
+
+
+@pytest.mark.parametrize("file, name", [("training.json", "seconds"), ("training.safetensors", "random")])
+def test_a_checkpoint_of_another_version_is_told(tmp_path, file, name):
+    def without(path):
+        if path.suffix == ".json":
+            path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != name}))
+        else:
+            save_file({k: v for k, v in load_file(path).items() if k != name}, path)
+
+    with pytest.raises(Stop):
+        tiny.train(tmp_path, batches=stop_at(10))
+    for path in (tmp_path / "tiny" / "checkpoints").glob(f"*/{file}"):
+        rewritten(path, without)
+    with pytest.raises(
+        UserError, match=f"{file}: holds no '{name}', so another version of pyengine wrote it"
+    ):
+        tiny.train(tmp_path)
+
+
 def test_checkpoints_are_models_and_the_last_two_are_kept(tmp_path):
     trained = tiny.train(tmp_path)
     folder = tmp_path / "tiny" / "checkpoints"
@@ -135,6 +165,7 @@ def test_the_account_of_a_resumed_training_is_of_the_whole(tmp_path):
         trainer = tiny.trainer(run, 12)
         summary = trainer.fit(tiny.batch, evaluate, 3)
     assert summary["tokens"] == 12 * 30 and summary["tokens_per_second"] < 12 * 30 / 0.3
+    assert summary["seconds"] >= 0.3, "the first attempt's evaluation counts"
     assert trainer.first == {"value": 0}
 
 

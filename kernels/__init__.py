@@ -12,6 +12,7 @@ if __name__ == "pyengine.kernels":
     from .adamw import adamw_, grad_norm
     from .attention import PAGE_SIZE, attention, attention_append, attention_paged, new_pages, write_pages
     from .cross_entropy import linear_cross_entropy
+    from .decoder import decoder_step
     from .embedding import embedding
     from .linear import PackedWeight, linear, pack_weight
     from .muon import muon_
@@ -30,6 +31,7 @@ __all__ = [
     "attention",
     "attention_append",
     "attention_paged",
+    "decoder_step",
     "embedding",
     "grad_norm",
     "linear",

@@ -35,8 +35,10 @@ def random_model(place: Place, name: str) -> Transformer:
     return model.requires_grad_(False)
 
 
-def decode_step(place: Place, name: str, batch: int, context: int) -> Prepared:
+def decode_step(place: Place, name: str, batch: int, context: int, persistent: bool = False) -> Prepared:
     """One token of each request, sampled after greedily: our captured step, and torch's, captured by hand."""
+    from pyengine.kernels._graph import Graphs
+
     from pyengine.kernels import PAGE_SIZE, write_pages
 
     from pyengine.engine import SamplingParams
@@ -46,7 +48,8 @@ def decode_step(place: Place, name: str, batch: int, context: int) -> Prepared:
     batch, context = place.size(batch, 2), place.size(context, 70)
     model = random_model(place, name)
     c, per = model.config, -(-context // PAGE_SIZE)
-    runner = ModelRunner(model, batch, batch, batch * per)
+    graphs = Graphs(place.device) if persistent else None  # without a GPU too, for its kernel alone
+    runner = ModelRunner(model, batch, batch, batch * per, graphs=graphs, persistent=persistent)
     make = torch.Generator(device=place.device).manual_seed(0)
     shape = c.layers, batch, context, c.kv_heads, c.head_dim
     keys, values = (torch.randn(shape, generator=make, device=place.device).to(model.dtype) for _ in range(2))
@@ -74,7 +77,7 @@ def decode_step(place: Place, name: str, batch: int, context: int) -> Prepared:
     return Prepared(
         ours, {"torch.compile, CUDA graph": peer},
         lambda: close(runner._compute(batch, batch, batch, plain=False)[0], logits(), 3e-2),
-        prediction.decode_step(c, contexts),
+        prediction.decode_step(c, contexts, persistent),
     )  # fmt: skip
 
 

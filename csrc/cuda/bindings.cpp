@@ -27,6 +27,11 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
   bind::def(m, "attention_paged_bf16", &attention_paged<bf16>);
   bind::def(m, "write_pages_f32", &write_pages<float>);
   bind::def(m, "write_pages_bf16", &write_pages<bf16>);
+  m.attr("DECODER_LAYERS") = kDecoderLayers;
+  m.attr("DECODER_DIM") = kDecoderDim;
+  bind::def(m, "decoder_shared_bytes", &decoder_shared_bytes);
+  bind::def(m, "decoder_step_f32", &decoder_step<float>);
+  bind::def(m, "decoder_step_bf16", &decoder_step<bf16>);
   bind::def(m, "sample", &sample);
   bind::def(m, "top_logprobs", &top_logprobs);
   bind::def(m, "adjust_logits", &adjust_logits);

@@ -28,9 +28,70 @@ int launch(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_byte
   // clang-format on
   return (int)cudaGetLastError();
 }
+
+// The same with all blocks on the card at once, or an error where they do not fit: they may wait for each
+// other.
+template <class... P, class... A>
+int launch_together(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_bytes, void* stream,
+                    A... arguments) {
+  if (cudaError_t error = cudaFuncSetAttribute((const void*)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                               (int)shared_bytes))
+    return (int)error;
+  cudaLaunchAttribute together{};
+  together.id = cudaLaunchAttributeCooperative;
+  together.val.cooperative = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3((unsigned)blocks), config.blockDim = dim3((unsigned)threads);
+  config.dynamicSmemBytes = shared_bytes, config.stream = (cudaStream_t)stream;
+  config.attrs = &together, config.numAttrs = 1;
+  return (int)cudaLaunchKernelEx(&config, kernel, P(arguments)...);
+}
+
+// Asks for a line of memory, which will be read soon, to come as near as the L2 cache.
+__device__ inline void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
+__device__ inline uint32_t load_acquire(const uint32_t* p) {
+  uint32_t value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
+  return value;
+}
+__device__ inline void store_release(uint32_t* p, uint32_t value) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
+}
+__device__ inline uint32_t add_acquire_release(uint32_t* p, uint32_t value) {
+  uint32_t before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(p), "r"(value) : "memory");
+  return before;
+}
+// Until *p is no longer `value`; a wait of seconds is a mistake, which must not hang the card.
+__device__ inline void wait_while(const uint32_t* p, uint32_t value) {
+  constexpr long long kGiveUp = 1ll << 34;  // clocks
+  for (long long start = clock64(); load_acquire(p) == value;)
+    if (clock64() - start > kGiveUp) __trap();
+}
 #endif
 
 constexpr int kWarp = 32;
+
+// Where all blocks of a launch_together meet. Zeros at first; it leaves itself ready for the next launch.
+struct GridBarrier {
+  uint32_t arrived, round;
+};
+
+// All threads of all blocks; what they wrote before it can be read by all behind it.
+__device__ inline void wait_for_all(GridBarrier* barrier) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    uint32_t round = load_acquire(&barrier->round);  // cannot move before this block has arrived
+    if (add_acquire_release(&barrier->arrived, 1) == gridDim.x - 1) {
+      barrier->arrived = 0;
+      store_release(&barrier->round, round + 1);
+    } else {
+      wait_while(&barrier->round, round);
+    }
+  }
+  __syncthreads();
+}
 
 // One rounding each, never contracted into a fused multiply-add: for results that must match other backends'
 // bits.

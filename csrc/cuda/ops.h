@@ -39,6 +39,21 @@ template <class T>
 int write_pages(const T* k, const T* v, T* k_pages, T* v_pages, const int32_t* slots, int64_t k_row,
                 int64_t v_row, int64_t tokens, int64_t kv_heads, int64_t dim, void* stream);
 
+// kernels/decoder. layers: on the host, 11 addresses each, as in `Layer` of decoder.cu. angles: (2,
+// angle_positions, dim / 2). work: rows * (channels + heads * spans * (dim + 2)) floats; narrow: rows * ((heads
+// + 2 kv_heads) * dim + width) numbers; barrier: two zeros, left as zeros and a number. channels, heads * dim
+// and width are multiples of 8, dim of 2, rows at most 8, and matrices start at multiples of 16 bytes.
+constexpr int64_t kDecoderLayers = 40;  // they travel in the kernel's arguments
+constexpr int64_t kDecoderDim = 128;    // the largest head
+int64_t decoder_shared_bytes(int64_t rows, int64_t longest, int64_t dim, int64_t threads, int64_t bytes);
+template <class T>
+int decoder_step(const int64_t* layers, const T* embedding, const T* norm, const T* head, const int64_t* ids,
+                 const int32_t* positions, const int32_t* slots, const int32_t* table, const float* angles,
+                 float* work, T* narrow, float* logits, uint32_t* barrier, int64_t layer_count, int64_t rows,
+                 int64_t channels, int64_t heads, int64_t kv_heads, int64_t dim, int64_t width,
+                 int64_t vocabulary, int64_t table_width, int64_t spans, int64_t angle_positions, float eps,
+                 float scale, int64_t blocks, int64_t threads, void* stream);
+
 // kernels/sample: ids_given null draws ids for u; otherwise scores them. scratch: 32 floats a tile of 1,024 and
 // row.
 int sample(const float* logits, const float* u, const float* temperature, const int32_t* top_k,

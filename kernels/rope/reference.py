@@ -13,11 +13,16 @@ from .table import table
 
 def forward(qkv, heads, positions, q_weight, k_weight, theta, eps, divisors=()):
     """(q, k, v) of qkv (T, H + 2 K, D), q and k turned; positions (T,), weights (D,) or None."""
+    return turned(qkv, heads, _angles(qkv, positions, theta, divisors), q_weight, k_weight, eps)
+
+
+def turned(qkv, heads, angles, q_weight, k_weight, eps):
+    """(q, k, v) as from forward(), by `angles`: the (cosines, sines) (T, 1, D / 2) of the tokens."""
     kv_heads = (qkv.shape[1] - heads) // 2
     q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
-    cos, sin = _angles(qkv, positions, theta, divisors)
-    turned = (_turn(_norm(x, weight, eps), cos, sin) for x, weight in ((q, q_weight), (k, k_weight)))
-    return *(x.to(qkv.dtype) for x in turned), v.clone(memory_format=torch.contiguous_format)
+    cos, sin = angles
+    both = (_turn(_norm(x, weight, eps), cos, sin) for x, weight in ((q, q_weight), (k, k_weight)))
+    return *(x.to(qkv.dtype) for x in both), v.clone(memory_format=torch.contiguous_format)
 
 
 def backward(dq, dk, dv, positions, qkv, q_weight, k_weight, theta, eps, divisors=()):

@@ -66,7 +66,8 @@ class Engine:
     the trainer's log-probabilities and from an engine's without it. step_tokens: tokens computed in one step at
     most. draft: tokens of a request that a step may guess from its earlier ones and compute along (draft.py), 0
     for none: the same answers bit for bit, in fewer steps where text repeats itself. device: where a path is loaded
-    to, "cpu" or "cuda"; a model given is used where it is.
+    to, "cpu" or "cuda"; a model given is used where it is. persistent: on a GPU, steps of at most 8 requests are one
+    kernel that stays on the card, for small models, where launches would take longer than they compute.
     """
 
     def __init__(
@@ -82,13 +83,16 @@ class Engine:
         draft: int = 0,
         runner: Any = None,
         device: str = "cpu",
+        persistent: bool = False,
     ):
         if runner is None:
             from .step import ModelRunner  # the model's packages are only needed when there is a model
 
             if isinstance(model, (str, PathLike)):
                 model, tokenizer = _load(model, tokenizer, device)
-            runner = ModelRunner(model, max_batch, max(step_tokens, max_batch), pages, kv_dtype)
+            runner = ModelRunner(
+                model, max_batch, max(step_tokens, max_batch), pages, kv_dtype, persistent=persistent
+            )
         self.model, self.tokenizer, self.tools = model, tokenizer, tools
         self.max_context = min(runner.max_context, runner.pages * PAGE)
         self.stats = Stats()

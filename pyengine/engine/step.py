@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..kernels import PackedWeight, _native, _select, attention_append, new_pages, sample, uniform
+from ..kernels import PackedWeight, _native, _select, attention_append, decoder, new_pages, sample, uniform
 from ..kernels._capture import Arena, capture
 from ..kernels._graph import Graphs, Outputs
 from ..kernels.rope.table import table
@@ -41,7 +41,7 @@ class ModelRunner:
     """Runs plans of at most step_tokens tokens of max_batch requests on a Transformer.
 
     kv_dtype: what the cache holds. graphs: what captures steps on the model's device, if that is no CPU; None for the
-    device's own.
+    device's own. persistent: steps of at most decoder.MOST_ROWS requests are one kernel that stays on the card.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class ModelRunner:
         pages: int | None = None,
         kv_dtype: str = "auto",
         graphs: Graphs | None = None,
+        persistent: bool = False,
     ):
         config = model.config
         self._graphs = graphs or (Graphs(model.device) if model.device.type != "cpu" else None)
@@ -68,6 +69,9 @@ class ModelRunner:
         self._inputs = Inputs(
             step_tokens, max_batch, per_request, self.pages, model.device, staged=self._graphs is not None
         )
+        self._persistent = persistent
+        if persistent and (problem := self._not_persistent()):
+            raise ValueError(f"Engine: persistent=True needs {problem}")
         self._layout: Callable[[], Any] = model.weights if self._graphs else model.packed
         self._weights = self._layout()
         self._parameters = list(model.parameters())
@@ -164,6 +168,9 @@ class ModelRunner:
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             return attention_append(q, k, v, *self._cache[layer], slots, table, starts, lengths)
 
+        if self._persistent and tokens == rows == ready <= decoder.MOST_ROWS:
+            logits = self._decode(tokens)
+            return sample(logits, *self._sampling(ready)) if plain else (logits,)
         hidden = self.model(b.ids[:tokens], b.positions[:tokens], attend, self._weights)
         if ready == 0:
             return b.ids[:0], b.temperature[:0]  # only the middles of prompts
@@ -171,6 +178,41 @@ class ModelRunner:
             hidden = hidden[b.last[:ready]]
         logits = self.model.logits(hidden, self._weights)
         return sample(logits, *self._sampling(ready)) if plain else (logits,)
+
+    def _decode(self, rows: int) -> torch.Tensor:
+        """Logits after one token of each request, by one kernel."""
+        b, w, c = self._inputs, self._weights, self.model.config
+        return decoder.decoder_step(
+            b.ids[:rows], b.positions[:rows], b.slots[:rows], b.block_table[:rows], w.embedding, w.layers, w.norm,
+            w.head, self._cache, c.rope_theta, c.eps, c.rope_divisors,
+        )  # fmt: skip
+
+    def _not_persistent(self) -> str:
+        """What keeps steps from being one kernel; "" if nothing does."""
+        c, device = self.model.config, self.model.device
+        if self._graphs is None:
+            return "a GPU; on the CPU a step is one call already"
+        if any(
+            not isinstance(part, torch.Tensor)
+            for layer in self.model.weights().layers
+            for part in layer
+            if part is not None
+        ):
+            return "weights in float32 or bfloat16, not in blocks of codes"
+        if self._cache[0][0].dtype != self.model.dtype:
+            return 'kv_dtype="auto"'
+        if device.type == "cuda" and _select.select("decoder", device).__name__.endswith(".reference"):
+            return f"its kernel, which {device} refuses: `python -m pyengine.info` says why"
+        return decoder.refuses(
+            c.hidden_size,
+            c.heads,
+            c.kv_heads,
+            c.head_dim,
+            c.intermediate_size,
+            c.layers,
+            self.model.dtype,
+            device,
+        )
 
     def _sampling(self, ready: int) -> list[torch.Tensor]:
         """What sample() takes besides logits."""

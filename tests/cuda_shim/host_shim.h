@@ -1,11 +1,13 @@
 // CUDA on the CPU, for tests: just enough of it to run the kernels of csrc/cuda where no GPU is. Test-only.
 //
-// Blocks run one after the other. Within a block every CUDA thread is a fibre of its own (fast, one order of
-// execution; for AddressSanitizer), or, with PYENGINE_SHIM_THREADS, a real thread (slow, any order; for
-// ThreadSanitizer, which then sees races). Shuffles and barriers wait for the others as on a GPU; a barrier
-// that not all threads reach aborts with a message instead of hanging. What a warp does together (shuffles,
-// loads of matrices, products) hands each thread's part to the others and takes from theirs what the
-// instruction is documented to give this thread, so that the layout of fragments is the card's.
+// Blocks run one after the other, or all at once where they may wait for each other (launch_together; their
+// kernels have dynamic shared memory only, since what is __shared__ by itself is one place for all). Within a
+// block every CUDA thread is a fibre of its own (fast, one order of execution; for AddressSanitizer), or, with
+// PYENGINE_SHIM_THREADS, a real thread (slow, any order; for ThreadSanitizer, which then sees races). Shuffles
+// and barriers wait for the others as on a GPU; a barrier that not all threads reach aborts with a message
+// instead of hanging. What a warp does together (shuffles, loads of matrices, products) hands each thread's
+// part to the others and takes from theirs what the instruction is documented to give this thread, so that the
+// layout of fragments is the card's.
 #pragma once
 
 #include <math.h>
@@ -31,6 +33,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __shared__ static
 #define SHARED_MEMORY(type, name) type* name = reinterpret_cast<type*>(shim::block->shared.data())
 
@@ -87,7 +90,12 @@ struct Block {
 #endif
 };
 
+#ifdef PYENGINE_SHIM_THREADS
+inline thread_local Block* block = nullptr;
+inline std::mutex atomics;
+#else
 inline Block* block = nullptr;
+#endif
 
 #ifdef PYENGINE_SHIM_THREADS
 inline thread_local Thread* self = nullptr;
@@ -147,41 +155,53 @@ inline void fibre() {
 }
 #endif
 
-inline void run_block(unsigned threads) {
+// Runs blocks of `threads` threads each, all at once.
+inline void run(std::vector<Block>& blocks, unsigned threads) {
 #ifdef PYENGINE_SHIM_THREADS
   std::vector<std::thread> running;
-  for (unsigned t = 0; t < threads; ++t)
-    running.emplace_back([t] {
-      self = &block->threads[t];
-      (*body)();
-    });
+  for (Block& one : blocks)
+    for (unsigned t = 0; t < threads; ++t)
+      running.emplace_back([&one, t] {
+        block = &one;
+        self = &one.threads[t];
+        (*body)();
+      });
   for (auto& thread : running) thread.join();
 #else
-  for (unsigned t = 0; t < threads; ++t) {
-    Thread& thread = block->threads[t];
-    thread.stack.reset(new char[kStack]);
-    getcontext(&thread.context);
-    thread.context.uc_stack.ss_sp = thread.stack.get();
-    thread.context.uc_stack.ss_size = kStack;
-    thread.context.uc_link = &block->scheduler;
-    makecontext(&thread.context, fibre, 0);
-  }
-  for (unsigned left = threads, idle = 0; left > 0;) {
-    unsigned before = left;
-    unsigned rounds = block->all.round;
-    for (auto& warp : block->warps) rounds += warp.round;
-    for (unsigned t = 0; t < threads; ++t) {
-      if (block->threads[t].done) continue;
-      block->current = t;
-      swapcontext(&block->scheduler, &block->threads[t].context);
-      left -= block->threads[t].done;
+  for (Block& one : blocks)
+    for (Thread& thread : one.threads) {
+      thread.stack.reset(new char[kStack]);
+      getcontext(&thread.context);
+      thread.context.uc_stack.ss_sp = thread.stack.get();
+      thread.context.uc_stack.ss_size = kStack;
+      thread.context.uc_link = &one.scheduler;
+      makecontext(&thread.context, fibre, 0);
     }
-    unsigned now = block->all.round;
-    for (auto& warp : block->warps) now += warp.round;
-    idle = left == before && now == rounds ? idle + 1 : 0;
+  // Each block goes as far as it can before the next one's turn: none finds by luck what another has just
+  // written.
+  auto rounds = [](const Block& one) {
+    unsigned sum = one.all.round;
+    for (const Barrier& warp : one.warps) sum += warp.round;
+    return sum;
+  };
+  for (size_t left = blocks.size() * threads, idle = 0; left > 0;) {
+    ++idle;
+    for (Block& one : blocks)
+      for (bool moved = true; moved; idle = moved ? 0 : idle) {
+        size_t before = left;
+        unsigned round = rounds(one);
+        block = &one;
+        for (unsigned t = 0; t < threads; ++t) {
+          if (one.threads[t].done) continue;
+          one.current = t;
+          swapcontext(&one.scheduler, &one.threads[t].context);
+          left -= one.threads[t].done;
+        }
+        moved = left != before || rounds(one) != round;
+      }
     if (idle > 2) {
       std::fprintf(stderr, "host shim: a barrier or shuffle was not reached by all threads of block %u\n",
-                   block->block_index.x);
+                   blocks[0].block_index.x);
       std::abort();
     }
   }
@@ -232,7 +252,7 @@ inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 template <class T, class Change>
 T atomically(T* address, Change change) {
 #ifdef PYENGINE_SHIM_THREADS
-  std::lock_guard<std::mutex> lock(shim::block->mutex);
+  std::lock_guard<std::mutex> lock(shim::atomics);
 #endif
   T before = *address;
   *address = change(before);
@@ -307,14 +327,31 @@ inline void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uin
 
 }  // namespace shim
 
-// Runs the blocks one after the other; shared memory starts out as noise, as on a GPU.
+inline void prefetch(const void*) {}
+inline uint32_t load_acquire(const uint32_t* p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+inline void store_release(uint32_t* p, uint32_t value) { __atomic_store_n(p, value, __ATOMIC_RELEASE); }
+inline uint32_t add_acquire_release(uint32_t* p, uint32_t value) {
+  return __atomic_fetch_add(p, value, __ATOMIC_ACQ_REL);
+}
+inline void wait_while(const uint32_t* p, uint32_t value) {
+  while (load_acquire(p) == value)
+#ifdef PYENGINE_SHIM_THREADS
+    std::this_thread::yield();
+#else
+    swapcontext(&shim::me().context, &shim::block->scheduler);
+#endif
+}
+
+// Runs blocks first to first + count at once; shared memory starts out as noise, as on a GPU.
 template <class... P, class... A>
-int launch(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_bytes, void*, A... arguments) {
+void run_blocks(void (*kernel)(P...), int64_t first, int64_t count, int64_t blocks, int threads,
+                size_t shared_bytes, A... arguments) {
   std::function<void()> body = [&] { kernel(P(arguments)...); };
   shim::body = &body;
-  for (int64_t b = 0; b < blocks; ++b) {
-    shim::Block block;
-    block.block_index.x = (unsigned)b;
+  std::vector<shim::Block> running(count);
+  for (int64_t b = 0; b < count; ++b) {
+    shim::Block& block = running[b];
+    block.block_index.x = (unsigned)(first + b);
     block.block_dim = {(unsigned)threads, 1, 1};
     block.grid_dim = {(unsigned)blocks, 1, 1};
     block.shared.assign(shared_bytes, (char)0xff);
@@ -325,9 +362,20 @@ int launch(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_byte
       block.threads[t].thread_index.x = t;
       ++block.warps[t / shim::kWarp].size;
     }
-    shim::block = &block;
-    shim::run_block(threads);
   }
+  shim::run(running, threads);
   shim::block = nullptr;
+}
+
+template <class... P, class... A>
+int launch(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_bytes, void*, A... arguments) {
+  for (int64_t b = 0; b < blocks; ++b) run_blocks(kernel, b, 1, blocks, threads, shared_bytes, arguments...);
+  return 0;
+}
+
+template <class... P, class... A>
+int launch_together(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_bytes, void*,
+                    A... arguments) {
+  run_blocks(kernel, 0, blocks, blocks, threads, shared_bytes, arguments...);
   return 0;
 }

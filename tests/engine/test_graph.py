@@ -117,3 +117,26 @@ def test_a_step_reads_nothing_that_was_not_uploaded():
     assert (inputs.ids == 7).all() and (inputs.block_table == 3).all()
     starts = {getattr(inputs, name).data_ptr() % 64 for name in ("ids", "starts", "lengths", "block_table")}
     assert starts == {inputs._device.data_ptr() % 64}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_persistent_step_follows_the_plain_one(dtype):
+    """Log-probabilities within rounding while ids are the same; more requests than its kernel takes run as ever."""
+    model = make(dtype)
+    asked = prompts(12), each(SamplingParams(max_tokens=12, temperature=0.0), 12)
+    runner = ModelRunner(model, 12, 64, graphs=StandIn(), persistent=True)
+    ours = Engine(model, runner=runner, max_batch=12, step_tokens=64).generate(*asked)
+    for mine, plain in zip(ours, engine(model, max_batch=12).generate(*asked), strict=True):
+        same = next(
+            (i for i, (a, b) in enumerate(zip(mine.ids, plain.ids, strict=True)) if a != b), len(mine.ids)
+        )
+        bound = 1e-4 if dtype == torch.float32 else 0.1
+        assert torch.tensor(mine.logprobs[:same]).sub(torch.tensor(plain.logprobs[:same])).abs().max() < bound
+        assert dtype != torch.float32 or same == len(mine.ids)
+
+
+def test_what_cannot_be_one_kernel_is_said():
+    with pytest.raises(ValueError, match="needs a GPU"):
+        Engine(make(), persistent=True)
+    with pytest.raises(ValueError, match='needs kv_dtype="auto"'):
+        ModelRunner(make(), 4, 8, graphs=StandIn(), kv_dtype="int8", persistent=True)

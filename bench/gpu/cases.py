@@ -632,12 +632,13 @@ def _cases() -> list[Case]:
     found = []
 
     def add(
-        area, name, make, *arguments, versus="", goals=(0.0, 0.0, 0.0), seconds=3.0, quick=False, cuda=False
-    ):
+        area, name, make, *arguments, versus="", goals=(0.0, 0.0, 0.0), seconds=3.0, quick=False, cuda=False,
+        backends=("triton",),
+    ):  # fmt: skip
         """cuda: the op has kernels in CUDA C++ too, which are measured beside those in Triton."""
         tags = frozenset({"quick"} if quick else ())
-        for backend in ("triton", "cuda")[: 1 + cuda]:
-            called = f"{name}, CUDA C++" if backend == "cuda" else name
+        for backend in (*backends, "cuda") if cuda else backends:
+            called = f"{name}, CUDA C++" if cuda and backend == "cuda" else name
             case = Case(
                 area, called, lambda place: make(place, *arguments), versus, goals, seconds, tags, backend
             )
@@ -708,7 +709,7 @@ def _cases() -> list[Case]:
             goals=goals, seconds=16, quick=size == "0.6B")  # fmt: skip
     for size in ("1M", "0.6B"):
         add("decode step, persistent", f"{size}, B=1, context 1,024", _decoding, "decode_step", size, 1, 1024, True,
-            goals=(0.0, 0.0, 0.0) if size == "1M" else (0.5, 0.7, 0.85), seconds=16)  # fmt: skip
+            goals=(0.0, 0.0, 0.0) if size == "1M" else (0.5, 0.7, 0.85), seconds=16, backends=("cuda",))  # fmt: skip
     add("rollout", "0.6B, 32 problems x 8, 128 + 64 tokens", _decoding, "rollout", "0.6B", 32, 8, 128, 64,
         goals=(0.5, 0.6, 0.7), seconds=14)  # fmt: skip
     add("fine-tuning", "0.6B, packed, 128 to 1,408 tokens", _decoding, "finetuning", "0.6B",

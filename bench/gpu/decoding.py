@@ -37,9 +37,8 @@ def random_model(place: Place, name: str) -> Transformer:
 
 def decode_step(place: Place, name: str, batch: int, context: int, persistent: bool = False) -> Prepared:
     """One token of each request, sampled after greedily: our captured step, and torch's, captured by hand."""
-    from pyengine.kernels._graph import Graphs
-
     from pyengine.kernels import PAGE_SIZE, write_pages
+    from pyengine.kernels._graph import Graphs
 
     from pyengine.engine import SamplingParams
     from pyengine.engine.scheduler import Request

@@ -14,13 +14,13 @@ import torch
 LARGE = 2 << 20
 ROOM = 8 * LARGE  # asked of the system at once for weights; it gives pages when they are first written
 ALIGN = 64
-_ADVICE = getattr(mmap, "MADV_HUGEPAGE", None)  # Linux
+GIVEN = hasattr(mmap, "MADV_HUGEPAGE")  # Linux has large pages
 
 
 def large_empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
     """torch.empty, on the CPU from large pages where the system gives them and the tensor fills some."""
     size = math.prod(shape) * dtype.itemsize
-    if torch.device(device).type != "cpu" or size < LARGE or _ADVICE is None:
+    if torch.device(device).type != "cpu" or size < LARGE or not GIVEN:
         return torch.empty(*shape, dtype=dtype, device=device)
     return _mapped(size)[:size].view(dtype).view(*shape)
 
@@ -31,7 +31,7 @@ def weight_empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     A page goes back to the system once all tensors of its mapping are gone.
     """
     size = math.prod(shape) * dtype.itemsize
-    if size == 0 or _ADVICE is None:
+    if size == 0 or not GIVEN:
         return torch.empty(*shape, dtype=dtype)
     return _shared.take(size).view(dtype).view(*shape)
 
@@ -56,7 +56,7 @@ def _mapped(size: int) -> torch.Tensor:
     """Whole large pages of bytes, `size` of them at least, from a page's beginning on."""
     size = -(-size // LARGE) * LARGE
     memory = mmap.mmap(-1, size + LARGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(_ADVICE)
+    memory.madvise(mmap.MADV_HUGEPAGE)
     data = torch.frombuffer(memory, dtype=torch.uint8)
     start = -data.data_ptr() % LARGE
     return data[start : start + size]

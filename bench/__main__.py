@@ -20,7 +20,7 @@ from bench.gpu import suite
 from pyengine.files import write_json
 
 HERE = Path(__file__).parent
-ROAD = ["train", "engine", "gguf", "draft", "ctranslate2", "serve"]
+ROAD = ["train", "engine", "invariance", "gguf", "draft", "ctranslate2", "serve"]
 
 
 def groups() -> dict[str, list[str]]:
@@ -33,7 +33,7 @@ def groups() -> dict[str, list[str]]:
         "kernels": kernels,
         "road": [stem for stem in stems if stem in ROAD],
         **{stem: [stem] for stem in stems},
-        "engine": ["engine", "gguf", "draft", "ctranslate2", "serve"],  # beside one peer each
+        "engine": ["engine", "invariance", "gguf", "draft", "ctranslate2", "serve"],  # beside one peer each
     }
 
 

@@ -95,6 +95,8 @@ class Merger {
 
   // Pairs must be added in order of `merged`, unless `monotone` is set to false.
   void add(uint32_t left, uint32_t right, uint32_t merged);
+  bool has(uint32_t left, uint32_t right) const { return pairs_.find(left, right) != none; }
+  void prefetch(uint32_t left, uint32_t right) const { pairs_.prefetch(pair_key(left, right)); }
   // Whether every pair's parts have lower symbols than what it becomes. All places of the lowest pair can then
   // be merged in one round, because none of them makes a pair that should have gone before.
   bool monotone = true;

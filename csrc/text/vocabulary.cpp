@@ -107,6 +107,8 @@ void Junctions::close() {
 
 namespace {
 
+constexpr uint32_t ahead = 16;  // tokens, whose places in a table are asked for
+
 // The id of each byte; none where no token is that byte, which may be refused.
 std::array<uint32_t, 256> find_bytes(const Tokens& tokens, bool all) {
   std::array<uint32_t, 256> ids;
@@ -162,6 +164,7 @@ Vocabulary::Vocabulary(Tokens tokens_, const std::vector<Merge>& given, bool who
     });
   }
   for (uint32_t id = 0; id < tokens.size(); id++) {
+    if (id + ahead < tokens.size()) whole_.prefetch(tokens[id + ahead]);
     if (tokens[id].empty() || (symbols_[id] == none && !whole_pieces)) continue;
     whole_.add(tokens[id], id);
     all_merge_ = all_merge_ && symbols_[id] != none;
@@ -180,6 +183,7 @@ Vocabulary::Vocabulary(Tokens tokens_)
   std::vector<Merge> made;
   for (uint32_t id = 0; id < tokens.size(); id++) {
     ids_.push_back(id);
+    if (id + ahead < tokens.size()) whole_.prefetch(tokens[id + ahead]);
     if (tokens[id].empty()) continue;
     whole_.add(tokens[id], id);
     if (tokens[id].size() == 1)
@@ -209,34 +213,58 @@ void Vocabulary::add(const Merge& merge) {
 
 // The usual case, fast: merging the bytes of each new token with the earlier merges alone leaves two parts.
 // Gives up, having settled nothing, where it does not.
+//
+// 16 tokens are merged in step, before any of them is made. Where that leaves two parts, the merges of the
+// others would have come later and found nothing; else the token is merged again when it is its turn.
 bool Vocabulary::settle_in_order(const std::vector<Merge>& made) {
   const Merger fresh = merger_;
   const auto symbols = symbols_;
   MergeScratch scratch;
-  for (const Merge& merge : made) {
-    uint32_t parts[64], left = none, right = none;
-    std::string_view bytes = tokens[merge.id];
-    const auto* p = reinterpret_cast<const uint8_t*>(bytes.data());
-    if (bytes.size() >= 2 && bytes.size() <= 64) {
-      const uint64_t starts = merger_.window(p, bytes.size(), parts);
-      if (__builtin_popcountll(starts) == 2) left = parts[0], right = parts[wide::highest_bit(starts)];
-    } else if (bytes.size() > 64) {
-      std::vector<uint32_t> symbols(bytes.size());
-      if (merger_.merge(p, bytes.size(), scratch, symbols.data()) - symbols.data() == 2)
-        left = symbols[0], right = symbols[1];
+  Lanes<15> lanes;
+  for (size_t first = 0; first < made.size(); first += lanes.most) {
+    const size_t last = std::min(first + lanes.most, made.size());
+    Parts parts[lanes.most];
+    size_t in_lane[lanes.most];
+    lanes.clear();
+    for (size_t i = first; i < last; i++) {
+      const std::string_view bytes = tokens[made[i].id];
+      if (bytes.size() < 2 || bytes.size() > lanes.bytes) continue;
+      in_lane[lanes.count] = i - first;
+      merger_.add(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), lanes);
     }
-    const Merge found{left == none ? none : ids_[left], right == none ? none : ids_[right], merge.rank,
-                      merge.id};
-    if (left == none || symbols_[merge.id] != none || (merge.left != none && merge.left != found.left) ||
-        (merge.right != none && merge.right != found.right)) {
-      merger_ = fresh;
-      symbols_ = symbols;
-      merges_.clear();
-      return false;
+    if (lanes.count) merger_.merge(lanes);
+    for (size_t lane = 0; lane < lanes.count; lane++) {
+      const uint64_t starts = lanes.starts(lane);
+      if (__builtin_popcountll(starts) != 2) continue;
+      const Parts two{lanes.symbols[1][lane], lanes.symbols[wide::highest_bit(starts) + 1][lane]};
+      parts[in_lane[lane]] = two;
+      merger_.prefetch(two.left, two.right);
     }
-    add(found);
+    for (size_t i = first; i < last; i++) {
+      const Merge& merge = made[i];
+      const Parts two = parts[i - first].left == none ? parts_of(tokens[merge.id], scratch) : parts[i - first];
+      const Merge found{two.left == none ? none : ids_[two.left], two.right == none ? none : ids_[two.right],
+                        merge.rank, merge.id};
+      if (two.left == none || merger_.has(two.left, two.right) || symbols_[merge.id] != none ||
+          (merge.left != none && merge.left != found.left) ||
+          (merge.right != none && merge.right != found.right)) {
+        merger_ = fresh;
+        symbols_ = symbols;
+        merges_.clear();
+        return false;
+      }
+      add(found);
+    }
   }
   return true;
+}
+
+// The two symbols that merging these bytes leaves, or none where it leaves more or fewer.
+Vocabulary::Parts Vocabulary::parts_of(std::string_view bytes, MergeScratch& scratch) const {
+  std::vector<uint32_t> symbols(bytes.size());
+  const auto* p = reinterpret_cast<const uint8_t*>(bytes.data());
+  if (merger_.merge(p, bytes.size(), scratch, symbols.data()) - symbols.data() != 2) return {};
+  return {symbols[0], symbols[1]};
 }
 
 // Any other vocabulary, by the definition: merge the bytes of each token that some merge makes, one pair at a

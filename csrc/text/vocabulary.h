@@ -41,6 +41,9 @@ class WholeTable {
  public:
   explicit WholeTable(size_t tokens);
   void add(std::string_view bytes, uint32_t id);
+  void prefetch(std::string_view bytes) const {
+    __builtin_prefetch(&entries_[hash_of(bytes.data(), bytes.size()) >> shift_]);
+  }
   // The id, or none.
   uint32_t find(const Tokens& tokens, std::string_view bytes) const {
     return find_whole(entries_.data(), shift_, hash_of(bytes.data(), bytes.size()),
@@ -97,6 +100,10 @@ class Vocabulary {
  private:
   using Naive = std::function<Merge(uint32_t, uint32_t)>;  // two ids -> what they merge to; id none: nothing
 
+  struct Parts {
+    uint32_t left = none, right = none;
+  };
+  Parts parts_of(std::string_view bytes, MergeScratch& scratch) const;
   bool settle_in_order(const std::vector<Merge>& made);
   void settle_naively(const std::vector<Merge>& made, const Naive& pair);
   void add(const Merge& merge);

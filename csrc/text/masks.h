@@ -37,8 +37,8 @@ const Pages& pages();
 
 // Classes of the characters beyond ASCII. `high`: their bytes.
 template <bool cased>
-inline void beyond_ascii(const wide::Block& block, uint64_t high, const Pages& pages, bool three_digits,
-                         Masks& m) {
+__attribute__((always_inline)) inline Masks beyond_ascii(const wide::Block& block, uint64_t high,
+                                                         const Pages& pages, bool three_digits, Masks m) {
   const uint64_t twos = block.from_to(0xC2, 0xDF), threes = block.from_to(0xE0, 0xEF),
                  fours = block.from_to(0xF0, 0xF4);
   m.twos = twos;
@@ -99,12 +99,13 @@ inline void beyond_ascii(const wide::Block& block, uint64_t high, const Pages& p
     m.upper |= spread(upper);
     m.lower |= spread(lower);
   }
+  return m;
 }
 #endif
 
 // `three_digits`: numbers are counted, so only the ten of ASCII are regular.
 template <bool cased>
-inline Masks classify(const wide::Block& block, bool three_digits) {
+__attribute__((always_inline)) inline Masks classify(const wide::Block& block, bool three_digits) {
   Masks m;
   m.known = block.size();
   m.last = block.ends_text();
@@ -124,7 +125,7 @@ inline Masks classify(const wide::Block& block, bool three_digits) {
   if (const uint64_t high = block.high()) {
 #ifdef TEXT_AVX512
     static const Pages& all = pages();
-    beyond_ascii<cased>(block, high, all, three_digits, m);
+    m = beyond_ascii<cased>(block, high, all, three_digits, m);
 #else
     m.regular = false;
 #endif
@@ -145,13 +146,22 @@ inline Contractions contractions(const wide::Block& block, uint64_t apostrophes,
   return {apostrophes & one >> 1, apostrophes & two >> 1};
 }
 
+// Where an ASCII character that is neither letter nor apostrophe follows a letter: in every pattern a piece
+// begins there. Of places that the block is sure of; none in the last block or beside other characters, where
+// most would be lost.
+inline uint64_t word_ends(const wide::Block& block, const Masks& m) {
+  if (m.last || block.high()) return 0;
+  return m.letters << 1 & ~(m.letters | m.apostrophes) & ((uint64_t(1) << (m.known - 2)) - 1);
+}
+
 // Bit just behind each run of `mask`; runs that reach bit 63 have none.
 inline uint64_t behind_runs(uint64_t mask) { return (mask + (mask & ~(mask << 1))) & ~mask; }
 
 // Where pieces begin; bit 0 does. Sets m.regular to false where the formulas do not hold, and lowers m.known
 // where less is sure: starts at the last two known bytes are not, unless the text ends there.
 template <Pattern::Family family>
-inline uint64_t starts(const wide::Block& block, const Pattern& pattern, Masks& m) {
+__attribute__((always_inline)) inline uint64_t starts(const wide::Block& block, const Pattern& pattern,
+                                                      Masks& m) {
   constexpr bool gpt2 = family == Pattern::Gpt2, o200k = family == Pattern::O200k;
   const uint64_t valid = m.known == 64 ? ~uint64_t(0) : (uint64_t(1) << m.known) - 1;
   const uint64_t letters = m.letters & valid, numbers = m.numbers & valid, newlines = m.newlines & valid;

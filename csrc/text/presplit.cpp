@@ -41,6 +41,7 @@ size_t fill(const Lexer<HostClasses>& lexer, Bytes p, uint32_t* ends, size_t mos
     while (count < most && p < end && p - start < ptrdiff_t(0x80000000)) {
       const wide::Block block(p, end);
       masks::Masks m = masks::classify<family == Pattern::O200k>(block, three_digits);
+      const uint64_t word_ends = masks::word_ends(block, m);
       uint64_t begins = masks::starts<family>(block, pattern, m);
       begins &= begins - 1;  // that of the first piece is no end
       const int sure = m.last ? m.known : std::max(m.known - 2, 1);
@@ -49,12 +50,20 @@ size_t fill(const Lexer<HostClasses>& lexer, Bytes p, uint32_t* ends, size_t mos
         if (!one_by_one(m.regular ? p : p + 48)) break;
         continue;
       }
-      count += wide::write_places(begins, uint32_t(p - start), ends + count);
+      // The next block begins at the last end of a word, known long before all places are, so that the
+      // processor goes on with it meanwhile; only where there is none, at the last place of all.
+      const Bytes block_start = p;
+      if (__builtin_expect(word_ends != 0, 1)) {  // a branch, foreseen, where a selection would wait
+        const int next = wide::highest_bit(word_ends);
+        begins &= (uint64_t(2) << next) - 1;
+        p += next;
+      } else {
+        p += wide::highest_bit(begins | 1);
+      }
+      count += wide::write_places(begins, uint32_t(block_start - start), ends + count);
       if (m.last) {
         p = end;
         ends[count++] = uint32_t(p - start);
-      } else {
-        p += wide::highest_bit(begins);
       }
     }
     return count;

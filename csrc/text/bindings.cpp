@@ -88,11 +88,9 @@ std::vector<Merge> merges_of(const py::array_t<uint32_t, py::array::c_style | py
   return merges;
 }
 
-// text -> list of ids, called by Python without pybind11's work for each call. Its self is a capsule that names
-// the encoder; a reference to the encoder's Python object lies in the capsule's context.
-PyObject* encode_list(PyObject* capsule, PyObject* object) {
+// The ids of a text as a list, or nullptr and Python's error.
+PyObject* list_of(const Encoder& encoder, PyObject* object) {
   try {
-    const auto& encoder = *static_cast<const Encoder*>(PyCapsule_GetPointer(capsule, "encoder"));
     const Text text = view_of(object);
     auto workspace = encoder.take();
     const Ids* ids;
@@ -119,12 +117,27 @@ PyObject* encode_list(PyObject* capsule, PyObject* object) {
   return nullptr;
 }
 
-py::object encode_list_of(const py::object& self) {
-  static PyMethodDef method = {"encode_list", encode_list, METH_O, "The ids of a text, as a list."};
+// text -> list of ids, called by Python without pybind11's work for each call; with more than a text it calls
+// what it was made with instead. Its self is a capsule that names the encoder, with a reference to the
+// encoder's Python object and to that other in a tuple in its context.
+PyObject* encode_list(PyObject* capsule, PyObject* const* arguments, Py_ssize_t count, PyObject* names) {
+  if (count != 1 || names) {
+    auto* kept = static_cast<PyObject*>(PyCapsule_GetContext(capsule));
+    return PyObject_Vectorcall(PyTuple_GET_ITEM(kept, 1), arguments, size_t(count), names);
+  }
+  return list_of(*static_cast<const Encoder*>(PyCapsule_GetPointer(capsule, "encoder")), arguments[0]);
+}
+
+py::object encode_list_or(const py::object& self, const py::object& other) {
+  static PyMethodDef method = {
+      "encode", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(encode_list)),
+      METH_FASTCALL | METH_KEYWORDS,
+      "encode(text, allowed_special=()): the ids of a text. Names of special tokens are plain text unless\n"
+      "allowed (some, or \"all\")."};
   auto capsule = py::reinterpret_steal<py::object>(
       PyCapsule_New(const_cast<Encoder*>(self.cast<const Encoder*>()), "encoder",
                     [](PyObject* c) { Py_XDECREF(static_cast<PyObject*>(PyCapsule_GetContext(c))); }));
-  if (!capsule || PyCapsule_SetContext(capsule.ptr(), py::object(self).release().ptr()))
+  if (!capsule || PyCapsule_SetContext(capsule.ptr(), py::make_tuple(self, other).release().ptr()))
     throw py::error_already_set();
   return py::reinterpret_steal<py::object>(PyCFunction_New(&method, capsule.ptr()));
 }
@@ -206,7 +219,13 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
             return array_of(std::move(ids));
           },
           py::arg("text"), py::arg("most") = SIZE_MAX)
-      .def_property_readonly("encode_list", &encode_list_of)
+      .def("encode_list",
+           [](const Encoder& self, py::handle object) {
+             PyObject* list = list_of(self, object.ptr());
+             if (!list) throw py::error_already_set();
+             return py::reinterpret_steal<py::object>(list);
+           })
+      .def("encode_list_or", &encode_list_or, py::arg("other"))
       .def("encode_pieces",
            [](const Encoder& self, const py::sequence& objects) {
              Texts pieces(objects);

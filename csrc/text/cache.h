@@ -39,61 +39,77 @@ class Zeroed {
 };
 
 // Pieces of up to 15 bytes that are up to 4 ids: two slots of 32 bytes in each cache line. A piece that finds
-// its line full moves the older one there to the line's neighbour.
+// its line full goes to another.
 class ShortPieces {
  public:
   static constexpr int line_bits = 18;  // 16 MiB
   struct Slot {
     uint64_t low, high;  // a wide::Key; in the last byte's upper half the number of ids, and `moved`
     uint32_t ids[4];
-    bool holds(wide::Key key) const { return (low == key.low) & ((high & key_bits) == key.high); }
     size_t count() const { return high >> 60 & 7; }
   };
   using Line = Slot[2];
   static constexpr size_t many = 7;
 
-  static uint32_t line_of(wide::Key key) {
-    const unsigned __int128 product =
-        (unsigned __int128)(key.low ^ 0x9E3779B97F4A7C15u) * (key.high ^ 0xD6E8FEB86659FD93u);
-    return uint32_t((uint64_t(product >> 64) ^ uint64_t(product)) >> (64 - line_bits));
-  }
-  void prefetch(uint32_t line) { __builtin_prefetch(&lines_[line]); }
-  // Writes 4 ids to out, of which the first so many count; 0: not in this line; `many`: more than fit, see
-  // LongPieces.
-  size_t find(wide::Key key, uint32_t line, uint32_t* out) {
-    const Slot* slot = &lines_[line][0];
-    slot += slot[1].holds(key);
-    std::memcpy(out, slot->ids, sizeof slot->ids);
-    return slot->holds(key) ? slot->count() : 0;
-  }
-  // The same for a piece not found in its line: where it was moved. It comes back.
-  size_t find_moved(wide::Key key, uint32_t line, uint32_t* out) {
-    Slot& last = lines_[line][1];
-    if (!(last.high & moved)) return 0;
-    for (Slot& slot : lines_[line ^ 1]) {
-      if (!slot.holds(key)) continue;
-      std::memcpy(out, slot.ids, sizeof slot.ids);
-      const Slot found = slot;
-      put(slot, last);
-      put(last, found);
-      return found.count();
+  static size_t line_of(wide::Key key) { return key.hash() >> (64 - line_bits); }
+  void prefetch(size_t line) const { __builtin_prefetch(&lines_[line]); }
+  // Keys and lines of `count` pieces, which are asked for: piece i is p + ends[i - 1] to p + ends[i], from
+  // ends[-1], which is 0. Behind the last there is room for 16 more in each array. Longer pieces have keys of
+  // none; which they are is written to `longer`, and how many returned.
+  size_t ask(const uint8_t* p, const uint8_t* text_end, uint32_t* ends, size_t count, wide::Key* keys,
+             uint64_t* lines, uint32_t* longer) const {
+    size_t i = 0, found = 0;
+#ifdef TEXT_AVX512
+    std::fill_n(ends + count, 16, ends[count - 1]);
+    for (; i < count && ends[i + 14] + 16 <= size_t(text_end - p); i += 16) {
+      uint32_t longs = wide::sixteen_keys<line_bits>(p, ends + i, keys + i, lines + i);
+      for (size_t j = i; j < i + 16; j++) prefetch(lines[j]);
+      for (; longs; longs &= longs - 1) longer[found++] = uint32_t(i) + uint32_t(wide::lowest_bit(longs));
     }
-    return 0;
+#endif
+    for (; i < count; i++) {
+      const size_t size = ends[i] - ends[i - 1];
+      if (size > 15) longer[found++] = uint32_t(i);
+      keys[i] = size > 15 ? wide::Key{0, uint64_t(16) << 56} : wide::key_of(p + ends[i - 1], size, text_end);
+      lines[i] = line_of(keys[i]);
+      prefetch(lines[i]);
+    }
+    return found;
   }
-  void add(wide::Key key, uint32_t line, const uint32_t* ids, size_t count) {
-    Slot *slots = lines_[line], fresh{key.low, key.high | uint64_t(count <= 4 ? count : many) << 60, {}};
-    std::copy_n(ids, std::min<size_t>(count, 4), fresh.ids);
+  // Writes 4 ids to out, of which the first so many count; 0: not in this line; `many`: more than fit, then the
+  // first says how many and the second in which of LongPieces' buckets they are.
+  size_t find(wide::Key key, size_t line, uint32_t* out) {
+    const Slot* slot = &lines_[line][0];
+    const uint32_t found = wide::which_of_two(slot, key);
+    slot += found >> 4;
+    std::memcpy(out, slot->ids, sizeof slot->ids);
+    return found ? slot->count() : 0;
+  }
+  // The same for a piece not found in its line: in the other where it may be.
+  size_t find_moved(wide::Key key, size_t line, uint32_t* out) {
+    return lines_[line][1].high & moved ? find(key, other(key, line), out) : 0;
+  }
+  // Of a piece that is in neither line, and not `many` ids or more unless it is `many`. It takes an empty slot
+  // of the one, else of the other, else the place of the older in the one.
+  void add(wide::Key key, size_t line, const uint32_t* ids, size_t count) {
+    Slot *slots = lines_[line], fresh{key.low, key.high | uint64_t(count) << 60, {}};
+    std::copy_n(ids, count == many ? 2 : count, fresh.ids);
     if (slots[1].count()) {
-      put(lines_[line ^ 1][1], slots[1]);
       slots[1].high |= moved;
+      for (Slot& slot : lines_[other(key, line)]) {
+        if (!slot.count()) return put(slot, fresh);
+      }
     }
     put(slots[1], slots[0]);
     put(slots[0], fresh);
   }
 
  private:
-  static constexpr uint64_t moved = uint64_t(1) << 63;  // in a line's second slot, of the line
-  static constexpr uint64_t key_bits = ~(uint64_t(0xF0) << 56);
+  static constexpr uint64_t moved = uint64_t(1)
+                                    << 63;  // in a line's second slot: some of its pieces are elsewhere
+  static size_t other(wide::Key key, size_t line) {
+    return line ^ ((key.hash() >> (64 - 2 * line_bits) & ((size_t(1) << line_bits) - 1)) | 1);
+  }
   static void put(Slot& slot, const Slot& value) {
     const uint64_t flag = slot.high & moved;
     slot = value;
@@ -108,14 +124,14 @@ class ShortPieces {
 class LongPieces {
  public:
   static constexpr size_t most_bytes = 62;
-  void prefetch(uint64_t hash) const {
-    const Bucket& bucket = buckets_[hash >> (64 - bits)];
-    __builtin_prefetch(bucket);
-    __builtin_prefetch(bucket + line);
+  static uint32_t bucket_of(uint64_t hash) { return uint32_t(hash >> (64 - bits)); }
+  void prefetch(uint32_t bucket) const {
+    __builtin_prefetch(buckets_[bucket]);
+    __builtin_prefetch(buckets_[bucket] + line);
   }
   // Writes the ids to out and returns how many; 0: not here.
-  size_t find(uint64_t hash, std::string_view piece, uint32_t* out) const {
-    const uint8_t* slot = buckets_[hash >> (64 - bits)];
+  size_t find(uint32_t bucket, std::string_view piece, uint32_t* out) const {
+    const uint8_t* slot = buckets_[bucket];
     if (!holds(slot, piece)) {
       if (needed(slot[0], slot[1]) > line) return 0;
       slot += line;
@@ -129,12 +145,12 @@ class LongPieces {
     }
     return slot[1];
   }
-  void add(uint64_t hash, std::string_view piece, const uint32_t* ids, size_t count) {
+  void add(uint32_t bucket, std::string_view piece, const uint32_t* ids, size_t count) {
     const size_t size = needed(piece.size(), count);
     uint32_t any = 0;
     for (size_t i = 0; i < count; i++) any |= ids[i];
     if (size > sizeof(Bucket) || count == 0 || any >> 24) return;
-    uint8_t* slot = buckets_[hash >> (64 - bits)];
+    uint8_t* slot = buckets_[bucket];
     if (size <= line) {
       if (needed(slot[0], slot[1]) <= line)
         std::memcpy(slot + line, slot, line);

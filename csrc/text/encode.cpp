@@ -87,24 +87,19 @@ uint32_t* Encoder::merge(const uint8_t* p, size_t size, Workspace& w, uint32_t* 
 
 // Notes a piece whose ids are not at hand. What it needs is asked for now and read later.
 __attribute__((noinline)) static void note(Workspace& w, const uint8_t* p, size_t size, wide::Key key,
-                                           uint32_t line, size_t place, bool met) {
+                                           size_t line, size_t place, bool met, bool placed) {
   const uint32_t number = uint32_t(w.unknown.size());
   const uint32_t ids = number ? w.unknown.back().ids + w.unknown.back().size + 4 : 0;
-  w.unknown.push_back({p, key, uint32_t(size), line, uint32_t(place), ids, 0, number, 0, met});
+  w.unknown.push_back(
+      {p, key, uint32_t(size), uint32_t(line), uint32_t(place), ids, 0, number, 0, met, placed});
 }
 
 // Long pieces are rare; apart, they leave the loops over the others tight.
 __attribute__((noinline)) static wide::Key ask_for_long(Workspace& w, const uint8_t* p, size_t size) {
+  if (size > LongPieces::most_bytes) return {0, 0};
   const wide::Key key{hash_of(p, size), size};
-  w.long_pieces.prefetch(key.low);
+  w.long_pieces.prefetch(LongPieces::bucket_of(key.low));
   return key;
-}
-
-__attribute__((noinline)) static size_t find_long(Workspace& w, const uint8_t* p, size_t size, wide::Key key,
-                                                  uint32_t* out, size_t place) {
-  const size_t known = w.long_pieces.find(key.low, {reinterpret_cast<const char*>(p), size}, out);
-  if (known == 0) note(w, p, size, key, 0, place, false);
-  return known;
 }
 
 // The ids of all unknown pieces: of those that can be cut by those of their two parts, which become unknown
@@ -150,9 +145,9 @@ void Encoder::learn(Workspace& w) const {
           for (size_t from : {size_t(0), cut}) {
             const size_t size = from ? piece.size - cut : cut;
             const wide::Key key = wide::key_of(piece.p + from, size, piece.p + piece.size);
-            const uint32_t line = ShortPieces::line_of(key);
+            const size_t line = ShortPieces::line_of(key);
             w.short_pieces.prefetch(line);
-            note(w, piece.p + from, size, key, line, 0, false);
+            note(w, piece.p + from, size, key, line, 0, false, false);
           }
           continue;
         }
@@ -160,7 +155,7 @@ void Encoder::learn(Workspace& w) const {
       const std::string_view view(reinterpret_cast<const char*>(piece.p), piece.size);
       if (!is_short || piece.met) {
         const uint64_t hash = is_short ? hash_of(view.data(), view.size()) : piece.key.low;
-        if ((piece.count = uint32_t(w.long_pieces.find(hash, view, ids)))) continue;
+        if ((piece.count = uint32_t(w.long_pieces.find(LongPieces::bucket_of(hash), view, ids)))) continue;
       }
       const size_t waiting = is_short ? shorts.count : longs.count;
       for (size_t lane = 0; lane < waiting; lane++) {
@@ -202,56 +197,82 @@ void Encoder::learn(Workspace& w) const {
 void Encoder::remember(const Unknown& piece, Workspace& w) const {
   const uint32_t* ids = w.unknown_ids.get() + piece.ids;
   const bool is_short = piece.size <= 15;
-  if (is_short && !piece.met) w.short_pieces.add(piece.key, piece.line, ids, piece.count);
-  if (is_short && (piece.count <= 4 || piece.parts)) return;
+  if (is_short && piece.count <= 4) return w.short_pieces.add(piece.key, piece.line, ids, piece.count);
   const std::string_view view(reinterpret_cast<const char*>(piece.p), piece.size);
-  w.long_pieces.add(is_short ? hash_of(view.data(), view.size()) : piece.key.low, view, ids, piece.count);
+  const uint64_t hash = is_short ? hash_of(view.data(), view.size()) : piece.key.low;
+  const uint32_t where[2] = {piece.count, LongPieces::bucket_of(hash)};
+  if (is_short && !piece.met) w.short_pieces.add(piece.key, piece.line, where, ShortPieces::many);
+  w.long_pieces.add(where[1], view, ids, piece.count);
 }
 
 // First all keys, so that their cache lines are on the way; then the ids of all pieces that are known; then the
 // others are learnt together, and their ids put between.
-void Encoder::encode_pieces(const uint8_t* p, const uint8_t* text_end, const uint32_t* ends, size_t count,
+void Encoder::encode_pieces(const uint8_t* p, const uint8_t* text_end, uint32_t* ends, size_t count,
                             Workspace& w, Ids& ids) const {
-  uint32_t lines[most_pieces];
-  wide::Key keys[most_pieces];
-  for (size_t i = 0, start = 0; i < count; start = ends[i++]) {
-    const size_t size = ends[i] - start;
-    if (size <= 15) {
-      keys[i] = wide::key_of(p + start, size, text_end);
-      lines[i] = ShortPieces::line_of(keys[i]);
-      w.short_pieces.prefetch(lines[i]);
-    } else if (size <= LongPieces::most_bytes) {
-      keys[i] = ask_for_long(w, p + start, size);
-    }
+  alignas(64) uint64_t lines[most_pieces + 16];
+  alignas(64) wide::Key keys[most_pieces + 16];
+  uint32_t longer[most_pieces];
+  const size_t longs = w.short_pieces.ask(p, text_end, ends, count, keys, lines, longer);
+  for (size_t j = 0; j < longs; j++) {
+    const size_t i = longer[j];
+    keys[i] = ask_for_long(w, p + ends[i - 1], ends[i] - ends[i - 1]);
   }
   w.unknown.clear();
+  struct {
+    size_t piece;
+    uint32_t place, bucket;
+  } placed[most_pieces];  // pieces of which only the number of ids is known so far
+  size_t most_placed = 0;
   uint32_t *const begin = ids.room(ends[count - 1] + 4), *out = begin;
-  for (size_t i = 0, start = 0; i < count; start = ends[i++]) {
-    const size_t size = ends[i] - start;
-    if (size <= 15) {
-      size_t known = w.short_pieces.find(keys[i], lines[i], out);
-      if (__builtin_expect((known == 0) | (known == ShortPieces::many), 0)) {
-        if (known == 0) known = w.short_pieces.find_moved(keys[i], lines[i], out);
-        if (known == 0 || known == ShortPieces::many) {
-          note(w, p + start, size, keys[i], lines[i], size_t(out - begin), known > 0);
-          continue;
-        }
-      }
+  for (size_t i = 0; i < count; i++) {
+    size_t known = w.short_pieces.find(keys[i], lines[i], out);
+    if (__builtin_expect(known - 1 < 4, 1)) {
       out += known;
-    } else if (size <= LongPieces::most_bytes) {
-      out += find_long(w, p + start, size, keys[i], out, size_t(out - begin));
-    } else {
-      out = merge(p + start, size, w, out);
+      continue;
     }
+    const uint8_t* const piece = p + ends[i - 1];
+    const size_t size = ends[i] - ends[i - 1];
+    if (size > 15) {
+      if (size > LongPieces::most_bytes) {
+        out = merge(piece, size, w, out);
+      } else {
+        const uint32_t bucket = LongPieces::bucket_of(keys[i].low);
+        known = w.long_pieces.find(bucket, {reinterpret_cast<const char*>(piece), size}, out);
+        if (known == 0) note(w, piece, size, keys[i], 0, size_t(out - begin), false, false);
+        out += known;
+      }
+      continue;
+    }
+    if (known == 0) known = w.short_pieces.find_moved(keys[i], lines[i], out);
+    if (known == 0) {
+      note(w, piece, size, keys[i], lines[i], size_t(out - begin), false, false);
+    } else if (known == ShortPieces::many) {
+      w.long_pieces.prefetch(out[1]);
+      placed[most_placed++] = {i, uint32_t(out - begin), out[1]};
+      known = out[0];
+    }
+    out += known;
   }
-  if (size_t news = w.unknown.size()) {
+  const size_t gaps = w.unknown.size();
+  for (size_t j = 0; j < most_placed; j++) {
+    const auto& [piece, place, bucket] = placed[j];
+    const uint8_t* const start = p + ends[piece - 1];
+    const size_t size = ends[piece] - ends[piece - 1];
+    if (!w.long_pieces.find(bucket, {reinterpret_cast<const char*>(start), size}, begin + place))
+      note(w, start, size, keys[piece], lines[piece], place, true, true);
+  }
+  if (w.unknown.size() > 0) {
+    const size_t news = w.unknown.size();
     learn(w);
-    uint32_t* end = out;
     const std::vector<Unknown>& all = w.unknown;
-    for (size_t u = 0; u < news; u++) out += all[all[u].same].count;
-    for (uint32_t* to = out; news-- > 0; end = begin + all[news].place) {
-      const Unknown& piece = all[all[news].same];
-      to = std::move_backward(begin + all[news].place, end, to) - piece.count;
+    for (size_t u = gaps; u < news; u++)
+      std::copy_n(w.unknown_ids.get() + all[all[u].same].ids, all[all[u].same].count, begin + all[u].place);
+    uint32_t* end = out;
+    for (size_t u = 0; u < gaps; u++) out += all[all[u].same].count;
+    uint32_t* to = out;
+    for (size_t u = gaps; u-- > 0; end = begin + all[u].place) {
+      const Unknown& piece = all[all[u].same];
+      to = std::move_backward(begin + all[u].place, end, to) - piece.count;
       std::copy_n(w.unknown_ids.get() + piece.ids, piece.count, to);
     }
   }
@@ -260,21 +281,28 @@ void Encoder::encode_pieces(const uint8_t* p, const uint8_t* text_end, const uin
 
 // A few hundred pieces at a time. Long ones are cut further where that is certain to change nothing.
 void Encoder::encode(std::string_view text, Workspace& w, Ids& ids, size_t most) const {
-  uint32_t ends[most_pieces], parts[most_pieces];
+  uint32_t whole[1 + most_pieces + 16],
+      cut[1 + most_pieces + 16], *const ends = whole + 1, *const parts = cut + 1;
+  whole[0] = cut[0] = 0;
   const uint8_t* p = reinterpret_cast<const uint8_t*>(text.data());
   const uint8_t* const text_end = p + text.size();
   while (p < text_end && ids.size() < most) {
     const size_t count = split(pattern, p, text_end, ends, most_pieces - piece_slack);
-    uint32_t longest = ends[0];
-    for (size_t i = 1; i < count; i++) longest = std::max(longest, ends[i] - ends[i - 1]);
-    if (longest <= 15) {
+    uint32_t longest = 0;
+    for (size_t i = 0; i < count; i++) longest = std::max(longest, ends[i] - whole[i]);
+    bool cuts = false;
+    for (size_t i = 0; longest > 15 && i < count && !cuts; i++) {
+      const uint32_t size = ends[i] - whole[i];
+      cuts = size > 15 && vocabulary.junctions.cut(p + whole[i], size, 6) < size;
+    }
+    if (!cuts) {
       encode_pieces(p, text_end, ends, count, w, ids);
     } else {
       size_t done = 0, filled = 0;  // offset of what is encoded, number of parts behind it
       for (size_t i = 0, start = 0; i < count; start = ends[i++]) {
         for (size_t size; (size = ends[i] - start) > 0;) {
-          const size_t cut = size > 15 ? vocabulary.junctions.cut(p + start, size, 6) : size;
-          start += cut;
+          const size_t part = size > 15 ? vocabulary.junctions.cut(p + start, size, 6) : size;
+          start += part;
           parts[filled++] = uint32_t(start - done);
           if (filled == most_pieces) {
             encode_pieces(p + done, text_end, parts, filled, w, ids);
@@ -300,8 +328,8 @@ void Encoder::encode_pieces(const std::vector<std::string_view>& pieces, Ids& id
   for (std::string_view piece : pieces) {
     const uint8_t* p = reinterpret_cast<const uint8_t*>(piece.data());
     if (piece.size() >= none) throw std::length_error("a piece of 4 GiB or more cannot be encoded");
-    const uint32_t end = uint32_t(piece.size());
-    if (end > 0) encode_pieces(p, p + end, &end, 1, *workspace, ids);
+    uint32_t ends[2 + 16] = {0, uint32_t(piece.size())};
+    if (ends[1] > 0) encode_pieces(p, p + ends[1], ends + 1, 1, *workspace, ids);
   }
   give(std::move(workspace));
 }

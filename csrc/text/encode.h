@@ -72,6 +72,7 @@ struct Unknown {
   uint32_t same;        // the number of the piece that holds its ids: its own, or that of an equal one
   uint32_t parts;       // the number of the first of its two parts, or 0
   bool met;             // remembered, but as more ids than its slot has room for
+  bool placed;          // room for its ids is left among the others'
 };
 
 // What one encoding thread needs.
@@ -114,8 +115,10 @@ class Encoder {
 
  private:
   void encode(std::string_view text, Workspace& w, Ids& out, size_t most = SIZE_MAX) const;
-  void encode_pieces(const uint8_t* p, const uint8_t* text_end, const uint32_t* ends, size_t count,
-                     Workspace& w, Ids& out) const;
+  // Piece i is p + ends[i - 1] to p + ends[i], from ends[-1], which is 0; behind the last there is room for 16
+  // more.
+  void encode_pieces(const uint8_t* p, const uint8_t* text_end, uint32_t* ends, size_t count, Workspace& w,
+                     Ids& out) const;
   void learn(Workspace& w) const;
   void remember(const Unknown& piece, Workspace& w) const;
   // Writes the ids of one piece to out, where its size in bytes and four more have room; returns the end.

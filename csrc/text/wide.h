@@ -59,6 +59,9 @@ inline uint32_t find_entry(const uint64_t* entries, uint64_t key) {
 // read.
 struct Key {
   uint64_t low, high;
+  // 64 bits of which the upper ones depend on all of the key.
+  uint64_t hash() const { return low * low_factor + high * high_factor; }
+  static constexpr uint64_t low_factor = 0x9E3779B97F4A7C15u, high_factor = 0xD6E8FEB86659FD93u;
 };
 inline Key key_of(const uint8_t* p, size_t size, const uint8_t* end) {
   Key key;
@@ -81,6 +84,61 @@ inline Key key_of(const uint8_t* p, size_t size, const uint8_t* end) {
   key.high |= uint64_t(size) << 56;
   return key;
 }
+
+// Which of the two entries of 32 bytes in a cache line begin with a key, but for the upper four bits of its
+// last byte: bit 0 the first, bit 4 the second.
+inline uint32_t which_of_two(const void* line, const Key& key) {
+  constexpr uint64_t high_bits = ~(uint64_t(0xF0) << 56);
+#ifdef TEXT_AVX512
+  const __m512i keys = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(&key)));
+  const __m512i bits = _mm512_set_epi64(0, 0, int64_t(high_bits), -1, 0, 0, int64_t(high_bits), -1);
+  const uint32_t same = _mm512_testn_epi64_mask(_mm512_xor_si512(keys, _mm512_load_si512(line)), bits);
+  return (same & 0x11) & ((same & 0x22) >> 1);
+#else
+  uint64_t at[8];
+  std::memcpy(at, line, sizeof at);
+  const bool first = (at[0] == key.low) & (((at[1] ^ key.high) & high_bits) == 0);
+  const bool second = (at[4] == key.low) & (((at[5] ^ key.high) & high_bits) == 0);
+  return uint32_t(first) | uint32_t(second) << 4;
+#endif
+}
+
+#ifdef TEXT_AVX512
+// Keys of 16 pieces, one behind the other, and the upper `bits` bits of their hashes: piece i is p + ends[i -
+// 1] to p + ends[i], of which the first 16 bytes at each begin can be read. Those of more than 15 bytes get
+// keys that no piece has; returns which they are.
+template <int bits>
+inline uint32_t sixteen_keys(const uint8_t* p, const uint32_t* ends, Key* keys, uint64_t* hashes) {
+  const __m512i begins = _mm512_loadu_si512(ends - 1);
+  const __m512i sizes =
+      _mm512_min_epu32(_mm512_sub_epi32(_mm512_loadu_si512(ends), begins), _mm512_set1_epi32(16));
+  const __m512i places =
+      _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  const __m512i factors =
+      _mm512_broadcast_i32x4(_mm_set_epi64x(int64_t(Key::high_factor), int64_t(Key::low_factor)));
+  // In each 16 bytes the size of one of four pieces.
+  __m512i spread =
+      _mm512_set_epi32(0x0C0C0C0C, 0x0C0C0C0C, 0x0C0C0C0C, 0x0C0C0C0C, 0x08080808, 0x08080808, 0x08080808,
+                       0x08080808, 0x04040404, 0x04040404, 0x04040404, 0x04040404, 0, 0, 0, 0);
+  for (int i = 0; i < 16; i += 4) {
+    auto load = [&](int j) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + (ends - 1)[i + j])); };
+    const __m512i bytes = _mm512_inserti64x4(
+        _mm512_castsi256_si512(_mm256_inserti128_si256(_mm256_castsi128_si256(load(0)), load(1), 1)),
+        _mm256_inserti128_si256(_mm256_castsi128_si256(load(2)), load(3), 1), 1);
+    const __m512i size = _mm512_permutexvar_epi8(spread, sizes);
+    spread = _mm512_add_epi8(spread, _mm512_set1_epi8(16));
+    const __m512i low = _mm512_maskz_mov_epi8(_mm512_cmplt_epu8_mask(places, size), bytes);
+    const __m512i key = _mm512_mask_mov_epi8(low, 0x8000800080008000u, size);
+    const __m512i products = _mm512_mullo_epi64(key, factors);
+    const __m512i sums = _mm512_add_epi64(products, _mm512_shuffle_epi32(products, _MM_PERM_BADC));
+    _mm512_storeu_si512(keys + i, key);
+    _mm256_storeu_si256(
+        reinterpret_cast<__m256i*>(hashes + i),
+        _mm512_castsi512_si256(_mm512_maskz_compress_epi64(0x55, _mm512_srli_epi64(sums, 64 - bits))));
+  }
+  return _mm512_cmpeq_epu32_mask(sizes, _mm512_set1_epi32(16));
+}
+#endif
 
 #ifdef TEXT_BLOCKS
 inline uint64_t extract(uint64_t bits, uint64_t mask) { return _pext_u64(bits, mask); }

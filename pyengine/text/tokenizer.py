@@ -19,8 +19,8 @@ import os
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -81,12 +81,11 @@ class Tokenizer:
         else:
             self._encoder = bpe.Encoder(tokens, merges, lexer, whole_pieces)
         self._merges = merges
-        # What `encode` calls for a plain text: straight into C++ where nothing is to be done in Python before. Of
-        # short texts it saves a third of the time.
         direct = self.has_lexer and self.normalizer is None
-        self.encode_plain = (
-            self._encoder.encode_list if direct else lambda t: self._encode_to_array(t).tolist()
-        )
+        plain = self._encoder.encode_list if direct else lambda t: self._encode_to_array(t).tolist()
+        special = partial(_encode_special, plain, self.special_ids)
+        # Of a plain text straight into C++: of short ones a Python function before it takes a third of the time.
+        self.encode = self._encoder.encode_list_or(special) if direct else special
         self.vocab_size = max([self._encoder.size, *(i + 1 for i in special_ids.values())])
         """Number of ids, special tokens included."""
         self._attributes = {name.strip("<|>"): i for name, i in self.special_ids.items()}
@@ -153,16 +152,9 @@ class Tokenizer:
 
     # Encoding
 
-    def encode(self, text: str, allowed_special: Literal["all"] | Collection[str] = ()) -> list[int]:
-        """The ids of a text. Names of special tokens are plain text unless allowed (some, or "all")."""
-        if not allowed_special:
-            return self.encode_plain(text)
-        ids: list[int] = []
-        for part, special in self._split_special(text, allowed_special):
-            ids += self.encode_plain(part)
-            if special is not None:
-                ids.append(special)
-        return ids
+    encode: Callable[..., list[int]]
+    """encode(text, allowed_special=()): the ids of a text. Names of special tokens are plain text unless allowed
+    (some, or "all")."""
 
     def encode_array(self, text: str | bytes) -> np.ndarray:
         """The ids of a text as a uint32 array (no list is made on the way)."""
@@ -201,7 +193,11 @@ class Tokenizer:
         specials: list[tuple[int, int]] = []  # how many parts stand before it, its id
         bounds = [0]
         for text in texts:
-            cut = self._split_special(text, allowed_special) if isinstance(text, str) else [(text, None)]
+            cut = (
+                _split_special(self.special_ids, text, allowed_special)
+                if isinstance(text, str)
+                else [(text, None)]
+            )
             for part, special in cut:
                 part = self._normalize(part)
                 parts.append(part if isinstance(part, bytes) else part.encode("utf-8", "surrogatepass"))
@@ -347,20 +343,6 @@ class Tokenizer:
             return self._encoder.encode(text)
         return self._encoder.encode_pieces(_pieces(self.pattern, text))
 
-    def _split_special(self, text: str, allowed) -> Iterator[tuple[str, int | None]]:
-        names = self.special_ids if allowed == "all" else set(allowed)
-        if unknown := set(names) - set(self.special_ids):
-            raise UserError(
-                f"no such special token: {', '.join(sorted(unknown))}; there are {list(self.special_ids)}"
-            )
-        # Longest first, so that of two names that begin alike the whole one is taken.
-        pattern = "|".join(regex.escape(name) for name in sorted(names, key=len, reverse=True))
-        end = 0
-        for match in regex.finditer(pattern, text) if names else ():
-            yield text[end : match.start()], self.special_ids[match.group()]
-            end = match.end()
-        yield text[end:], None
-
     # Decoding
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False, errors: str = "replace") -> str:
@@ -481,6 +463,36 @@ class DecodeStream:
     def end(self) -> str:
         """What is left at the end: U+FFFD for a character that never became whole."""
         return self._decoder.decode(b"", True)
+
+
+def _encode_special(
+    plain: Callable[[str], list[int]],
+    special_ids: dict[str, int],
+    text: str,
+    allowed_special: Literal["all"] | Collection[str] = (),
+) -> list[int]:
+    """What Tokenizer.encode gives; `plain` encodes what lies between the special tokens."""
+    if not allowed_special:
+        return plain(text)
+    ids: list[int] = []
+    for part, special in _split_special(special_ids, text, allowed_special):
+        ids += plain(part)
+        if special is not None:
+            ids.append(special)
+    return ids
+
+
+def _split_special(special_ids: dict[str, int], text: str, allowed) -> Iterator[tuple[str, int | None]]:
+    names = special_ids if allowed == "all" else set(allowed)
+    if unknown := set(names) - set(special_ids):
+        raise UserError(f"no such special token: {', '.join(sorted(unknown))}; there are {list(special_ids)}")
+    # Longest first, so that of two names that begin alike the whole one is taken.
+    pattern = "|".join(regex.escape(name) for name in sorted(names, key=len, reverse=True))
+    end = 0
+    for match in regex.finditer(pattern, text) if names else ():
+        yield text[end : match.start()], special_ids[match.group()]
+        end = match.end()
+    yield text[end:], None
 
 
 def _pieces(pattern: str, text: str | bytes) -> list[bytes]:

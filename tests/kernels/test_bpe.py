@@ -180,6 +180,24 @@ def test_a_memory_that_overflows_changes_nothing(trained, tik):
         assert trained[3].encode(text).tolist() == tik.encode_ordinary(text)
 
 
+def test_a_piece_whose_ids_were_lost_is_merged_again():
+    """Short pieces of many ids say where these are; 150,000 of them overwrite each other there. Then texts of which
+    all or some pieces are within the last 16 bytes."""
+    merges = bpe.train(bpe.WordCounts(), bpe.BYTE_ORDER, 300)
+    tokens = vocabulary(merges)
+    encoder = bpe.Encoder(tokens, merges, bpe.split_pattern("qwen2"))
+    rng = random.Random(11)
+    words = [bytes(rng.choices(b"abcdefgh", k=rng.randint(5, 15))) for _ in range(150_000)]
+    text = b" ".join(words)
+    expected = np.array([tokens.index(bytes([b])) for b in range(256)], np.uint32)[
+        np.frombuffer(text, np.uint8)
+    ]
+    for _ in range(3):
+        assert np.array_equal(encoder.encode(text), expected)
+    for size in range(40):
+        assert np.array_equal(encoder.encode(text[:size]), expected[:size])
+
+
 def test_words_never_met_before_neither_grow_memory_nor_slow_it():
     """The short form of bench/bpe_unique.py: 24 MB, of which 5 fill the memory of pieces."""
     lexer, counts = bpe.split_pattern("qwen2"), bpe.WordCounts()

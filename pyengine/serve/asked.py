@@ -119,6 +119,9 @@ class Checker:
         if isinstance(prompt, str):
             return TextFormat(self.served.tokenizer).prompt([{"role": "user", "content": prompt}])
         if isinstance(prompt, list) and prompt and all(type(i) is int for i in prompt):
+            size = self.served.tokenizer.vocab_size
+            if not all(0 <= i < size for i in prompt):
+                raise ApiError(f"prompt: expected ids below {size}", param="prompt")
             return prompt
         raise ApiError("prompt: expected a text, or a list of texts or of ids", param="prompt")
 

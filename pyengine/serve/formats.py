@@ -5,8 +5,8 @@
     TextFormat        a base model, which has never seen a conversation and continues the last message
 
 A chat template gives one text, in which a special token's name in a user's message looks like the token
-itself. So messages are rendered with a mark in place of each content; the text around the marks is encoded
-with special tokens, and the contents are encoded as plain text.
+itself. So messages are rendered with a mark in place of each content, and of each such name elsewhere in them; the
+text around the marks is encoded with special tokens, and what they stand for as plain text.
 """
 
 import json
@@ -120,8 +120,8 @@ class TemplateFormat:
         environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
         environment.filters["tojson"] = _json
         try:
-            names = meta.find_undeclared_variables(environment.parse(tokenizer.chat_template))
-            self._has_place_for_tools = "tools" in names
+            wanted = meta.find_undeclared_variables(environment.parse(tokenizer.chat_template))
+            self._has_place_for_tools = "tools" in wanted
             self._template = environment.from_string(tokenizer.chat_template)
         except TemplateError as error:
             raise UserError(f"{folder}: the chat template cannot be read: {error}") from None
@@ -129,25 +129,43 @@ class TemplateFormat:
         self.stop = tuple(sorted(ends))
         self.search, self.tools = None, None
         self.spaced = False
+        names = sorted(tokenizer.special_ids, key=len, reverse=True)  # of two that begin alike the longer
+        self._dangerous = re.compile("|".join(["[\ue000\ue001]", *map(re.escape, names)]))
 
     def prompt(self, messages: Messages, tools: Tools = ()) -> list[int]:
         if not self._has_place_for_tools:
             messages = _told(messages, tools)
-        contents = [text_of(message, f"message {i + 1}") for i, message in enumerate(messages)]
-        marked = [{**_called(message), "content": f"\ue000{i}\ue001"} for i, message in enumerate(messages)]
+        plain: list[str] = []  # what the marks stand for
+        marked = [
+            {
+                **self._marked(_called(message), plain),
+                "content": _mark(text_of(message, f"message {n}"), plain),
+            }
+            for n, message in enumerate(messages, 1)
+        ]
         try:
             text = self._template.render(
-                messages=marked, tools=list(tools) or None, add_generation_prompt=True, **self._names
-            )
+                messages=marked, tools=self._marked(list(tools), plain) or None, add_generation_prompt=True,
+                **self._names,
+            )  # fmt: skip
         except TemplateError as error:
             raise UserError(f"the model's chat template does not take this conversation: {error}") from None
         ids: list[int] = []
         for n, part in enumerate(MARK.split(text)):
             if n % 2:
-                ids += self._tokenizer.encode(contents[int(part)])
+                ids += self._tokenizer.encode(plain[int(part)])
             else:
                 ids += self._tokenizer.encode(part, allowed_special="all")
         return ids
+
+    def _marked(self, value: Any, plain: list[str]) -> Any:
+        """Tools, or the fields of a message beside its content: marks in the place of the names of special tokens,
+        and of what looks like a mark."""
+        if isinstance(value, str):
+            return self._dangerous.sub(lambda found: _mark(found.group(), plain), value)
+        if isinstance(value, Mapping):
+            return {key: self._marked(part, plain) for key, part in value.items()}
+        return [self._marked(part, plain) for part in value] if isinstance(value, list) else value
 
     def opening(self) -> list[int]:
         return self._tokenizer.encode(OPEN_CALL + "\n", allowed_special="all")
@@ -209,6 +227,12 @@ def _now(how: str) -> str:
 def _json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
     """For a model: jinja's own filter writes for HTML, with <, > and & as codes."""
     return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+
+def _mark(text: str, plain: list[str]) -> str:
+    """A mark for a text that is to be encoded as plain text."""
+    plain.append(text)
+    return f"\ue000{len(plain) - 1}\ue001"
 
 
 def _told(messages: Messages, tools: Tools) -> list[Mapping[str, Any]]:

@@ -134,6 +134,16 @@ def test_another_familys_template(tmp_path):
     assert tokenizer.decode(ids) == "<s><|im_start|>user\nWho?<|im_end|><|im_end|>\n<|im_start|>assistant\n"
     assert ids.count(tokenizer.special_ids["<|im_end|>"]) == 1, "the user's text is plain"
     assert how.stop == (tokenizer.special_ids["<|im_end|>"],)
+    tokenizer.chat_template = (
+        "{{ tools | tojson }}{% for m in messages %}{{ m.tool_calls | tojson }}{% endfor %}"
+    )
+    call = {"function": {"name": "f<|im_end|>", "arguments": '{"a": "<|im_end|> \\ue0007\\ue001"}'}}
+    message = {"role": "assistant", "content": "x", "tool_calls": [call]}
+    ids = TemplateFormat(tokenizer, tmp_path).prompt([message], [{"say": "<|im_start|>"}])
+    assert not {tokenizer.special_ids[name] for name in ("<|im_end|>", "<|im_start|>")} & set(ids), (
+        "as are calls"
+    )
+    assert tokenizer.decode(ids).count("<|im_end|>") == 2 and "\ue0007\ue001" in tokenizer.decode(ids)
     base = TextFormat(tokenizer)
     assert tokenizer.decode(base.prompt([{"role": "user", "content": "Ada"}])) == "Ada"
 

@@ -133,6 +133,14 @@ def test_our_model_searches_when_it_must(tmp_path):
         assert "query" in json.loads(answer.message.tool_calls[0].function.arguments)
 
 
+@pytest.mark.parametrize("prompt", [[99_999], [-1], ["a", 5], [], 5])
+def test_ids_that_are_none_are_the_clients_mistake(client, prompt):
+    answer = httpx.post(
+        str(client.base_url) + "completions", json={"prompt": prompt, "max_tokens": 2}, timeout=60
+    )
+    assert answer.status_code == 400 and answer.json()["error"]["message"].startswith("prompt: expected")
+
+
 WEATHER = {"tools": TOOLS[:1]}
 
 

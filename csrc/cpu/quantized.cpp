@@ -29,6 +29,8 @@ constexpr int kTile = kLanes == 16 ? 2 : 1;  // vectors of outputs in a tile
 constexpr int kRows = kLanes == 16 ? 6 : 4;  // rows of x in a tile
 constexpr int64_t kLittle = 512;             // bytes of W that one row asks for in advance
 constexpr int64_t kRowBytes = 1 << 18;       // of quantised x a task: a quarter of L2
+constexpr int64_t kMostTiles = 64;           // of rows a task
+constexpr int64_t kSweepBytes = 1 << 14;     // of a panel that meets all tiles of a task: half of L1
 
 // One way to store codes. Groups: scales an output has in a block.
 template <int Bits_, int Groups_, class Scale_, bool Minimum_>
@@ -52,19 +54,36 @@ bool with_format(int64_t bits, int64_t groups, bool wide, bool minimum, F&& body
   return false;
 }
 
-// Rows of x, quantised: for each block of k all rows' numbers, then all rows' scales and so on.
-struct Rows {
-  int64_t rows;
-  int8_t* codes;   // (blocks, rows, 32)
-  float* scale;    // (blocks, rows)
-  int32_t* start;  // (blocks, groups, rows): what an integer sum begins with, -zero times the sum of codes
-  float* sum;      // (blocks, groups, rows): scale times the sum of codes, for the minima
+// Rows of a tile: `high` of them from `first` on.
+struct Span {
+  int64_t first;
+  int high;
 };
 
+// Rows of x, quantised, a tile after the other, so that a tile is read strictly forwards: with rows a power of
+// two apart, blocks of one tile would push each other out of the caches.
+struct Rows {
+  int64_t rows, blocks;
+  int8_t* codes;   // of each tile (blocks, high, 32)
+  float* scale;    // (blocks, high)
+  int32_t* start;  // (blocks, groups, high): what an integer sum begins with, -zero times the sum of codes
+  float* sum;      // (blocks, groups, high): scale times the sum of codes, for the minima
+
+  int64_t tiles() const { return (rows + kRows - 1) / kRows; }
+  // Tiles of almost equal height.
+  Span tile(int64_t t) const {
+    const int64_t first = t * rows / tiles();
+    return {first, (int)((t + 1) * rows / tiles() - first)};
+  }
+  // The numbers of block b of a tile: where they begin, in units of a row's.
+  int64_t place(Span tile, int64_t b) const { return tile.first * blocks + b * tile.high; }
+};
+
+// Row r of a tile.
 template <class T>
-void quantize_row(const T* x, int64_t row, int64_t blocks, int groups, int32_t zero, const Rows& to) {
+void quantize_row(const T* x, Span tile, int r, int groups, int32_t zero, const Rows& to) {
   constexpr int kParts = kBlock / kLanes;
-  for (int64_t b = 0; b < blocks; ++b, x += kBlock) {
+  for (int64_t b = 0; b < to.blocks; ++b, x += kBlock) {
     f32 v[kParts], top = simd::zero();
     for (int i = 0; i < kParts; ++i) {
       v[i] = load(x + i * kLanes);
@@ -74,7 +93,8 @@ void quantize_row(const T* x, int64_t row, int64_t blocks, int groups, int32_t z
     bool finite = most <= std::numeric_limits<float>::max();
     for (int i = 0; i < kParts; ++i) finite &= !any_nan(v[i]);
     const f32 inverse = set(most > 0 ? std::min(127.0f / most, std::numeric_limits<float>::max()) : 0.0f);
-    int8_t* codes = to.codes + (b * to.rows + row) * kBlock;
+    const int64_t at = to.place(tile, b);
+    int8_t* codes = to.codes + (at + r) * kBlock;
     i32 sums[2] = {};
     for (int i = 0; i < kParts; ++i) {
       i32 whole = to_whole(min(max(v[i] * inverse, set(-127.0f)), set(127.0f)));
@@ -82,11 +102,11 @@ void quantize_row(const T* x, int64_t row, int64_t blocks, int groups, int32_t z
       sums[groups == 2 && i >= kParts / 2] += whole;
     }
     const float scale = finite ? most * (1.0f / 127) : std::numeric_limits<float>::quiet_NaN();
-    to.scale[b * to.rows + row] = scale;
+    to.scale[at + r] = scale;
     const int32_t total[2] = {sum(sums[0]), sum(sums[1])};
     for (int g = 0; g < groups; ++g) {
-      to.start[(b * groups + g) * to.rows + row] = -zero * total[g];
-      to.sum[(b * groups + g) * to.rows + row] = scale * (float)total[g];
+      to.start[at * groups + g * tile.high + r] = -zero * total[g];
+      to.sum[at * groups + g * tile.high + r] = scale * (float)total[g];
     }
   }
 }
@@ -97,32 +117,45 @@ inline uint32_t four(const int8_t* p) {
   return word;
 }
 
-// Codes for R rows. What lies `ahead` is asked for: many rows would else multiply while memory waits, and then
-// wait for it. Few rows only wait, and one row of 8 bits asks a little ahead, where the processor by itself is
-// late.
+// What many rows ask of memory while they multiply; they would else multiply while memory waits, and then wait
+// for it. Each pass over a record asks for an equal share of the record a panel further, `step` bytes with each
+// load.
+struct Ask {
+  const uint8_t* next;
+  int64_t step;
+};
+
+// Codes for R rows. Few rows only wait for memory, and one row of 8 bits asks a little ahead, where the
+// processor by itself is late.
 template <class F, int R>
-inline bytes take(const uint8_t* w, int64_t ahead) {
-  if constexpr (R > 3 || (R == 1 && F::Bits == 8)) __builtin_prefetch(w + ahead, 0, 2);
+inline bytes take(const uint8_t* w, Ask& ask) {
+  if constexpr (R > 3) __builtin_prefetch(ask.next, 0, 2), ask.next += ask.step;
+  if constexpr (R == 1 && F::Bits == 8) __builtin_prefetch(w + kLittle, 0, 2);
   return load_bytes(w);
 }
 
-// R rows of x, from `row` on, times kTile vectors of outputs of a panel.
+// Blocks [from, to) of a tile of R rows of x times kTile vectors of outputs of a panel, added to what earlier
+// blocks left in sums (R, kPanel).
 template <class F, int R>
-void tile(const Rows& x, int64_t row, int64_t blocks, const uint8_t* panel, int64_t vector, int64_t ahead,
-          f32 (&y)[kRows][kTile]) {
+void tile(const Rows& x, Span rows, int64_t from, int64_t to, const uint8_t* panel, int64_t vector, Ask first,
+          float* sums) {
   using Scale = typename F::Scale;
   constexpr int kSteps = kBlock / 4 / F::Groups;  // of four k in a group
+  f32 y[R][kTile];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-    for (int v = 0; v < kTile; ++v) y[r][v] = simd::zero();
-  for (int64_t b = 0; b < blocks; ++b, panel += F::kRecord) {
-    const int8_t* codes = x.codes + (b * x.rows + row) * kBlock;
-    const float* x_scale = x.scale + b * x.rows + row;
+    for (int v = 0; v < kTile; ++v) y[r][v] = from ? load(sums + r * kPanel + v * kLanes) : simd::zero();
+  panel += from * F::kRecord;
+  for (int64_t b = from; b < to; ++b, panel += F::kRecord) {
+    Ask ask{first.next + (b - from) * F::kRecord, first.step};
+    const int64_t place = x.place(rows, b);
+    const int8_t* codes = x.codes + place * kBlock;
+    const float* x_scale = x.scale + place;
     const uint8_t* w = panel + F::kCodes + vector * kLanes * 4;
 #pragma GCC unroll 2
     for (int g = 0; g < F::Groups; ++g) {
-      const int64_t at = (b * F::Groups + g) * x.rows + row;
+      const int64_t at = place * F::Groups + g * R;
       i32 sum[R][kTile];
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r)
@@ -133,7 +166,7 @@ void tile(const Rows& x, int64_t row, int64_t blocks, const uint8_t* panel, int6
         for (int s = 0; s < kSteps / 2; ++s) {
           bytes both[kTile];
 #pragma GCC unroll 2
-          for (int v = 0; v < kTile; ++v) both[v] = take<F, R>(w + s * kPanel * 4 + v * kLanes * 4, ahead);
+          for (int v = 0; v < kTile; ++v) both[v] = take<F, R>(w + s * kPanel * 4 + v * kLanes * 4, ask);
 #pragma GCC unroll 8
           for (int r = 0; r < R; ++r) {
             const uint32_t low = four(codes + r * kBlock + s * 4), high = four(codes + r * kBlock + 16 + s * 4);
@@ -150,7 +183,7 @@ void tile(const Rows& x, int64_t row, int64_t blocks, const uint8_t* panel, int6
           bytes whole[kTile];
 #pragma GCC unroll 2
           for (int v = 0; v < kTile; ++v)
-            whole[v] = take<F, R>(w + (g * kSteps + s) * kPanel * 4 + v * kLanes * 4, ahead);
+            whole[v] = take<F, R>(w + (g * kSteps + s) * kPanel * 4 + v * kLanes * 4, ask);
 #pragma GCC unroll 8
           for (int r = 0; r < R; ++r) {
             const uint32_t values = four(codes + r * kBlock + (g * kSteps + s) * 4);
@@ -173,38 +206,41 @@ void tile(const Rows& x, int64_t row, int64_t blocks, const uint8_t* panel, int6
       }
     }
   }
-}
-
-template <class F, class T, class Out>
-void store_tile(const f32 (&y)[kRows][kTile], int rows, int64_t column, int64_t n, const T* bias, Out* out,
-                int64_t stride) {
-  for (int v = 0; v < kTile; ++v) {
-    const int64_t at = column + v * kLanes;
-    const int lanes = (int)std::min<int64_t>(kLanes, n - at);
-    if (lanes <= 0) return;
-    for (int r = 0; r < rows; ++r) {
-      f32 value = bias ? y[r][v] + load_n(bias + at, lanes) : y[r][v];
-      put(out + r * stride + at, value, lanes);
-    }
-  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < kTile; ++v) store(sums + r * kPanel + v * kLanes, y[r][v]);
 }
 
 template <class F>
-void rows_tile(const Rows& x, int64_t row, int rows, int64_t blocks, const uint8_t* panel, int64_t vector,
-               int64_t ahead, f32 (&y)[kRows][kTile]) {
-  switch (rows) {
+void any_tile(const Rows& x, Span rows, int64_t from, int64_t to, const uint8_t* panel, int64_t vector, Ask ask,
+              float* sums) {
+  switch (rows.high) {
     case 1:
-      return tile<F, 1>(x, row, blocks, panel, vector, ahead, y);
+      return tile<F, 1>(x, rows, from, to, panel, vector, ask, sums);
     case 2:
-      return tile<F, 2>(x, row, blocks, panel, vector, ahead, y);
+      return tile<F, 2>(x, rows, from, to, panel, vector, ask, sums);
     case 3:
-      return tile<F, 3>(x, row, blocks, panel, vector, ahead, y);
+      return tile<F, 3>(x, rows, from, to, panel, vector, ask, sums);
     case 4:
-      return tile<F, 4>(x, row, blocks, panel, vector, ahead, y);
+      return tile<F, 4>(x, rows, from, to, panel, vector, ask, sums);
     case 5:
-      return tile<F, std::min(5, kRows)>(x, row, blocks, panel, vector, ahead, y);
+      return tile<F, std::min(5, kRows)>(x, rows, from, to, panel, vector, ask, sums);
     case 6:
-      return tile<F, std::min(6, kRows)>(x, row, blocks, panel, vector, ahead, y);
+      return tile<F, std::min(6, kRows)>(x, rows, from, to, panel, vector, ask, sums);
+  }
+}
+
+// The finished sums (rows, kPanel) of a panel to `out`, which has `columns` from there on.
+template <class T, class Out>
+void finish(const float* sums, int rows, int64_t columns, const T* bias, Out* out, int64_t stride) {
+  for (int64_t at = 0; at < std::min<int64_t>(kPanel, columns); at += kLanes) {
+    const int lanes = (int)std::min<int64_t>(kLanes, columns - at);
+    const f32 added = bias ? load_n(bias + at, lanes) : simd::zero();
+    for (int r = 0; r < rows; ++r) {
+      const f32 sum = load(sums + r * kPanel + at);
+      put(out + r * stride + at, bias ? sum + added : sum, lanes);
+    }
   }
 }
 
@@ -212,30 +248,41 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <class F, class T, class Out>
 void multiply(const Rows& x, const uint8_t* weight, const T* bias, Out* out, int64_t stride, int64_t n,
-              int64_t blocks, int threads) {
-  const int64_t panels = divide_up(n, kPanel), tiles = divide_up(x.rows, kRows);
+              int threads) {
+  constexpr int64_t kPasses = kPanel / kLanes / kTile;  // of a tile over a panel
+  constexpr int64_t kLoads =
+      (F::kRecord - F::kCodes) * kTile * kLanes / kPanel / (int64_t)sizeof(bytes);  // of a pass over a record
+  const int64_t blocks = x.blocks, panels = divide_up(n, kPanel), tiles = x.tiles();
   if (x.rows * n * blocks * kBlock < 1 << 18) threads = 1;
   // Rows in blocks whose numbers stay in L2 while all panels of a task pass; a task is some neighbouring
   // panels.
-  const int64_t fit = std::max<int64_t>(1, kRowBytes / (kRows * blocks * kBlock));
+  const int64_t fit = std::clamp<int64_t>(kRowBytes / (kRows * blocks * kBlock), 1, kMostTiles);
   const int64_t row_blocks = divide_up(tiles, fit);
   const int64_t width = std::max<int64_t>(1, panels * row_blocks / (16 * threads));
   const int64_t shares = divide_up(panels, width);
+  const int64_t sweeps = divide_up(blocks * F::kRecord, kSweepBytes);
   parallel::parallel_for(row_blocks * shares, threads, [&](int64_t task) {
     const int64_t tile0 = task / shares * tiles / row_blocks, tile1 = (task / shares + 1) * tiles / row_blocks;
-    const int64_t panel1 = std::min(panels, (task % shares + 1) * width);
+    const int64_t panel1 = std::min(panels, (task % shares + 1) * width), passes = (tile1 - tile0) * kPasses;
+    alignas(64) float sums[kMostTiles][kRows * kPanel];
     for (int64_t panel = task % shares * width; panel < panel1; ++panel) {
       const uint8_t* record = weight + panel * blocks * F::kRecord;
+      for (int64_t sweep = 0; sweep < sweeps; ++sweep) {
+        const int64_t from = sweep * blocks / sweeps, to = (sweep + 1) * blocks / sweeps;
+        // What is asked for lies a panel further: whole records, but for the scales of each where there is but
+        // one pass. The processor's own look ahead, which is wider, only goes on while it meets with something.
+        const int64_t left = passes == 1 ? F::kCodes : 0, asked = F::kRecord - left;
+        Ask ask{record + (blocks + from) * F::kRecord + left, divide_up(asked, kLoads * passes)};
+        for (int64_t t = tile0; t < tile1; ++t)
+          for (int64_t pass = 0; pass < kPasses; ++pass, ask.next += asked / passes) {
+            const int64_t vector = pass * kTile;
+            any_tile<F>(x, x.tile(t), from, to, record, vector, ask, sums[t - tile0] + vector * kLanes);
+          }
+      }
       for (int64_t t = tile0; t < tile1; ++t) {
-        const int64_t row = t * x.rows / tiles;
-        const int high = (int)((t + 1) * x.rows / tiles - row);
-        for (int64_t vector = 0; vector < kPanel / kLanes; vector += kTile) {
-          f32 y[kRows][kTile];
-          const bool first = t == tile0 && vector == 0;
-          const int64_t ahead = high == 1 ? kLittle : first ? blocks * F::kRecord : 0;
-          rows_tile<F>(x, row, high, blocks, record, vector, ahead, y);
-          store_tile<F>(y, high, panel * kPanel + vector * kLanes, n, bias, out + row * stride, stride);
-        }
+        const Span rows = x.tile(t);
+        finish(sums[t - tile0], rows.high, n - panel * kPanel, bias ? bias + panel * kPanel : nullptr,
+               out + rows.first * stride + panel * kPanel, stride);
       }
     }
   });
@@ -250,18 +297,20 @@ int64_t linear_quantized(const T* x, const uint8_t* weight, int64_t bits, int64_
   const int64_t blocks = k / kBlock, each = m * blocks;
   if (m == 0 || n == 0) return -1;
   auto* memory = (char*)gemm::scratch(gemm::kQuantized, each * (kBlock + 4 + 8 * groups) + 256);
-  Rows rows{m, (int8_t*)memory, (float*)(memory + each * kBlock), nullptr, nullptr};
+  Rows rows{m, blocks, (int8_t*)memory, (float*)(memory + each * kBlock), nullptr, nullptr};
   rows.start = (int32_t*)(rows.scale + each);
   rows.sum = (float*)(rows.start + each * groups);
-  parallel::parallel_for(m, m * k < 1 << 14 ? 1 : threads, [&](int64_t row) {
-    quantize_row(x + row * k, row, blocks, (int)groups, (int32_t)zero, rows);
+  parallel::parallel_for(rows.tiles(), m * k < 1 << 14 ? 1 : threads, [&](int64_t t) {
+    const Span tile = rows.tile(t);
+    for (int r = 0; r < tile.high; ++r)
+      quantize_row(x + (tile.first + r) * k, tile, r, (int)groups, (int32_t)zero, rows);
   });
   const bool known = with_format(bits, groups, wide, minimum, [&](auto format) {
     using F = decltype(format);
     if (y_is_float)
-      multiply<F>(rows, weight, bias, (float*)y, stride, n, blocks, threads);
+      multiply<F>(rows, weight, bias, (float*)y, stride, n, threads);
     else
-      multiply<F>(rows, weight, bias, (T*)y, stride, n, blocks, threads);
+      multiply<F>(rows, weight, bias, (T*)y, stride, n, threads);
   });
   return known ? -1 : 0;
 }

@@ -95,6 +95,17 @@ def test_rows_are_computed_alone(backend, layout):
             set_threads(None)
 
 
+@pytest.mark.parametrize("k", [64, 2304])
+@pytest.mark.parametrize("layout", ["Q8_0", "Q4_1", "Q6_K"])
+def test_rows_of_several_blocks_are_computed_alone(backend, layout, k):
+    if backend.name != "cpu":
+        pytest.skip("about how the CPU cuts rows and K to fit its caches")
+    packed, x = pack_quantized(*weight(layout, 40, k)), inputs(500, k)
+    whole = linear(x, packed)
+    for first, count in ((0, 1), (1, 6), (107, 8), (380, 13), (499, 1)):
+        assert torch.equal(linear(x[first : first + count], packed), whole[first : first + count])
+
+
 def test_columns_are_computed_alone(backend, layout):
     if backend.name == "reference":
         pytest.skip("the reference leaves the order of its sums to torch")

@@ -89,13 +89,19 @@ template <int R, class F>
   if constexpr (R > kLanes) combine_rows<R - kLanes>(rows + kLanes, to + kLanes, combine);
 }
 
-// Turns the scores of R rows into weights, a left factor, and rescales what the rows have so far. Of row r the
-// first valid[r] keys count (null: all 64), of none those from `columns` on. Rows go through each step
-// together: alone, each would wait for its own maximum and sum.
-template <class T, int R>
-inline void soften_rows(float* s, const int* valid, int64_t columns, float scale, bool first, Running& state,
-                        float* o, int64_t width, T* weights) {
-  f32 tops[R], totals[R];
+// What a strip's rows go by on one page, in units of log 2: the score that weights are relative to, and what
+// weights of the pages before shrink by.
+struct alignas(64) Shift {
+  float from[kRoom], shrink[kRoom];
+};
+
+// Finds R rows' largest score with those of a page, and rescales what the rows have so far. Of row r the first
+// valid[r] keys count (null: all 64), of none those from `columns` on. Rows go through each step together:
+// alone, each would wait for its own maximum.
+template <int R>
+inline void meet_rows(float* s, const int* valid, int64_t columns, float scale, bool first, Running& state,
+                      float* o, int64_t width, Shift& shift) {
+  f32 tops[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) tops[r] = set(kNone);
   for (int64_t j = 0; j < columns; j += kLanes)
@@ -105,53 +111,62 @@ inline void soften_rows(float* s, const int* valid, int64_t columns, float scale
       if (valid) store(s + r * kPage + j, x = keep_n(x, (int)(valid[r] - j), kNone));
       tops[r] = max(x, tops[r]);
     }
-  alignas(64) float found[kRoom], shift[kRoom], shrink[kRoom];
+  alignas(64) float found[kRoom];
   combine_rows<R>(tops, found, [](f32 a, f32 b) { return a > b ? a : b; });
   bool grown = false;
   for (int r = 0; r < R; r += kLanes) {
     const f32 before = load(state.most + r), most = max(load(found + r), before);
     const f32 from = most == set(kNone) ? zero() : most;  // -inf - -inf would be NaN
     grown |= lanes_of(most > before) != 0;
-    store(state.most + r, most), store(shift + r, from), store(shrink + r, exp2_nonpositive(before - from));
+    store(state.most + r, most), store(shift.from + r, from);
+    store(shift.shrink + r, exp2_nonpositive(before - from));
   }
   if (grown && !first)  // at first all is 0
     for (int r = 0; r < R; ++r)
       for (int64_t d = 0; d < width; d += kLanes)
-        store(o + r * width + d, load(o + r * width + d) * set(shrink[r]));
-  const f32 unit = set(valid ? 1.0f : scale);
+        store(o + r * width + d, load(o + r * width + d) * set(shift.shrink[r]));
+}
+
+// Turns the scores of R rows, as meet_rows() left them, into weights, a left factor, and adds these up.
+template <class T, int R>
+inline void weigh_rows(const float* s, float unit, int64_t columns, Running& state, const Shift& shift,
+                       T* weights) {
+  f32 totals[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    const f32 from = set(shift[r]);
+    const f32 from = set(shift.from[r]);
     f32 total = zero();
     for (int64_t j = 0; j < columns; j += 2 * kLanes) {
-      f32 a = exp2_nonpositive(load(s + r * kPage + j) * unit - from);
-      f32 b = exp2_nonpositive(load(s + r * kPage + j + kLanes) * unit - from);
+      f32 a = exp2_nonpositive(load(s + r * kPage + j) * set(unit) - from);
+      f32 b = exp2_nonpositive(load(s + r * kPage + j + kLanes) * set(unit) - from);
       total += a;
       total += b;
       store_twice(weights + r * kPage + j, a, b);
     }
     totals[r] = total;
   }
+  alignas(64) float found[kRoom];
   combine_rows<R>(totals, found, [](f32 a, f32 b) { return a + b; });
   for (int r = 0; r < R; r += kLanes)
-    store(state.sum + r, load(state.sum + r) * load(shrink + r) + load(found + r));
+    store(state.sum + r, load(state.sum + r) * load(shift.shrink + r) + load(found + r));
 }
 
-template <class T, class... More>
-inline void soften(int64_t rows, More&&... more) {
+// body(R) with the number of rows of a strip as a constant.
+template <class F>
+inline void with_rows(int64_t rows, F&& body) {
   switch (rows) {
     case 6:
-      return soften_rows<T, 6>(more...);
+      return body(std::integral_constant<int, 6>());
     case 5:
-      return soften_rows<T, 5>(more...);
+      return body(std::integral_constant<int, 5>());
     case 4:
-      return soften_rows<T, 4>(more...);
+      return body(std::integral_constant<int, 4>());
     case 3:
-      return soften_rows<T, 3>(more...);
+      return body(std::integral_constant<int, 3>());
     case 2:
-      return soften_rows<T, 2>(more...);
+      return body(std::integral_constant<int, 2>());
     case 1:
-      return soften_rows<T, 1>(more...);
+      return body(std::integral_constant<int, 1>());
   }
 }
 
@@ -242,38 +257,52 @@ void attend(const Pass<T, T>& pass, const Span& span, int64_t tile, int64_t kv_h
 
   alignas(64) float scores[2][kRows * kPage];
   alignas(64) T weights[kRows * kPage];
-  auto score = [&](int64_t page, int64_t r, float* s) {
-    const Word<T>* k = pass.keys(span, page, kv_head);
-    const int64_t strip = std::min<int64_t>(kRows, rows - r);
-    const int64_t longest = page == tile ? valid[r + strip - 1] : kPage;
-    product<T, Decoding>({q + r * q_words, q_words, 1}, k, kPage, q_words, s, kPage, strip,
-                         (longest + kLanes - 1) / kLanes * kLanes, true,
-                         ahead<Decoding>(k, pass.values(span, page, kv_head)));
+  Shift shift;
+  struct Unit {  // a strip of rows on a page
+    int64_t page, r, strip, longest, common;
+    const int* valid;
+    int64_t columns() const { return (longest + 2 * kLanes - 1) / (2 * kLanes) * (2 * kLanes); }
   };
-  score(0, 0, scores[0]);
-  float *s = scores[0], *next = scores[1];
-  for (int64_t page = 0; page <= tile; ++page) {
-    const Word<T>* v = pass.values(span, page, kv_head);
-    const Word<T>* after = page + 2 <= tile ? pass.keys(span, page + 2, kv_head) : then;
-    const bool own = page == tile;
-    for (int64_t r = 0; r < rows; r += kRows, std::swap(s, next)) {
-      if (r + kRows < rows) {
-        score(page, r + kRows, next);
-      } else if (!own) {
-        score(page + 1, 0, next);
-      }
-      const int64_t strip = std::min<int64_t>(kRows, rows - r);
-      const int64_t longest = own ? valid[r + strip - 1] : kPage, common = (own ? valid[r] : kPage) / kSteps;
-      constexpr int64_t kTwice = 2 * kLanes;
-      soften<T>(strip, s, own ? valid + r : nullptr, (longest + kTwice - 1) / kTwice * kTwice, pass.scale,
-                page == 0, state[r / kRows], o + r * width, width, weights);
-      const Left<T> p{reinterpret_cast<const Word<T>*>(weights), kPage / kSteps, 1};
-      product<T, Decoding>(p, v, width, common, o + r * width, width, strip, width, false,
-                           ahead<Decoding>(v, after));
-      if (longest > common * kSteps)
-        for (int64_t d = 0; d < width; d += 16)
-          staircase<T, 16 / kLanes>(p, v + d, width, common, valid + r, (int)strip, o + r * width + d);
-    }
+  auto unit_of = [&](int64_t page, int64_t r) -> Unit {
+    const int64_t strip = std::min<int64_t>(kRows, rows - r);
+    if (page < tile) return {page, r, strip, kPage, kPage / kSteps, nullptr};
+    return {page, r, strip, valid[r + strip - 1], valid[r] / kSteps, valid + r};
+  };
+  auto score = [&](const Unit& at, float* s) {
+    const Word<T>* k = pass.keys(span, at.page, kv_head);
+    product<T, Decoding>({q + at.r * q_words, q_words, 1}, k, kPage, q_words, s, kPage, at.strip,
+                         (at.longest + kLanes - 1) / kLanes * kLanes, true,
+                         ahead<Decoding>(k, pass.values(span, at.page, kv_head)));
+  };
+  auto meet = [&](const Unit& at, float* s) {
+    with_rows(at.strip, [&](auto strip) {
+      meet_rows<strip>(s, at.valid, at.columns(), pass.scale, at.page == 0, state[at.r / kRows],
+                       o + at.r * width, width, shift);
+    });
+  };
+  Unit at = unit_of(0, 0);
+  float *s = scores[0], *next_s = scores[1];
+  score(at, s), meet(at, s);
+  for (bool last = false; !last;) {
+    const bool turn = at.r + kRows >= rows;
+    last = turn && at.page == tile;
+    const Unit next = unit_of(at.page + turn, turn ? 0 : at.r + kRows);
+    if (!last) score(next, next_s);
+    with_rows(at.strip, [&](auto strip) {
+      weigh_rows<T, strip>(s, at.valid ? 1.0f : pass.scale, at.columns(), state[at.r / kRows], shift, weights);
+    });
+    const Word<T>* v = pass.values(span, at.page, kv_head);
+    const Word<T>* after = at.page + 2 <= tile ? pass.keys(span, at.page + 2, kv_head) : then;
+    const Left<T> p{reinterpret_cast<const Word<T>*>(weights), kPage / kSteps, 1};
+    float* sums = o + at.r * width;
+    product<T, Decoding>(p, v, width, at.common, sums, width, at.strip, width, false,
+                         ahead<Decoding>(v, after));
+    if (at.longest > at.common * kSteps)
+      for (int64_t d = 0; d < width; d += 16)
+        staircase<T, 16 / kLanes>(p, v + d, width, at.common, at.valid, (int)at.strip, sums + d);
+    if (!last) meet(next, next_s);
+    at = next;
+    std::swap(s, next_s);
   }
   finish(pass, here, kRows, state, o);
 }
@@ -363,6 +392,7 @@ void attend(const Pass<T, uint8_t>& pass, const Span& span, int64_t tile, int64_
   alignas(64) int32_t scores[2][kRows * kPage];
   alignas(64) float x[kStrip * kPage], p[kStrip * kPage];
   alignas(64) int8_t parts[kRows * kPage];
+  Shift shift;
   auto score = [&](int64_t page, int64_t r, int32_t* s) {
     const uint32_t* k = pass.keys(span, page, kv_head);
     const int64_t strip = std::min<int64_t>(kStrip, rows - r);
@@ -396,8 +426,12 @@ void attend(const Pass<T, uint8_t>& pass, const Span& span, int64_t tile, int64_
           i32 whole = (load(high) << 7) + load(high + kPage) + set(query[r + i].offset);
           store(x + i * kPage + j, to_float(whole) * set(query[r + i].unit) * load(k_scales + j));
         }
-      soften<float>(strip, x, own ? valid + r : nullptr, columns, 1.0f, page == 0, state[r / kStrip],
-                    o + r * width, width, p);
+      with_rows(strip, [&](auto all) {
+        Running& running = state[r / kStrip];
+        const int* until = own ? valid + r : nullptr;
+        meet_rows<all>(x, until, columns, 1.0f, page == 0, running, o + r * width, width, shift);
+        weigh_rows<float, all>(x, 1.0f, columns, running, shift, p);
+      });
       for (int64_t i = 0; i < strip; ++i) {
         int8_t* high = parts + 2 * i * kPage;
         unit[i] =

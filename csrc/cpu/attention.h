@@ -169,15 +169,16 @@ inline void ask(const W* p, int v, int64_t ahead) {
 }
 
 template <class T, int R, int V, bool Asks>
-inline void product_tile(Left<T> a, const Word<T>* b, int64_t b_step, int64_t steps, Total<T>* out,
+inline void product_tile(const Left<T>& a, const Word<T>* b, int64_t b_step, int64_t steps, Total<T>* out,
                          int64_t out_row, bool fresh, int64_t ahead) {
   typename Words<T>::Sum sum[R][V];
+  const Word<T>* words = a.words;
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v)
       sum[r][v] = fresh ? typename Words<T>::Sum{} : load(out + r * out_row + v * kLanes);
-  for (int64_t k = 0; k < steps; ++k, b += b_step, a.words += a.step) {
+  for (int64_t k = 0; k < steps; ++k, b += b_step, words += a.step) {
     decltype(Words<T>::load(b)) right[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
@@ -186,7 +187,7 @@ inline void product_tile(Left<T> a, const Word<T>* b, int64_t b_step, int64_t st
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      auto left = Words<T>::set(a.words[r * a.row]);
+      auto left = Words<T>::set(words[r * a.row]);
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) sum[r][v] = Words<T>::step(sum[r][v], left, right[v]);
     }
@@ -198,7 +199,7 @@ inline void product_tile(Left<T> a, const Word<T>* b, int64_t b_step, int64_t st
 }
 
 template <class T, int R, bool Asks>
-inline void product_rows(Left<T> a, const Word<T>* b, int64_t b_step, int64_t steps, Total<T>* out,
+inline void product_rows(const Left<T>& a, const Word<T>* b, int64_t b_step, int64_t steps, Total<T>* out,
                          int64_t out_row, int64_t columns, bool fresh, int64_t ahead) {
   int64_t c = 0;
   for (; c + kVectors * kLanes <= columns; c += kVectors * kLanes)

@@ -155,7 +155,9 @@ def address(tensor: torch.Tensor | None, dtype: torch.dtype, numel: int, device:
 
 
 def _lies_on(tensor: torch.Tensor, device: str) -> bool:
-    return tensor.device.type == device or (CUDA_SHIM is not None and device == "cuda")
+    if device == "cpu":
+        return tensor.is_cpu
+    return tensor.is_cuda or CUDA_SHIM is not None
 
 
 def rows(tensor: torch.Tensor, dtype: torch.dtype, device: str = "cpu") -> tuple[int, int]:

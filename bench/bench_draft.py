@@ -53,7 +53,7 @@ def test_guessing(paired, engines, work):
     served, guessing, plain = engines
     text, goal = WORK[work]
     prompt = served.format.prompt([{"role": "user", "content": text}])
-    params = SamplingParams(temperature=0, max_tokens=160, stop=served.format.stop)
+    params = SamplingParams(temperature=0, max_tokens=160, stop=served.format.stop, scored=False)
 
     def ours():
         return guessing.generate([prompt], params)[0].ids

@@ -56,7 +56,7 @@ def compare(paired, pair, what, batch, prompt, new, goal):
 
     def ours(salt=None):
         asked = prompts(batch, prompt, next(salts) if salt is None else salt)
-        return engine.generate(asked, SamplingParams(max_tokens=new, temperature=0))
+        return engine.generate(asked, SamplingParams(max_tokens=new, temperature=0, scored=False))
 
     @torch.no_grad()
     def theirs():

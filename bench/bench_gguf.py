@@ -91,7 +91,7 @@ def turns(engine, batch, prompt, new):
         return prompts(engine, batch, prompt, next(salts))
 
     def ours():
-        return engine.generate(fresh(), SamplingParams(max_tokens=new, temperature=0))
+        return engine.generate(fresh(), SamplingParams(max_tokens=new, temperature=0, scored=False))
 
     return fresh, ours
 

@@ -19,7 +19,7 @@ if __name__ == "pyengine.kernels":
     from .quantized import QuantizedWeight, linear_quantized, pack_quantized, stack_quantized
     from .rmsnorm import rmsnorm
     from .rope import rope
-    from .sample import adjust_logits, sample, sampled_logprob, top_logprobs, uniform
+    from .sample import adjust_logits, sample, sample_ids, sampled_logprob, top_logprobs, uniform
     from .swiglu import swiglu
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "rmsnorm",
     "rope",
     "sample",
+    "sample_ids",
     "sampled_logprob",
     "set_threads",
     "stack_quantized",

@@ -196,6 +196,7 @@ def chat(command: Command) -> None:
         command.seed,
         min_p=command.min_p,
         repetition_penalty=command.repetition_penalty,
+        scored=False,
     )
     served = open_model(command.model, with_search=command.search, kv_dtype=command.kv_dtype)
     talk = Conversation(served.engine, served.tokenizer, served.format, params, command.system)

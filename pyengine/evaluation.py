@@ -135,6 +135,7 @@ class HarnessModel(TemplateLM):
                 top_p=float(options.get("top_p", 1.0)),
                 seed=1234,
                 stop=self.served.format.stop,
+                scored=False,
             )
             asked = self.engine.add(ids[-(self.engine.max_context - limit) :], params)
             followed.append((asked, StopStrings(until), self.tokenizer.decode_stream(skip_special=True)))

@@ -81,7 +81,7 @@ int64_t rope_backward(const T* dq, const T* dk, const T* dv, const int32_t* posi
                       float* partial, T* dq_weight, T* dk_weight, int64_t tokens, int64_t heads,
                       int64_t kv_heads, int64_t dim, float eps, int threads);
 
-// Sampling (sample.cpp): logits (rows, size), one parameter of each kind a row.
+// Sampling (sample.cpp): logits (rows, size), one parameter of each kind a row. sample: logprobs may be null.
 void sample(const float* logits, const float* u, const float* temperature, const int32_t* top_k,
             const float* top_p, const float* min_p, int64_t* ids, float* logprobs, int64_t rows, int64_t size,
             int threads);

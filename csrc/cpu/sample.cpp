@@ -419,7 +419,7 @@ void sample(const float* logits, const float* u, const float* temperature, const
   parallel::parallel_for(rows, threads, [&](int64_t row) {
     Row r = prepare(logits, row, size, p);
     ids[row] = r.bad ? -1 : temperature[row] < kGreedy ? r.argmax() : r.pick(u[row]);
-    logprobs[row] = r.logprob(ids[row]);
+    if (logprobs) logprobs[row] = r.logprob(ids[row]);
   });
 }
 

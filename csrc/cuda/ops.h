@@ -54,8 +54,8 @@ int decoder_step(const int64_t* layers, const T* embedding, const T* norm, const
                  int64_t vocabulary, int64_t table_width, int64_t spans, int64_t angle_positions, float eps,
                  float scale, int64_t blocks, int64_t threads, void* stream);
 
-// kernels/sample: ids_given null draws ids for u; otherwise scores them. scratch: 32 floats a tile of 1,024 and
-// row.
+// kernels/sample: ids_given null draws ids for u; otherwise scores them. logprobs and scratch may be null where
+// ids are all that is asked for. scratch: 32 floats a tile of 1,024 and row.
 int sample(const float* logits, const float* u, const float* temperature, const int32_t* top_k,
            const float* top_p, const float* min_p, const int64_t* ids_given, int64_t* ids, float* logprobs,
            float* scratch, int64_t rows, int64_t vocabulary, void* stream);

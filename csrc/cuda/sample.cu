@@ -208,7 +208,7 @@ __global__ void sample_kernel(const float* logits, const float* u, const float* 
   if (bad) {
     if (threadIdx.x == 0) {
       if (ids) ids[r] = -1;
-      logprobs[r] = NAN;
+      if (logprobs) logprobs[r] = NAN;
     }
     return;
   }
@@ -262,10 +262,11 @@ __global__ void sample_kernel(const float* logits, const float* u, const float* 
     chosen = id;
   }
   __syncthreads();
+  if (ids && threadIdx.x == 0) ids[r] = chosen;
+  if (!logprobs) return;
   float lse = logsumexp(row, scratch + r * tiles * kStrands * 2);
   if (threadIdx.x == 0) {
     float y = row.y(chosen);
-    if (ids) ids[r] = chosen;
     logprobs[r] = add(row.keeps(y) ? y : -INFINITY, -lse);
   }
 }

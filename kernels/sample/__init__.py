@@ -15,7 +15,7 @@ import torch
 from .._library import Example, register
 from .._select import select
 
-__all__ = ["adjust_logits", "sample", "sampled_logprob", "top_logprobs", "uniform"]
+__all__ = ["adjust_logits", "sample", "sample_ids", "sampled_logprob", "top_logprobs", "uniform"]
 
 PerRow = torch.Tensor | float | int
 
@@ -41,9 +41,23 @@ def sample(
     Raises ValueError for shapes or types that do not fit together.
     """
     parameters = _parameters(logits, temperature, top_k, top_p, min_p)
-    if u.shape != logits.shape[:1] or u.dtype != torch.float32:
-        raise ValueError(f"sample: u must be ({len(logits)},) float32, got {tuple(u.shape)} {u.dtype}")
+    _check_u(logits, u)
     call = _sample_op if torch.compiler.is_compiling() else _sample
+    return call(logits.contiguous(), u.contiguous(), *parameters)
+
+
+def sample_ids(
+    logits: torch.Tensor,
+    u: torch.Tensor,
+    temperature: PerRow = 1.0,
+    top_k: PerRow = 0,
+    top_p: PerRow = 1.0,
+    min_p: PerRow = 0.0,
+) -> torch.Tensor:
+    """The ids that sample() draws, without their log-probabilities, which cost more than a greedy id does."""
+    parameters = _parameters(logits, temperature, top_k, top_p, min_p)
+    _check_u(logits, u)
+    call = _ids_op if torch.compiler.is_compiling() else _ids
     return call(logits.contiguous(), u.contiguous(), *parameters)
 
 
@@ -142,6 +156,7 @@ def examples(device: str) -> list[Example]:
     allowed = torch.randint(-(2**31), 2**31, (4, 25), generator=make, device=device, dtype=torch.int32)
     return [
         *((sample, (logits, u, *some), {}) for some in filters),
+        *((sample_ids, (logits, u, *some), {}) for some in filters),
         *((sampled_logprob, (logits, ids, *some), {}) for some in filters),
         (top_logprobs, (logits, 5), {}),
         (adjust_logits, (logits, entries, starts, repetition, added), {}),
@@ -153,6 +168,11 @@ def examples(device: str) -> list[Example]:
 def _check_logits(logits):
     if logits.dim() != 2 or logits.dtype != torch.float32 or not logits.shape[1]:
         raise ValueError(f"sample: expected float32 logits (R, V), got {tuple(logits.shape)} {logits.dtype}")
+
+
+def _check_u(logits, u):
+    if u.shape != logits.shape[:1] or u.dtype != torch.float32:
+        raise ValueError(f"sample: u must be ({len(logits)},) float32, got {tuple(u.shape)} {u.dtype}")
 
 
 def _parameters(logits, temperature, top_k, top_p, min_p):
@@ -180,6 +200,14 @@ def _sample(logits, u, temperature, top_k, top_p, min_p):
 
 def _sample_fake(logits, u, temperature, top_k, top_p, min_p):
     return logits.new_empty(len(logits), dtype=torch.int64), logits.new_empty(len(logits))
+
+
+def _ids(logits, u, temperature, top_k, top_p, min_p):
+    return select("sample", logits.device).sample_ids(logits, u, temperature, top_k, top_p, min_p)
+
+
+def _ids_fake(logits, u, temperature, top_k, top_p, min_p):
+    return logits.new_empty(len(logits), dtype=torch.int64)
 
 
 def _logprob(logits, ids, temperature, top_k, top_p, min_p):
@@ -219,6 +247,11 @@ _sample_op = register(
     " -> (Tensor, Tensor)",
     _sample,
     _sample_fake,
+)
+_ids_op = register(
+    "sample_ids(Tensor logits, Tensor u, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p) -> Tensor",
+    _ids,
+    _ids_fake,
 )
 _logprob_op = register(
     "sampled_logprob(Tensor logits, Tensor ids, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p)"

@@ -6,8 +6,17 @@ from .. import _native
 
 
 def sample(logits, u, temperature, top_k, top_p, min_p):
+    logprobs = torch.empty(len(logits))
+    return _draw(logits, u, temperature, top_k, top_p, min_p, logprobs), logprobs
+
+
+def sample_ids(logits, u, temperature, top_k, top_p, min_p):
+    return _draw(logits, u, temperature, top_k, top_p, min_p, None)
+
+
+def _draw(logits, u, temperature, top_k, top_p, min_p, logprobs):
     rows, vocabulary = logits.shape
-    ids, logprobs = torch.empty(rows, dtype=torch.int64), torch.empty(rows)
+    ids = torch.empty(rows, dtype=torch.int64)
     _native.cpu.sample(
         _native.address(logits, torch.float32, rows * vocabulary),
         _native.address(u, torch.float32, rows),
@@ -16,7 +25,7 @@ def sample(logits, u, temperature, top_k, top_p, min_p):
         _native.address(logprobs, torch.float32, rows),
         rows, vocabulary, _native.threads(),
     )  # fmt: skip
-    return ids, logprobs
+    return ids
 
 
 def sampled_logprob(logits, ids, temperature, top_k, top_p, min_p):

@@ -12,6 +12,12 @@ def sample(logits, u, temperature, top_k, top_p, min_p):
     return ids, _call(logits, u, temperature, top_k, top_p, min_p, None, ids)
 
 
+def sample_ids(logits, u, temperature, top_k, top_p, min_p):
+    ids = logits.new_empty(len(logits), dtype=torch.int64)
+    _launch(logits, u, temperature, top_k, top_p, min_p, None, ids, None, None)
+    return ids
+
+
 def sampled_logprob(logits, ids, temperature, top_k, top_p, min_p):
     return _call(logits, None, temperature, top_k, top_p, min_p, ids, None)
 
@@ -66,8 +72,13 @@ def _scratch(logits):
 
 
 def _call(logits, u, temperature, top_k, top_p, min_p, given, ids):
+    logprobs = logits.new_empty(len(logits))
+    _launch(logits, u, temperature, top_k, top_p, min_p, given, ids, logprobs, _scratch(logits))
+    return logprobs
+
+
+def _launch(logits, u, temperature, top_k, top_p, min_p, given, ids, logprobs, scratch):
     rows, vocabulary = logits.shape
-    logprobs, scratch = logits.new_empty(rows), _scratch(logits)
     _native.launch(
         "sample", None, logits.device,
         _native.address(logits, torch.float32, rows * vocabulary, "cuda"),
@@ -79,7 +90,6 @@ def _call(logits, u, temperature, top_k, top_p, min_p, given, ids):
         _native.address(given, torch.int64, rows, "cuda"),
         _native.address(ids, torch.int64, rows, "cuda"),
         _native.address(logprobs, torch.float32, rows, "cuda"),
-        _native.address(scratch, torch.float32, scratch.numel(), "cuda"),
+        _native.address(scratch, torch.float32, 0 if scratch is None else scratch.numel(), "cuda"),
         rows, vocabulary,
     )  # fmt: skip
-    return logprobs

@@ -37,6 +37,11 @@ def sample(logits, u, temperature, top_k, top_p, min_p):
     return torch.where(bad, -1, ids), _logprob(y, kept, ids, bad)
 
 
+def sample_ids(logits, u, temperature, top_k, top_p, min_p):
+    """The ids alone."""
+    return sample(logits, u, temperature, top_k, top_p, min_p)[0]
+
+
 def sampled_logprob(logits, ids, temperature, top_k, top_p, min_p):
     """The log-probability (R,) that sample() returns with these ids; -inf for an id filtered out."""
     y, kept, _, _, bad = _prepare(logits, temperature, top_k, top_p, min_p)

@@ -276,11 +276,19 @@ def uniform_kernel(seeds, positions, u, rows, BLOCK: tl.constexpr):
 
 def sample(logits, u, temperature, top_k, top_p, min_p):
     ids = logits.new_empty(len(logits), dtype=torch.int64)
-    return ids, _run(logits, u, temperature, top_k, top_p, min_p, ids, score=False)
+    kept = _choose(logits, u, temperature, top_k, top_p, min_p, ids, score=False)
+    return ids, _logprobs(logits, ids, *kept)
+
+
+def sample_ids(logits, u, temperature, top_k, top_p, min_p):
+    ids = logits.new_empty(len(logits), dtype=torch.int64)
+    _choose(logits, u, temperature, top_k, top_p, min_p, ids, score=False)
+    return ids
 
 
 def sampled_logprob(logits, ids, temperature, top_k, top_p, min_p):
-    return _run(logits, temperature, temperature, top_k, top_p, min_p, ids, score=True)
+    kept = _choose(logits, temperature, temperature, top_k, top_p, min_p, ids, score=True)
+    return _logprobs(logits, ids, *kept)
 
 
 def top_logprobs(logits, n):
@@ -317,18 +325,18 @@ def uniform(seeds, positions):
     return u
 
 
-def _run(logits, u, temperature, top_k, top_p, min_p, ids, score):
+def _choose(logits, u, temperature, top_k, top_p, min_p, ids, score):
+    """Fills `ids` unless they are to be scored; (least, scale, peak, light) of what each row keeps."""
     rows, vocabulary = logits.shape
-    if not rows:
-        return logits.new_empty(0)
     least = logits.new_empty(rows, dtype=torch.int64)
     scale, peak = logits.new_empty(rows), logits.new_empty(rows)
     light = torch.empty_like(least)
-    sample_choose_kernel[(rows,)](
-        logits, u, temperature, top_k, top_p, min_p, ids, ids, least, scale, peak, light, vocabulary,
-        SCORE=score, BLOCK=BLOCK, **EXACT,
-    )  # fmt: skip
-    return _logprobs(logits, ids, least, scale, peak, light)
+    if rows:
+        sample_choose_kernel[(rows,)](
+            logits, u, temperature, top_k, top_p, min_p, ids, ids, least, scale, peak, light, vocabulary,
+            SCORE=score, BLOCK=BLOCK, **EXACT,
+        )  # fmt: skip
+    return least, scale, peak, light
 
 
 def _logprobs(logits, ids, least, scale, peak, light):

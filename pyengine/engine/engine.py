@@ -11,6 +11,7 @@ own: it reads the model's parameters, and starts its cache afresh when they have
 What a request answers never depends on its neighbours: not on the batch, chunks, preemption or prefix hits.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -253,13 +254,14 @@ class Engine:
     def _accept(self, request: Request, token: int, logprob: float) -> None:
         """Append a sampled token and follow its consequences."""
         params, completion, choices = request.params, request.completion, request.choices
-        if token < 0 or logprob != logprob:
+        if token < 0 or (params.scored and logprob != logprob):
             blocked = choices is not None and choices.matcher is not None
             return self._fail(
                 request, "the model's logits are not numbers" + (", or its grammar allows no token" * blocked)
             )
         request.ids.append(token)
-        completion.append(token, logprob, False, choices.detail if choices else None)
+        score = logprob if params.scored else math.nan  # whatever the neighbours want
+        completion.append(token, score, False, choices.detail if choices else None)
         request.sampled += 1
         if choices:
             choices.accept(token)

@@ -50,6 +50,8 @@ class SamplingParams:
     frequency_penalty a time; of ids in logit_bias, plus their bias. grammar: only ids it allows are sampled.
     logprobs: how many of the likeliest to report beside each token, of the model's own distribution, to which
     none of this was done; 0 reports the token's own, None nothing. tools: whether the engine's may be called.
+    scored: whether the log-probability of each token in the distribution it was sampled from is computed; a greedy
+    token alone costs one read of its logits.
     """
 
     max_tokens: int = 256
@@ -66,6 +68,7 @@ class SamplingParams:
     grammar: Grammar | None = None
     logprobs: int | None = None
     tools: bool = True
+    scored: bool = True
 
     def __post_init__(self):
         def expect(holds: bool, what: str, got) -> None:
@@ -118,10 +121,10 @@ class Detail(NamedTuple):
 class Completion:
     """What followed the prompt.
 
-    ids: sampled and forced tokens, a stop token included. logprobs: of the distribution sampled from, 0.0
-    where forced. forced: True for tokens that a tool put in. details: where asked for, of each token, None
-    where forced. finish_reason: "stop" (a stop token), "length" (max_tokens or the context), "tools" (went on
-    calling tools past the limit), "cancelled", or "error" with the sentence in `error`.
+    ids: sampled and forced tokens, a stop token included. logprobs: of the distribution sampled from, 0.0 where
+    forced, NaN where the request is not scored. forced: True for tokens that a tool put in. details: where asked
+    for, of each token, None where forced. finish_reason: "stop" (a stop token), "length" (max_tokens or the
+    context), "tools" (went on calling tools past the limit), "cancelled", or "error" with the sentence in `error`.
     """
 
     prompt: Sequence[int]
@@ -191,16 +194,25 @@ def choose(
     u: torch.Tensor,
     filters: Sequence[torch.Tensor],
     choices: Sequence[Choices | None],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """sample() for rows of which some have Choices, whose `detail` is set; (ids, logprobs) as there."""
-    from ..kernels import sample
+    scored: bool,
+) -> tuple[torch.Tensor, ...]:
+    """draw() for rows of which some have Choices, whose `detail` is set."""
 
     changed = logits
     if any(c and (c.ids or c.matcher) for c in choices):
         changed = _changed(logits, choices)
-    ids, logprobs = sample(changed, u, *filters)
-    _show(logits, ids, choices)
-    return ids, logprobs
+    drawn = draw(changed, u, filters, scored)
+    _show(logits, drawn[0], choices)
+    return drawn
+
+
+def draw(
+    logits: torch.Tensor, u: torch.Tensor, filters: Sequence[torch.Tensor], scored: bool
+) -> tuple[torch.Tensor, ...]:
+    """What sample() gives, (ids, logprobs), or where nobody wants scores (ids,)."""
+    from ..kernels import sample, sample_ids
+
+    return sample(logits, u, *filters) if scored else (sample_ids(logits, u, *filters),)
 
 
 def _changed(logits: torch.Tensor, choices: Sequence[Choices | None]) -> torch.Tensor:

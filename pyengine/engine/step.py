@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..kernels import PackedWeight, _native, _select, attention_append, decoder, new_pages, sample, uniform
+from ..kernels import PackedWeight, _native, _select, attention_append, decoder, new_pages, uniform
 from ..kernels._capture import Arena, capture
 from ..kernels._graph import Graphs, Outputs
 from ..kernels.rope.table import table
 from .cache import PAGE
-from .sampling import choose
+from .sampling import choose, draw
 from .scheduler import Plan, Request
 
 CACHE_BYTES = 1 << 30
@@ -76,7 +76,9 @@ class ModelRunner:
         self._weights = self._layout()
         self._parameters = list(model.parameters())
         self._stamp = self._now()
-        self._captured: dict[tuple[int, int, bool], tuple[Any, Outputs]] = {}  # by size, what replays it
+        self._captured: dict[
+            tuple[int, int, str], tuple[Any, Outputs]
+        ] = {}  # by size and ending, what replays it
         self._arena = Arena()
         self._setting: tuple | None = None
         self._capturable = False
@@ -92,49 +94,53 @@ class ModelRunner:
         return True
 
     def run(self, plan: Plan, ready: Sequence[Request]) -> tuple[list[int], list[float]]:
-        """Compute a plan; (ids, logprobs) for the requests `ready`, whose ids are all computed then.
+        """Compute a plan; (ids, logprobs) for the requests `ready`, whose ids are all computed then: logprobs are NaN
+        where no request wants scores.
 
         A request has a row for its last id, and one for each id of its draft.
         """
         if plan.copies:
             self._copy_pages(plan.copies)
         requests, plain = len(plan.chunks), all(request.choices is None for request in ready)
+        scored = any(request.params.scored for request in ready)
+        ending = ("scores" if scored else "ids") if plain else "logits"
         rows = [request for request in ready for _ in range(1 + len(request.draft))]
         decodes = len(ready) == requests and all(count == 1 for _, count in plan.chunks)
         if decodes and len(rows) == requests:
             size = min(_bucket(requests), self.max_batch)
             self._inputs.fill_decode(ready, size)
             self._inputs.upload()
-            result = self._replay(size, size, plain)
+            result = self._replay(size, size, ending)
         else:
             tokens = self._inputs.fill(plan.chunks, rows)
             self._inputs.upload()
             if decodes and len(self._captured) < MOST_CAPTURED:
-                result = self._replay(tokens, requests, plain)
+                result = self._replay(tokens, requests, ending)
             else:
                 with _native.one_torch_thread():
-                    result = self._compute(tokens, requests, len(rows), plain)
+                    result = self._compute(tokens, requests, len(rows), ending)
         if not plain:
             with _native.one_torch_thread():
                 u, *filters = self._sampling(len(rows))
-                result = choose(result[0][: len(rows)], u, filters, [request.choices for request in rows])
-        ids, logprobs = (part[: len(rows)].to("cpu", non_blocking=True) for part in result)
+                choices = [request.choices for request in rows]
+                result = choose(result[0][: len(rows)], u, filters, choices, scored)
+        ids, *logprobs = (part[: len(rows)].to("cpu", non_blocking=True) for part in result)
         if self.model.device.type == "cuda":
             torch.cuda.current_stream(self.model.device).synchronize()  # once for both
-        return ids.tolist(), logprobs.tolist()
+        return ids.tolist(), logprobs[0].tolist() if logprobs else [math.nan] * len(rows)
 
-    def _replay(self, tokens: int, requests: int, plain: bool) -> Outputs:
+    def _replay(self, tokens: int, requests: int, ending: str) -> Outputs:
         """A step in which every token is sampled after, captured for its numbers of tokens and requests."""
         if not self._can_capture():
             with _native.one_torch_thread():
-                return self._compute(tokens, requests, tokens, plain)
-        key = tokens, requests, plain
+                return self._compute(tokens, requests, tokens, ending)
+        key = tokens, requests, ending
         if key in self._captured:
             step, result = self._captured[key]
             step.replay()
             return result
         with _native.one_torch_thread():
-            step, result = self._capture(lambda: self._compute(tokens, requests, tokens, plain))
+            step, result = self._capture(lambda: self._compute(tokens, requests, tokens, ending))
         if step is not None:
             self._captured[key] = step, result
         return result
@@ -158,9 +164,9 @@ class ModelRunner:
             return None, compute()
 
     @torch.no_grad()
-    def _compute(self, tokens: int, rows: int, ready: int, plain: bool) -> Outputs:
-        """The forward pass over the buffers' first `tokens` of `rows` requests: for those `ready`, ids and
-        logprobs or, where sampling is not plain, logits."""
+    def _compute(self, tokens: int, rows: int, ready: int, ending: str) -> Outputs:
+        """The forward pass over the buffers' first `tokens` of `rows` requests: for those `ready`, by its `ending`,
+        "scores" (ids and logprobs), "ids" alone, or "logits" to sample from behind it."""
         b = self._inputs
         slots, table = b.slots[:tokens], b.block_table[:rows]
         starts, lengths = b.starts[: rows + 1], b.lengths[:rows]
@@ -170,14 +176,17 @@ class ModelRunner:
 
         if self._persistent and tokens == rows == ready <= decoder.MOST_ROWS:
             logits = self._decode(tokens)
-            return sample(logits, *self._sampling(ready)) if plain else (logits,)
-        hidden = self.model(b.ids[:tokens], b.positions[:tokens], attend, self._weights)
-        if ready == 0:
-            return b.ids[:0], b.temperature[:0]  # only the middles of prompts
-        if ready != tokens:
-            hidden = hidden[b.last[:ready]]
-        logits = self.model.logits(hidden, self._weights)
-        return sample(logits, *self._sampling(ready)) if plain else (logits,)
+        else:
+            hidden = self.model(b.ids[:tokens], b.positions[:tokens], attend, self._weights)
+            if ready == 0:
+                return b.ids[:0], b.temperature[:0]  # only the middles of prompts
+            if ready != tokens:
+                hidden = hidden[b.last[:ready]]
+            logits = self.model.logits(hidden, self._weights)
+        if ending == "logits":
+            return (logits,)
+        u, *filters = self._sampling(ready)
+        return draw(logits, u, filters, ending == "scores")
 
     def _decode(self, rows: int) -> torch.Tensor:
         """Logits after one token of each request, by one kernel."""
@@ -215,7 +224,7 @@ class ModelRunner:
         )
 
     def _sampling(self, ready: int) -> list[torch.Tensor]:
-        """What sample() takes besides logits."""
+        """What draw() takes besides logits: u, and the filters."""
         b = self._inputs
         u = uniform(b.seeds[:ready], b.sample_positions[:ready])
         return [u, *(t[:ready] for t in (b.temperature, b.top_k, b.top_p, b.min_p))]

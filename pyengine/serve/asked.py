@@ -182,6 +182,7 @@ class Checker:
                 logit_bias=self._biases(field(body, "logit_bias", dict, {})),
                 seed=field(body, "seed", int, None),
                 logprobs=logprobs,
+                scored=field(body, "events", bool, False),
             )
         except UserError as error:
             raise ApiError(str(error)) from None

@@ -42,7 +42,7 @@ class Autocomplete:
         start = self.tokenizer.endoftext
         prompts = [[start, *self.tokenizer.encode(text)] for text in texts]
         params = [
-            SamplingParams(max_tokens=tokens, temperature=temperature, seed=seed * 100_003 + i, stop=(start,))
+            SamplingParams(tokens, temperature, seed=seed * 100_003 + i, stop=(start,), scored=False)
             for i in range(len(prompts))
         ]
         done = self.engine.generate(prompts, params)

@@ -148,7 +148,7 @@ def _write_samples(run: Run, step: int, model: Transformer, tokenizer: Tokenizer
     start = tokenizer.special_ids["<|endoftext|>"]
     prompts = [[start]] + [val[i][:PROMPT_TOKENS].tolist() for i in range(min(len(val), SAMPLES - 1))]
     params = [
-        SamplingParams(SAMPLE_TOKENS, temperature=0.8, seed=run.config.seed + i, stop=(start,))
+        SamplingParams(SAMPLE_TOKENS, temperature=0.8, seed=run.config.seed + i, stop=(start,), scored=False)
         for i in range(len(prompts))
     ]
     answers = Engine(model, max_batch=SAMPLES).generate(prompts, params)

@@ -1,6 +1,7 @@
 """Requests that change logits, keep to a grammar or ask for the model's own distribution: each against the
 rule computed by hand from the model's logits, and none of them felt by its neighbours."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -127,13 +128,29 @@ def test_neighbours_change_nothing(model):
         replace(PLAIN, grammar=Multiples(3), top_p=0.9),
         replace(PLAIN, frequency_penalty=0.5, repetition_penalty=1.2, min_p=0.05),
         replace(PLAIN, logit_bias={5: 4.0}, grammar=Multiples(5), logprobs=5, temperature=0.0),
+        replace(PLAIN, scored=False),
     ] * 3
-    alone = [answer(model, params, prompt) for params, prompt in zip(asked, prompts(15), strict=True)]
-    for options in (dict(max_batch=15, pages=100), dict(max_batch=15, pages=5, step_tokens=64)):
+    alone = [answer(model, params, prompt) for params, prompt in zip(asked, prompts(18), strict=True)]
+    for options in (dict(max_batch=18, pages=100), dict(max_batch=18, pages=5, step_tokens=64)):
         engine = Engine(model, **options)
-        together = engine.generate(prompts(15), asked)
+        together = engine.generate(prompts(18), asked)
         assert together == alone
         assert (engine.stats.preemptions > 0) == (options["pages"] == 5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_without_scores_the_ids_are_the_same(model, temperature):
+    """In captured steps of one and of many, in prompts' steps and in Python's, with details and without."""
+    for params in (PLAIN, replace(PLAIN, logprobs=1, presence_penalty=0.5)):
+        params = replace(params, temperature=temperature)
+        for count in (1, 4):
+            engine = Engine(model, max_batch=4, pages=32)
+            scored = engine.generate(prompts(count), params)
+            bare = engine.generate(prompts(count), replace(params, scored=False))
+            assert [a.ids for a in bare] == [a.ids for a in scored]
+            assert [a.details for a in bare] == [a.details for a in scored]
+            assert all(math.isnan(p) for a in bare for p in a.logprobs)
+            assert not any(math.isnan(p) for a in scored for p in a.logprobs)
 
 
 def test_a_dead_end_ends_only_its_own_request(model):

@@ -10,6 +10,7 @@ from pyengine.kernels import (
     linear,
     linear_cross_entropy,
     sample,
+    sample_ids,
     sampled_logprob,
     top_logprobs,
     uniform,
@@ -63,6 +64,7 @@ def test_has_the_reference_bits(backend, parameters, vocabulary):
         expected = sample(x.cpu(), u.cpu(), *parameters)
     assert torch.equal(ids.cpu(), expected[0]) and torch.equal(logprobs.cpu(), expected[1])
     assert torch.equal(sampled_logprob(x, ids, *parameters), logprobs)
+    assert torch.equal(sample_ids(x, u, *parameters), ids)
 
 
 @settings(
@@ -138,6 +140,7 @@ def test_bad_rows_harm_only_themselves(backend, parameters):
     for i in (0, 5):
         assert ids[i] == clean[0][i] and logprobs[i] == clean[1][i]
     assert same(sampled_logprob(x, ids, *parameters), logprobs)
+    assert torch.equal(sample_ids(x, u, *parameters), ids)
 
 
 def test_greedy_takes_the_lowest_of_equals(backend):
@@ -291,7 +294,7 @@ def test_compiles_whole(backend):
 
     def step(x, ids):
         drawn = sample(x, uniform(ids, ids), 0.9, 20, 0.9)
-        return *drawn, sampled_logprob(x, drawn[0], 0.9, 20, 0.9)
+        return *drawn, sample_ids(x, uniform(ids, ids)), sampled_logprob(x, drawn[0], 0.9, 20, 0.9)
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     assert all(torch.equal(a, b) for a, b in zip(compiled(x, ids), step(x, ids), strict=True))
@@ -304,6 +307,7 @@ def test_opcheck(backend):
     x, u, ids = logits(3, 90, device), numbers(3, device), torch.arange(3, device=device)
     parameters = torch.ones(3, device=device), torch.full((3,), 4, dtype=torch.int32, device=device), u, u
     torch.library.opcheck(torch.ops.pyengine.sample, (x, u, *parameters))
+    torch.library.opcheck(torch.ops.pyengine.sample_ids, (x, u, *parameters))
     torch.library.opcheck(torch.ops.pyengine.sampled_logprob, (x, ids, *parameters))
     torch.library.opcheck(torch.ops.pyengine.top_logprobs, (x, 2))
     starts, one = torch.arange(4, dtype=torch.int32, device=device), torch.ones(3, device=device)
@@ -314,6 +318,7 @@ def test_opcheck(backend):
 def test_empty_and_non_contiguous(backend):
     ids, logprobs = sample(logits(0, 10, backend.device), numbers(0, backend.device))
     assert ids.shape == logprobs.shape == (0,)
+    assert sample_ids(logits(0, 10, backend.device), numbers(0, backend.device)).shape == (0,)
     x, u = logits(20, 8, backend.device), numbers(8, backend.device)
     for a, b in zip(sample(x.t(), u), sample(x.t().contiguous(), u), strict=True):
         assert torch.equal(a, b)
@@ -329,8 +334,9 @@ def test_refuses_what_does_not_fit():
         ((x, u, torch.ones(2)), "temperature"),
         ((x, u, 1.0, torch.ones(3)), "top_k"),
     ]:
-        with pytest.raises(ValueError, match=word):
-            sample(*arguments)
+        for function in (sample, sample_ids):
+            with pytest.raises(ValueError, match=word):
+                function(*arguments)
     with pytest.raises(ValueError, match="n must be"):
         top_logprobs(x, 10)
     none = torch.zeros(0)

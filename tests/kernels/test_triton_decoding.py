@@ -80,7 +80,11 @@ def test_a_decode_step_is_our_launches_and_waits_for_nothing(monkeypatch):
     with use_backend("triton"), recording() as launches, Watch() as watch:
         runner = ModelRunner(model, 4, 16, graphs=StandIn())
         watch.computed.clear()
-        runner._compute(4, 4, 4, plain=True)
+        runner._compute(4, 4, 4, "scores")
+        before = len(launches)
+        runner._compute(4, 4, 4, "ids")
     assert watch.computed == []
     names = [launch.kernel.__name__.removesuffix("_kernel") for launch in launches]
-    assert names == ["embedding_fwd", *LAYER * CONFIG.layers, *HEAD]
+    scored = ["embedding_fwd", *LAYER * CONFIG.layers, *HEAD]
+    assert names[:before] == scored
+    assert names[before:] == [name for name in scored if name not in ("sample_tiles", "sample_merge")]

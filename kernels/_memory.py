@@ -1,4 +1,4 @@
-"""Memory in large pages, for what is read from end to end once a step: weights and the KV cache.
+"""Memory: large pages for what is read from end to end once a step, and the way from the host to a device.
 
 The processor looks addresses up page by page, and remembers some thousand pages: 12 MB in pages of 4 KiB. Where
 a virtual machine doubles the price of a look-up, a weight streams 10 to 50 % faster from pages of 2 MiB.
@@ -63,3 +63,13 @@ def _mapped(size: int) -> torch.Tensor:
 
 
 _shared = _Shared()
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on `device`: itself if it is there. From the host it is sent through pinned memory, behind what the
+    device still has to do, and nobody waits for it."""
+    if tensor.device == device:
+        return tensor
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=tensor.device.type == "cpu")

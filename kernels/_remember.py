@@ -1,8 +1,12 @@
-"""Facts read back from a device once for all the launches that need them."""
+"""Facts read back from a device, or sent to it, once for all the launches that need them."""
 
 import weakref
 from collections.abc import Callable
 from functools import wraps
+
+import torch
+
+from ._memory import to_device
 
 
 def remembered(function: Callable) -> Callable:
@@ -22,3 +26,9 @@ def remembered(function: Callable) -> Callable:
         return known[2]
 
     return ask
+
+
+@remembered
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """to_device, once for all layers of a step."""
+    return to_device(tensor, device)

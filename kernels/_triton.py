@@ -7,6 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ._memory import to_device
+
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 KEPT = 64  # address tables remembered
 
@@ -59,5 +61,5 @@ def table_of(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
     if found is None:
         while len(_tables) >= KEPT:
             _tables.pop(next(iter(_tables)))
-        found = _tables[key] = torch.tensor(numbers, dtype=torch.int64).to(device)
+        found = _tables[key] = to_device(torch.tensor(numbers, dtype=torch.int64), device)
     return found

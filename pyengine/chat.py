@@ -61,6 +61,8 @@ class Command:
     """let the model search its run's index"""
     kv_dtype: KvDtype = "auto"
     """keep keys and values in the model's own type, or as int8 in half of bfloat16's memory"""
+    device: str = "cpu"
+    """where it computes: cpu, cuda or cuda:N"""
     inside: bool = False
     """colour tokens by probability, and show the runners-up of the least sure"""
     debug: bool = False
@@ -198,7 +200,9 @@ def chat(command: Command) -> None:
         repetition_penalty=command.repetition_penalty,
         scored=False,
     )
-    served = open_model(command.model, with_search=command.search, kv_dtype=command.kv_dtype)
+    served = open_model(
+        command.model, with_search=command.search, kv_dtype=command.kv_dtype, device=command.device
+    )
     talk = Conversation(served.engine, served.tokenizer, served.format, params, command.system)
     Terminal(served, talk, Console(soft_wrap=True), command.inside).run()
 

@@ -84,6 +84,7 @@ class HarnessModel(TemplateLM):
     @torch.no_grad()
     def _score(self, documents: Sequence[tuple[list[int], int]]) -> list[tuple[float, bool]]:
         model = self.engine.model
+        device = model.device
         ids = torch.tensor([i for document, _ in documents for i in document])
         lengths = torch.tensor([len(document) for document, _ in documents])
         bounds = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
@@ -96,16 +97,18 @@ class HarnessModel(TemplateLM):
             ]
         )
         with _native.one_torch_thread():
-            hidden = model(ids, positions, lambda _, q, k, v: attention(q, k, v, packed))[places]
-            targets, logprobs, greedy = ids[places + 1], [], []
+            hidden = model(ids.to(device), positions, lambda _, q, k, v: attention(q, k, v, packed))
+            hidden, targets = hidden[places.to(device)], ids[places + 1].to(device)
+            logprobs, greedy = [], []
             for start in range(0, len(places), LOGIT_ROWS):
                 here = slice(start, start + LOGIT_ROWS)
                 logits = model.logits(hidden[here])
                 logprobs.append(sampled_logprob(logits, targets[here]))
                 greedy.append(logits.argmax(1) == targets[here])
         counts = [n for _, n in documents]
-        sums = [part.double().sum().item() for part in torch.cat(logprobs).split(counts)]
-        return list(zip(sums, (bool(part.all()) for part in torch.cat(greedy).split(counts)), strict=True))
+        told, best = (torch.cat(parts).cpu().split(counts) for parts in (logprobs, greedy))
+        sums = (part.double().sum().item() for part in told)
+        return list(zip(sums, (bool(part.all()) for part in best), strict=True))
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-probability of each whole text, in windows of the context, each token scored once."""
@@ -182,6 +185,8 @@ class Command:
     """examples shown before the question; by default the task's own number"""
     chat: bool = False
     """ask in the model's chat format"""
+    device: str = "cpu"
+    """where it computes: cpu, cuda or cuda:N"""
     out: Path | None = None
     """write all results to this JSON file"""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -196,7 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def evaluate(command: Command) -> None:
     """Evaluate and print the harness's table."""
-    model = HarnessModel(open_model(command.model, with_search=False))
+    model = HarnessModel(open_model(command.model, with_search=False, device=command.device))
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
     from lm_eval.utils import make_table

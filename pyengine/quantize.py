@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .command import run
+from .devices import device_of
 from .errors import UserError
 from .kernels import _native, attention
 from .model import Transformer, gguf, hf, load
@@ -49,6 +50,8 @@ class Command:
     """text or JSONL to measure perplexity on; a run's held-out documents by default"""
     tokens: int = 16_384
     """of the text to measure on"""
+    device: str = "cpu"
+    """where perplexity is measured: cpu, cuda or cuda:N"""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """show the traceback of a mistake"""
 
@@ -62,10 +65,12 @@ def perplexity(model: Transformer, documents: Iterable[list[int]]) -> float:
         bounds = torch.tensor([0, len(rows)], dtype=torch.int32)
         positions = torch.arange(len(rows), dtype=torch.int32)
         with _native.one_torch_thread():
-            hidden = model(rows, positions, lambda _, q, k, v, b=bounds: attention(q, k, v, b))
+            hidden = model(
+                rows.to(model.device), positions, lambda _, q, k, v, b=bounds: attention(q, k, v, b)
+            )
             for at in range(0, len(rows), ROWS):
                 logits = model.logits(hidden[at : at + ROWS])
-                targets = torch.tensor(ids[at + 1 : at + 1 + len(logits)])
+                targets = torch.tensor(ids[at + 1 : at + 1 + len(logits)]).to(model.device)
                 total += torch.nn.functional.cross_entropy(logits, targets, reduction="sum").double().item()
         count += len(rows)
     return math.exp(total / count)
@@ -91,7 +96,7 @@ def documents_of(path: Path, tokenizer: Tokenizer, tokens: int, context: int = C
 
 def quantize(command: Command) -> tuple[Path, list[tuple[str, int, float | None]]]:
     """Write the file; returns its path and (what, bytes, perplexity) before and after."""
-    path, text = command.model, command.text
+    path, text, device = command.model, command.text, device_of(command.device)
     if (path / "stages").is_dir():
         held_out = path / "web" / "heldout.jsonl"
         text = text or (held_out if held_out.exists() else None)
@@ -110,7 +115,7 @@ def quantize(command: Command) -> tuple[Path, list[tuple[str, int, float | None]
         (out.name, out.stat().st_size, None),
     ]
     if documents:
-        found = (perplexity(model, documents) for model in (before, load(out)))
+        found = (perplexity(model, documents) for model in (before.to(device), load(out, device=device)))
         rows = [(what, size, value) for (what, size, _), value in zip(rows, found, strict=True)]
     return out, rows
 

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .._memory import to_device
 from .._triton import floats_at, table_of
 
 BLOCK = 1024  # numbers a program takes
@@ -89,4 +90,4 @@ def _blocks(sizes: tuple[int, ...], device: torch.device) -> torch.Tensor:
     counts = torch.tensor([triton.cdiv(n, BLOCK) for n in sizes])
     which = torch.repeat_interleave(torch.arange(len(sizes)), counts)
     first = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-    return torch.stack([which, torch.arange(len(which)) - first], 1).int().to(device)
+    return to_device(torch.stack([which, torch.arange(len(which)) - first], 1).int(), device)

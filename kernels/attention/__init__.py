@@ -12,6 +12,7 @@ import torch
 from .. import _native
 from .._library import Example, needs_grad, register
 from .._memory import large_empty
+from .._remember import remembered
 from .._select import select
 from .reference import CODES, PAGE_SIZE, SCALE_BYTES
 
@@ -24,8 +25,9 @@ def attention(
     """softmax(scale q k^T) v inside each packed document, causal; the result is like q.
 
     q (T, H, D), k and v (T, K, D) with K dividing H, all float32 or all bfloat16; query head h reads kv head
-    h // (H / K). cu_seqlens (B + 1,) int32: document b is rows cu_seqlens[b] to cu_seqlens[b + 1], from 0 to T.
-    scale defaults to 1 / sqrt(D). Non-contiguous inputs are copied. Sums are in float32.
+    h // (H / K). cu_seqlens (B + 1,) int32: document b is rows cu_seqlens[b] to cu_seqlens[b + 1], from 0 to T; it may
+    be on the host, whatever q's device: read from there, nothing waits for the device. scale defaults to 1 / sqrt(D).
+    Non-contiguous inputs are copied. Sums are in float32.
 
     Raises ValueError for shapes, types or document bounds that do not fit together.
     """
@@ -240,8 +242,11 @@ def _describe(t: torch.Tensor) -> str:
     return f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}"
 
 
+_bounds = remembered(torch.Tensor.tolist)
+
+
 def _check_bounds(cu_seqlens, tokens) -> None:
-    bounds = cu_seqlens.tolist()
+    bounds = _bounds(cu_seqlens)
     if bounds[0] != 0 or bounds[-1] != tokens or any(a > b for a, b in zip(bounds, bounds[1:], strict=False)):
         raise ValueError(f"attention: cu_seqlens must rise from 0 to {tokens}, got {bounds}")
 

@@ -14,7 +14,7 @@ def forward(q, k, v, cu_seqlens, scale):
     (q, k, v), dim = _in_steps(q, k, v)
     tokens, heads, wide = q.shape
     out, lse = torch.empty_like(q), q.new_empty((tokens, heads), dtype=torch.float32)
-    work = tiles(cu_seqlens, _rows(wide, q.dtype, False))
+    work = tiles(cu_seqlens, _rows(wide, q.dtype, False), q.device)
     _native.launch(
         "attention_forward", (q.dtype,), q.device,
         *_addresses(q, q, k, v, out),
@@ -31,7 +31,7 @@ def backward(dout, q, k, v, out, lse, cu_seqlens, scale):
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     delta = torch.empty_like(lse)
     rows = _rows(wide, q.dtype, True)
-    by_query, by_key = tiles(cu_seqlens, rows), tiles(cu_seqlens, rows, True)
+    by_query, by_key = (tiles(cu_seqlens, rows, q.device, keys) for keys in (False, True))
     _native.launch(
         "attention_backward", (q.dtype,), q.device,
         *_addresses(q, dout, q, k, v, out),

@@ -308,7 +308,7 @@ def forward(q, k, v, cu_seqlens, scale):
     out = torch.empty_like(q)
     lse = q.new_empty((tokens, heads), dtype=torch.float32)
     sizes = tile(dim, q.dtype)
-    work = tiles(cu_seqlens, sizes["QUERIES"])
+    work = tiles(cu_seqlens, sizes["QUERIES"], q.device)
     if len(work):
         attention_fwd_kernel[(len(work), heads)](
             q, k, v, out, lse, work, scale * LOG2E, heads, k.shape[1], dim, **sizes, num_warps=WARPS
@@ -321,7 +321,8 @@ def backward(dout, q, k, v, out, lse, cu_seqlens, scale):
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     delta = (dout.float() * out.float()).sum(-1)
     for_queries, for_keys = tile_for_queries(dim, q.dtype), tile_for_keys(dim, q.dtype)
-    by_query, by_key = tiles(cu_seqlens, for_queries["QUERIES"]), tiles(cu_seqlens, for_keys["KEYS"], True)
+    by_query = tiles(cu_seqlens, for_queries["QUERIES"], q.device)
+    by_key = tiles(cu_seqlens, for_keys["KEYS"], q.device, True)
     if len(by_query):
         attention_bwd_dkdv_kernel[(len(by_key), kv_heads)](
             q,

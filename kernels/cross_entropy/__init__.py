@@ -10,6 +10,7 @@ one stated order, shared with `sample`: so the trainer's log-probability of a to
 import torch
 
 from .._library import Example, needs_grad, register
+from .._memory import to_device
 from .._select import select
 
 __all__ = ["linear_cross_entropy"]
@@ -23,7 +24,8 @@ def linear_cross_entropy(
     """Negative log-likelihood in nats of each target under softmax(x W^T): float32, shaped like targets.
 
     x (..., C) and weight (V, C), both float32 or both bfloat16; targets (...) int64 in [0, V), or
-    ignore_index, whose loss and gradient are 0. Differentiable in x and weight, for any gradient per token
+    ignore_index, whose loss and gradient are 0. They may be on the host, whatever x's device: which of them count is
+    then known without waiting for the device. Differentiable in x and weight, for any gradient per token
     (means, weights and advantages are the caller's).
 
     Raises ValueError for shapes or types that do not fit together, IndexError for a target out of range.
@@ -63,8 +65,10 @@ def _check(x, weight, targets) -> None:
         raise ValueError(
             f"cross_entropy: x is {x.dtype}, weight {weight.dtype}; expected one of float32, bfloat16"
         )
-    if weight.device != x.device or targets.device != x.device:
-        raise ValueError(f"cross_entropy: devices {x.device}, {weight.device} and {targets.device} differ")
+    if weight.device != x.device or targets.device not in (x.device, torch.device("cpu")):
+        raise ValueError(
+            f"cross_entropy: x is on {x.device}, weight on {weight.device}, targets on {targets.device}"
+        )
 
 
 def _keeps(x, weight) -> bool:
@@ -90,7 +94,8 @@ def _forward(x, weight, targets, ignore_index, keep):
     logits = x.new_empty(x.shape[0] * weight.shape[0] if keep else 0, dtype=torch.float32)
     index, every = _counted(targets, ignore_index), targets
     if index is not None:
-        x, targets = x[index], targets[index]
+        targets, index = targets[index], to_device(index, x.device)
+        x = x[index]
     # on a GPU the check would wait for the device; its kernels skip what is out of range
     if targets.device.type == "cpu" and targets.numel():
         low, high = (int(bound) for bound in targets.aminmax())
@@ -99,6 +104,7 @@ def _forward(x, weight, targets, ignore_index, keep):
                 f"cross_entropy: targets reach from {low} to {high}, the vocabulary has {weight.shape[0]} ids"
             )
     kept = [logits[: x.shape[0] * weight.shape[0]]] if keep else []
+    targets = to_device(targets, x.device)
     nll, lse = select("cross_entropy", x.device).forward(x, weight, targets, ignore_index, *kept)
     return _spread(nll, index, every), _spread(lse, index, every), logits
 
@@ -112,7 +118,9 @@ def _forward_fake(x, weight, targets, ignore_index, keep):
 def _backward(dnll, x, weight, targets, lse, logits, ignore_index, needs):
     index, every = _counted(targets, ignore_index), targets
     if index is not None:
-        dnll, x, targets, lse = dnll[index], x[index], targets[index], lse[index]
+        targets, index = targets[index], to_device(index, x.device)
+        dnll, x, lse = dnll[index], x[index], lse[index]
+    targets = to_device(targets, x.device)
     kept = [logits[: x.shape[0] * weight.shape[0]]] if logits.numel() else []
     backend = select("cross_entropy", x.device)
     dx, dweight = backend.backward(dnll, x, weight, targets, lse, ignore_index, needs, *kept)

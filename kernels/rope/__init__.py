@@ -29,7 +29,8 @@ def rope(
     """(q, k, v), the first two rotated to their positions; with weights (D,), first RMS-normalised over D.
 
     qkv (T, heads + 2 K, D), D even: query, key and value heads of each token; positions (T,) int32, not
-    negative; float32 or bfloat16 throughout. q (T, heads, D), k and v (T, K, D) are contiguous. q_weight and
+    negative; float32 or bfloat16 throughout. q (T, heads, D), k and v (T, K, D) are contiguous. positions may be on
+    the host, whatever qkv's device: read from there, nothing waits for the device. q_weight and
     k_weight (Qwen3's norms) are given together or not at all. divisors: D / 2 numbers that divide the
     frequencies theta^(-2i / D), as in Llama 3's scaling; none leaves them as they are. A non-contiguous input
     is copied. A row's result does not depend on the other rows.

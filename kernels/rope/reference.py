@@ -39,7 +39,7 @@ def _angles(x, positions, theta, divisors):
     if x.shape[0] == 0:
         return x.new_empty(2, 0, 1, x.shape[-1] // 2, dtype=_wide(x))
     both = table(theta, x.shape[-1], int(positions.max()) + 1, x.device, divisors)
-    return both[:, positions.long(), None].to(_wide(x))
+    return both[:, positions.to(x.device).long(), None].to(_wide(x))
 
 
 def _turn(x, cos, sin):

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .._remember import remembered
+from .._remember import remembered, sent
 from .._triton import capturing
 from .table import table
 
@@ -140,11 +140,11 @@ def forward(qkv, heads, positions, q_weight, k_weight, theta, eps, divisors=()):
     q_out = qkv.new_empty(tokens, heads, dim)
     k_out, v_out = (qkv.new_empty(tokens, kv_heads, dim) for _ in range(2))
     if tokens:
-        angles = _angles(positions, theta, dim, divisors)
+        angles = _angles(positions, theta, dim, qkv.device, divisors)
         tile = _tile(dim, heads)
         groups = sum(triton.cdiv(h, tile["HEADS"]) for h in (heads, kv_heads, kv_heads))
         rope_fwd_kernel[(tokens, groups)](
-            qkv, positions, q_weight, k_weight, angles, q_out, k_out, v_out,
+            qkv, sent(positions, qkv.device), q_weight, k_weight, angles, q_out, k_out, v_out,
             heads, kv_heads, dim, angles.shape[1], eps, NORM=q_weight is not None, **tile,
         )  # fmt: skip
     return q_out, k_out, v_out
@@ -160,9 +160,9 @@ def backward(dq, dk, dv, positions, qkv, q_weight, k_weight, theta, eps, divisor
     blocks = triton.cdiv(tokens, TOKENS)
     partial = dq.new_empty((blocks if norm else 0, 2, dim), dtype=torch.float32)
     if tokens:
-        angles = _angles(positions, theta, dim, divisors)
+        angles = _angles(positions, theta, dim, dq.device, divisors)
         rope_bwd_kernel[(blocks, 2)](
-            dq, dk, q, k, positions, q_weight, k_weight, angles, dq_out, dk_out, partial,
+            dq, dk, q, k, sent(positions, dq.device), q_weight, k_weight, angles, dq_out, dk_out, partial,
             tokens, heads, dk.shape[1], dim, angles.shape[1], eps,
             NORM=norm, TOKENS=TOKENS, **_tile(dim, heads),
         )  # fmt: skip
@@ -180,11 +180,9 @@ def _tile(dim: int, heads: int) -> dict[str, int]:
     return {"HEADS": min(triton.next_power_of_2(heads), max(1, MOST // half)), "HALF": half}
 
 
-def _angles(positions, theta, dim, divisors):
+def _angles(positions, theta, dim, device, divisors):
     """The table, long enough for the positions; while a CUDA graph is captured, as long as it is."""
-    return table(
-        theta, dim, 1 if capturing(positions) else _furthest(positions) + 1, positions.device, divisors
-    )
+    return table(theta, dim, 1 if capturing(positions) else _furthest(positions) + 1, device, divisors)
 
 
 @remembered

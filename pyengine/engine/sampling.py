@@ -217,6 +217,7 @@ def draw(
 
 def _changed(logits: torch.Tensor, choices: Sequence[Choices | None]) -> torch.Tensor:
     from ..kernels import adjust_logits
+    from ..kernels._memory import to_device
 
     ids = [i for c in choices if c for i in c.ids]
     starts = np.cumsum([0, *(len(c.ids) if c else 0 for c in choices)], dtype=np.int32)
@@ -228,28 +229,29 @@ def _changed(logits: torch.Tensor, choices: Sequence[Choices | None]) -> torch.T
         for row, c in zip(words, choices, strict=True):
             if c and c.matcher:
                 c.matcher.allow(row)
-        allowed = torch.from_numpy(words).to(logits.device)
+        allowed = to_device(torch.from_numpy(words), logits.device)
     entries = (
         torch.tensor(ids, dtype=torch.int32),
         torch.from_numpy(starts),
         torch.tensor(repetition, dtype=torch.float32),
         torch.tensor(added, dtype=torch.float32),
     )
-    return adjust_logits(logits, *(part.to(logits.device) for part in entries), allowed)
+    return adjust_logits(logits, *(to_device(part, logits.device) for part in entries), allowed)
 
 
 def _show(logits: torch.Tensor, ids: torch.Tensor, choices: Sequence[Choices | None]) -> None:
     """Set the details that are asked for."""
     from ..kernels import sampled_logprob, top_logprobs
+    from ..kernels._memory import to_device
 
     asked = [(row, c) for row, c in enumerate(choices) if c and c.params.logprobs is not None]
     if not asked:
         return
-    rows = torch.tensor([row for row, _ in asked], device=logits.device)
+    rows = to_device(torch.tensor([row for row, _ in asked]), logits.device)
     seen = logits if len(asked) == len(logits) else logits[rows]
-    own = sampled_logprob(seen, ids[rows]).tolist()
+    own = sampled_logprob(seen, ids[rows]).cpu().tolist()
     most = min(max(c.params.logprobs or 0 for _, c in asked), logits.shape[1])
-    top: Any = [t.tolist() for t in top_logprobs(seen, most)] if most else [[[]] * len(asked)] * 2
+    top: Any = [t.cpu().tolist() for t in top_logprobs(seen, most)] if most else [[[]] * len(asked)] * 2
     for at, (_, c) in enumerate(asked):
         n = c.params.logprobs
         c.detail = Detail(own[at], tuple(zip(top[0][at][:n], top[1][at][:n], strict=True)))

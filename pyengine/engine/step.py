@@ -13,6 +13,7 @@ buffers are written on the host and copied over in one go before a step, and the
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from operator import attrgetter
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 from ..kernels import PackedWeight, _native, _select, attention_append, decoder, new_pages, uniform
 from ..kernels._capture import Arena, capture
 from ..kernels._graph import Graphs, Outputs
+from ..kernels._memory import to_device
 from ..kernels.rope.table import table
 from .cache import PAGE
 from .sampling import choose, draw
@@ -55,6 +57,9 @@ class ModelRunner:
         persistent: bool = False,
     ):
         config = model.config
+        on_gpu = model.device.type == "cuda"
+        # kernels are launched on the thread's current device, and a server's thread is not the one that chose it
+        self._current: Any = torch.cuda.device(model.device) if on_gpu else nullcontext()
         self._graphs = graphs or (Graphs(model.device) if model.device.type != "cpu" else None)
         self.model, self.max_batch = model, max_batch
         self.vocabulary, self.max_context = config.vocab_size, config.max_position_embeddings
@@ -99,6 +104,10 @@ class ModelRunner:
 
         A request has a row for its last id, and one for each id of its draft.
         """
+        with self._current:
+            return self._run(plan, ready)
+
+    def _run(self, plan: Plan, ready: Sequence[Request]) -> tuple[list[int], list[float]]:
         if plan.copies:
             self._copy_pages(plan.copies)
         requests, plain = len(plan.chunks), all(request.choices is None for request in ready)
@@ -230,7 +239,7 @@ class ModelRunner:
         return [u, *(t[:ready] for t in (b.temperature, b.top_k, b.top_p, b.min_p))]
 
     def _copy_pages(self, copies: list[tuple[int, int]]) -> None:
-        sources, targets = torch.tensor(copies, device=self.model.device).unbind(1)
+        sources, targets = to_device(torch.tensor(copies), self.model.device).unbind(1)
         with _native.one_torch_thread():
             for pages in self._cache:
                 for part in pages:

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from .. import kernels
+from ..kernels._memory import to_device
 from .config import ModelConfig
 
 # (layer, q (T, H, D), k (T, K, D), v (T, K, D)) -> (T, H, D)
@@ -171,9 +172,12 @@ class Transformer(nn.Module):
 
         cu_seqlens (B + 1,) int32 bounds the packed documents, positions (T,) int32 count inside each. Tokens
         whose target is -100, or whose weight is 0 where weights (T,) are given, cost nothing in the output
-        layer and have loss 0. Other weights do not change the value: they are the caller's to apply.
+        layer and have loss 0. Other weights do not change the value: they are the caller's to apply. All may be on
+        the host, whatever the device: what is needed there is sent, and nothing waits for it.
         """
-        hidden = self(ids, positions, lambda _, q, k, v: kernels.attention(q, k, v, cu_seqlens))
+        hidden = self(
+            to_device(ids, self.device), positions, lambda _, q, k, v: kernels.attention(q, k, v, cu_seqlens)
+        )
         head = self.weights().head
         if weights is not None:
             targets = targets.masked_fill(weights == 0, IGNORE)

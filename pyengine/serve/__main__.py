@@ -38,6 +38,8 @@ class Command:
     """of 64 tokens in the cache; 0: enough for whole contexts, up to about 1 GiB"""
     kv_dtype: KvDtype = "auto"
     """keys and values in the model's own type, or as int8: half of bfloat16's memory, so twice the answers"""
+    device: str = "cpu"
+    """where it computes: cpu, cuda or cuda:N"""
     max_waiting: int = 256
     """answers asked for and not finished; more are refused"""
     max_body: int = 1 << 20
@@ -70,8 +72,9 @@ def serve(command: Command) -> None:
               file=sys.stderr)  # fmt: skip
     with listen(command.host, command.port) as listener:
         served = open_model(
-            command.model, command.max_batch, pages=command.pages or None, kv_dtype=command.kv_dtype
-        )
+            command.model, command.max_batch, pages=command.pages or None, kv_dtype=command.kv_dtype,
+            device=command.device,
+        )  # fmt: skip
         limits = Limits(command.max_body, command.max_waiting, command.max_seconds)
         name = command.name or command.model.resolve().name
         app = make_app(served, name, limits, command.api_key or None, LOOPBACK if local else None)

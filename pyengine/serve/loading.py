@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..devices import device_of
 from ..engine import Engine, Tools
 from ..errors import UserError
 from ..text import SearchTool, Tokenizer
@@ -36,11 +37,13 @@ def open_model(
     with_search: bool = True,
     pages: int | None = None,
     kv_dtype: KvDtype = "auto",
+    device: str = "cpu",
 ) -> Served:
     """Load what `path` names; UserError says what was expected where it is not there.
 
-    pages: of the cache; kv_dtype: what they hold.
+    pages: of the cache; kv_dtype: what they hold. device: where it computes, "cpu", "cuda" or "cuda:N".
     """
+    place = device_of(device)
     if (path / "config.json").exists() or (path.suffix == ".gguf" and path.is_file()):
         folder, base, index = path, False, None
     elif (path / "stages").is_dir():
@@ -57,7 +60,8 @@ def open_model(
     tools = None
     if with_search and index is not None and index.exists() and not base:
         tools = _search_of(index, tokenizer)
-    engine = Engine(load(folder), tokenizer, tools, max_batch=max_batch, pages=pages, kv_dtype=kv_dtype)
+    model = load(folder, device=place)
+    engine = Engine(model, tokenizer, tools, max_batch=max_batch, pages=pages, kv_dtype=kv_dtype)
     how = TextFormat(tokenizer) if base else format_of(tokenizer, folder, searches=tools is not None)
     return Served(engine, tokenizer, how, folder)
 

@@ -4,6 +4,7 @@
     python -m pyengine.train pretrain --seed 3      one stage
     python -m pyengine.train --web.source pages/    real input in place of the world's
     python -m pyengine.train --dry-run              what would run, how large, how long
+    python -m pyengine.train --device cuda          on a GPU
     torchrun --nproc-per-node 2 -m pyengine.train   training steps shared by two processes
 
 The same command given again does only what is missing, with any number of processes.
@@ -20,7 +21,9 @@ from rich.table import Table
 
 from .. import command as shell
 from .. import report
+from ..devices import device_of
 from ..errors import UserError
+from . import machine
 from .config import Config, check, read_config
 from .dial import resolve
 from .loop import assist
@@ -59,7 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def take_part(arguments: list[str]) -> None:
     """Run the road, or assist the process that does."""
-    command, team = parse(arguments), Team.join()
+    command = parse(arguments)
+    team = Team.join(device_of(command.settings.device))
     if team.rank:
         Run(command.settings).prepare()
         assist(team)
@@ -99,7 +103,10 @@ def execute(command: Command) -> None:
         return
     started = time.monotonic()
     with opened(settings) as run:
-        console.print(f"run {run.folder}, seed {run.config.seed}, {run.threads} threads")
+        told = (
+            f"run {run.folder}, seed {run.config.seed}, {run.threads} threads, {machine.name_of(run.device)}"
+        )
+        console.print(told, markup=False)
         try:
             for stage in stages:
                 perform(run, stage, force=command.force and stage.name in command.stages)

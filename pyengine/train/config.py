@@ -252,6 +252,8 @@ class Config:
     """seed of the world, the weights, the order of the data and every sample"""
     threads: int = 0
     """threads of the kernels; 0 takes every core"""
+    device: str = "cpu"
+    """where models are trained and asked: cpu, cuda or cuda:N; under torchrun "cuda" gives each process a GPU"""
     checkpoint_minutes: float = 10.0
     """a training writes a checkpoint before each evaluation, and when the last one is this old"""
     world: WorldConfig = field(default_factory=WorldConfig)

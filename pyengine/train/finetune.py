@@ -43,7 +43,7 @@ class FinetuneSettings(Protocol):
 
 def start_from(run: Run, stage: str) -> Transformer:
     """The model that a stage left behind."""
-    return load(run.path(stage))
+    return load(run.path(stage), device=run.device)
 
 
 def passed_on(run: Run, before: str, stage: str) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from .. import report
 from ..data.loader import IGNORE, Batch
 from ..errors import UserError
 from ..kernels import _native
+from ..kernels._memory import to_device
 from ..model import Transformer
 from . import checkpoint, team
 from .config import OptimizerConfig
@@ -103,28 +104,31 @@ class Worker:
         self.model, self.optimizer, self.micro_tokens = model, optimizer, micro_tokens
 
     def gradients(self, batch: WeightedBatch, total_weight: float) -> tuple[float, torch.Tensor]:
-        """Add the gradients of the weighted mean loss to the parameters; returns it, and each token's loss.
+        """Add the gradients of the weighted mean loss to the parameters; returns it, and each token's loss on the host.
 
         Weights make it cross-entropy, or policy gradient with advantages as weights.
         """
         while True:
-            total, losses = 0.0, []
             try:
-                for piece in batch.split(self.micro_tokens):
-                    nll = self.model.loss(
-                        piece.ids, piece.targets, piece.cu_seqlens, piece.positions, piece.weights
-                    )
-                    weighted = nll if piece.weights is None else nll * piece.weights
-                    loss = weighted.sum() / total_weight
-                    loss.backward()
-                    total += loss.item()
-                    losses.append(nll.detach())
-                return total, torch.cat([torch.empty(0), *losses])
+                pieces = [self._piece(piece, total_weight) for piece in batch.split(self.micro_tokens)]
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
                 self.optimizer.clear()
                 self._halve(batch)
+                continue
+            if not pieces:
+                return 0.0, torch.empty(0)
+            totals, losses = zip(*pieces, strict=True)
+            told = torch.cat([torch.stack(totals), *losses]).cpu()  # the one wait for the device
+            return sum(told[: len(pieces)].tolist()), told[len(pieces) :]
+
+    def _piece(self, piece: WeightedBatch, total_weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+        nll = self.model.loss(piece.ids, piece.targets, piece.cu_seqlens, piece.positions, piece.weights)
+        weighted = nll if piece.weights is None else nll * to_device(piece.weights, nll.device)
+        loss = weighted.sum() / total_weight
+        loss.backward()
+        return loss.detach(), nll.detach()
 
     def _halve(self, batch: WeightedBatch) -> None:
         longest = int(batch.cu_seqlens.diff().max())
@@ -146,7 +150,7 @@ def assist(team: Team) -> None:
             return
         if order == "begin":
             config, dtype, settings, micro_tokens = arguments
-            model = Transformer(config, None, dtype)
+            model = Transformer(config, None, dtype, team.device)
             worker = Worker(model, Optimizer(model, settings, team), micro_tokens)
         elif order == "load":
             stored, worker.optimizer.updates = arguments
@@ -212,7 +216,7 @@ class Trainer:
         """
         every = every or self.steps
         self._resume(position)
-        self._peak = self._peak or peak_flops(self.model.dtype, self.run.threads)
+        self._peak = self._peak or peak_flops(self.model.dtype, self.run.threads, self.model.device)
         self._started = self._saved = time.monotonic()
         first = self.done
         with Progress(self.label, self.steps) as progress:
@@ -348,14 +352,30 @@ class Trainer:
         }
 
 
-def peak_flops(dtype: torch.dtype, threads: int) -> float:
-    """Operations a second of multiply-adds in registers, measured now: the ceiling of the MFU on a CPU."""
+def peak_flops(dtype: torch.dtype, threads: int, device: torch.device) -> float:
+    """Operations a second, measured now, at which the MFU would be 1: on a CPU of multiply-adds in registers, on a
+    GPU of torch's product of two large matrices."""
+    if device.type == "cuda":
+        return _peak_product(dtype, device)
     name = "ceiling_dot_bf16" if dtype == torch.bfloat16 else "ceiling_fma_f32"
     best = 0.0
     for _ in range(5):
         started = time.perf_counter()
         best = max(best, getattr(_native.cpu, name)(1_000_000, threads) / (time.perf_counter() - started))
     return best
+
+
+def _peak_product(dtype: torch.dtype, device: torch.device, side: int = 8192) -> float:
+    a, b, out = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(3))
+    best = math.inf
+    for _ in range(5):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        torch.mm(a, b, out=out)
+        end.record()
+        end.synchronize()
+        best = min(best, start.elapsed_time(end) / 1000)
+    return 2 * side**3 / best
 
 
 def _out_of_memory(error: BaseException) -> bool:

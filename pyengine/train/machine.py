@@ -34,6 +34,11 @@ def describe() -> dict[str, Any]:
     }
 
 
+def name_of(device: torch.device) -> str:
+    """What the device is called, with the name of its card: "cpu", "cuda:0 (NVIDIA H100 80GB HBM3)"."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
 def keep_memory() -> None:
     """Let this process keep the memory it frees, where its C library is glibc; elsewhere nothing changes.
 

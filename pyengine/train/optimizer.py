@@ -72,7 +72,7 @@ class Optimizer:
         for slot, name in self._slots:
             tensor = self._at_first(slot, name)
             self.team.move(tensor, self._owner[name], 0)
-            found[slot] = tensor
+            found[slot] = tensor.cpu() if self.team.rank == 0 else tensor
         return found
 
     @torch.no_grad()
@@ -94,7 +94,7 @@ class Optimizer:
         if self.team.size == 1:
             return
         parts = [
-            torch.zeros(p.numel()) if p.grad is None else p.grad.reshape(-1).float()
+            torch.zeros(p.numel(), device=p.device) if p.grad is None else p.grad.reshape(-1).float()
             for p in self._parameters.values()
         ]
         total = torch.cat(parts)
@@ -177,7 +177,8 @@ class Optimizer:
         """This process's tensor of a slot; on the first, which passes on what others own, room for it."""
         if self._owner[name] == self.team.rank:
             return self._state[slot]
-        return torch.empty(self._parameters[name].shape if self.team.rank == 0 else 0)
+        shape = self._parameters[name].shape if self.team.rank == 0 else 0
+        return torch.empty(shape, device=self._parameters[name].device)
 
 
 def _inside_layer(name: str, parameter: torch.Tensor) -> bool:

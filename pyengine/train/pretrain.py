@@ -40,7 +40,7 @@ def pretrain(run: Run) -> dict[str, Any]:
     settings, tokenizer = run.config.pretrain, run.tokenizer
     train, val = (TokenShards(run.path("shards", split), tokenizer) for split in ("train", "val"))
     model = Transformer(
-        model_config(run.config.model, train.vocab_size), run.config.seed, dtype_of(run.config)
+        model_config(run.config.model, train.vocab_size), run.config.seed, dtype_of(run.config), run.device
     )
     steps = steps_of(run.config, train.tokens)
     note(f"{model.config.parameters:,} parameters, {train.tokens:,} tokens, {steps} steps")
@@ -213,7 +213,7 @@ def estimate(run: Run) -> list[str]:
     tokens = json.loads(manifest.read_text("utf-8"))["tokens"] if manifest.exists() else 0
     steps = steps_of(config, tokens)
     flops = steps * settings.batch_tokens * model.train_flops(settings.context / 2)
-    seconds = flops / (0.3 * peak_flops(dtype_of(config), run.threads))
+    seconds = flops / (0.3 * peak_flops(dtype_of(config), run.threads, run.device))
     return [
         *lines,
         f"time: {steps} steps, {flops:.2e} operations, about {seconds:,.0f} s of pre-training here",

@@ -32,9 +32,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import __version__, kernels
+from ..devices import device_of, processes_here
 from ..errors import UserError
 from ..files import atomic_write, file_hash, write_json
-from . import machine, team
+from . import machine
 from .config import Config, as_table, write_config
 from .dial import resolve
 from .progress import console, note
@@ -84,7 +85,12 @@ class Run:
     @cached_property
     def threads(self) -> int:
         """How many threads the kernels use."""
-        return self.config.threads or max(1, len(os.sched_getaffinity(0)) // team.processes_here())
+        return self.config.threads or max(1, len(os.sched_getaffinity(0)) // processes_here())
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where models are trained and asked; UserError where it is not there."""
+        return device_of(self.config.device)
 
     def prepare(self) -> None:
         """Set up this process: its threads, and how it keeps memory."""
@@ -231,7 +237,7 @@ def perform(run: Run, stage: Stage, force: bool = False) -> None:
         run.path("config.toml"), run.config
     )  # not before: a mistake must not change what --resume reads
     marker["settings"] = settings_of(run, stage)
-    marker["machine"] = machine.describe() | {"threads": run.threads}
+    marker["machine"] = machine.describe() | {"threads": run.threads, "device": machine.name_of(run.device)}
     write_json(run.path("stages", f"{stage.name}.json"), marker)
     run.stage = stage.name
     _draw(run, stage)

@@ -5,7 +5,8 @@
 The first process alone reads, writes, evaluates and samples; so no stage knows how many there are. At each step
 it deals the documents of the batch out to all; gradients are added up in float32; each process updates the
 parameters that it owns, whose optimiser state it alone keeps, and their new values go to all. The others wait for
-its orders in `loop.assist`. Messages are pickled, tensors go as bytes, over gloo.
+its orders in `loop.assist`. Messages are pickled and go over gloo; so do the bytes of tensors, or over NCCL from GPU to
+GPU, where each process has one.
 """
 
 import os
@@ -23,15 +24,18 @@ class Team:
     """The processes of a training; by default this one alone, for which nothing is sent."""
 
     rank, size = 0, 1
+    device = torch.device("cpu")  # on which this process computes
 
     @classmethod
-    def join(cls) -> "Team":
-        """The team that torchrun started this process for; alone without torchrun."""
+    def join(cls, device: torch.device = device) -> "Team":
+        """The team that torchrun started this process for, to compute on `device`; alone without torchrun."""
         global current
         team = cls()
+        team.device = device
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             # the first may crawl or sample for hours between two orders
-            dist.init_process_group("gloo", timeout=timedelta(days=30))
+            backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
+            dist.init_process_group(backend, timeout=timedelta(days=30))
             team.rank, team.size = dist.get_rank(), dist.get_world_size()
         current = team
         return team
@@ -100,11 +104,6 @@ class Team:
 
 
 current = Team()  # what a training takes unless told otherwise
-
-
-def processes_here() -> int:
-    """How many processes torchrun started on this machine: they share its cores."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:

@@ -31,7 +31,7 @@ def test_a_parquet_file_becomes_a_model(tmp_path, monkeypatch):
     from pyarrow import parquet
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loop, "peak_flops", lambda dtype, threads: 1e9)
+    monkeypatch.setattr(loop, "peak_flops", lambda *_: 1e9)
     texts = [d.text for d in World(tiny.ROAD.closed_world()).documents if len(d.text) > 300][:120]
     columns = {  # some of FineWeb-Edu's
         "text": texts, "id": [f"<urn:uuid:{i}>" for i in range(len(texts))],

@@ -24,8 +24,8 @@ TEXTS = [f"The {colour} {animal} sat on mat number {n}." for n in range(12)
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "peak_flops", lambda dtype, threads: 1e9)
-    monkeypatch.setattr(pretrain, "peak_flops", lambda dtype, threads: 1e9)
+    monkeypatch.setattr(loop, "peak_flops", lambda *_: 1e9)
+    monkeypatch.setattr(pretrain, "peak_flops", lambda *_: 1e9)
     settings = PretrainConfig(steps=40, batch_tokens=256, context=16, evaluations=4, validation_tokens=60)
     model = ModelSettings(depth=2, hidden_size=32, head_dim=16, max_positions=128)
     with opened(Config(name="r", model=model, pretrain=settings), tmp_path) as run:

@@ -18,7 +18,7 @@ from pyengine.web import SearchIndex
 from pyengine.world.config import WorldConfig
 
 MODEL = ModelConfig(61, 32, 2, 2, 1, 16, 40)
-loop.peak_flops = lambda dtype, threads: 1e9  # no time for measuring it
+loop.peak_flops = lambda dtype, threads, device: 1e9  # no time for measuring it
 
 
 def batch(step: int, documents=(9, 1, 20)) -> WeightedBatch:

@@ -20,15 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+import torch
 
 from ..errors import UserError
 from ..files import atomic_write
+from ..model import ModelConfig
+from ..text import SPECIAL_TOKENS
 from ..world.config import WorldConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+RULES = ("adamw", "muon")  # of updating parameters
 
 
 @dataclass(frozen=True)
@@ -314,9 +319,24 @@ def check(config: Config) -> None:
         path = getattr(getattr(config, section), key)
         if path is not None and not path.is_file():
             raise UserError(f"{name} = {path}: there is no such file; expected JSONL")
+    smallest = 256 + len(SPECIAL_TOKENS)
+    if config.tokenizer.vocab_size < smallest:
+        raise UserError(
+            f"tokenizer.vocab_size = {config.tokenizer.vocab_size}: expected at least {smallest}, the bytes and the "
+            "special tokens"
+        )
+    model_config(config.model, config.tokenizer.vocab_size)
+    dtype_of(config)
+    if not 1 <= config.pretrain.context <= config.model.max_positions:
+        raise UserError(
+            f"pretrain.context = {config.pretrain.context}: expected 1 to model.max_positions, "
+            f"{config.model.max_positions}"
+        )
     for name in ("pretrain", "sft", "know", "search", "rl"):
         section = getattr(config, name)
         optimizer = section.optimizer
+        if optimizer.rule not in RULES:
+            raise UserError(f"{name}.optimizer.rule = {optimizer.rule!r}: expected {' or '.join(RULES)}")
         if optimizer.lr <= 0 or optimizer.muon_lr <= 0:
             raise UserError(
                 f"{name}.optimizer: lr = {optimizer.lr}, muon_lr = {optimizer.muon_lr}: expected rates above 0, "
@@ -326,6 +346,31 @@ def check(config: Config) -> None:
             raise UserError(f"{name}.evaluations = {section.evaluations}: expected at least 1")
         if getattr(section, "batch_tokens", 1) < 1:
             raise UserError(f"{name}.batch_tokens = {section.batch_tokens}: expected at least 1")
+
+
+def model_config(settings: ModelSettings, vocab_size: int) -> ModelConfig:
+    """The sizes that the settings ask for; UserError for those that do not fit together."""
+    try:
+        return ModelConfig.from_depth(
+            settings.depth,
+            vocab_size,
+            settings.hidden_size,
+            settings.head_dim,
+            settings.kv_heads,
+            settings.intermediate_size,
+            qk_norm=settings.qk_norm,
+            tie_embeddings=settings.tie_embeddings,
+            max_position_embeddings=settings.max_positions,
+        )
+    except ValueError as error:
+        raise UserError(f"model settings: {error}") from None
+
+
+def dtype_of(config: Config) -> torch.dtype:
+    """The type of the model's weights in training."""
+    if config.model.dtype not in ("float32", "bfloat16"):
+        raise UserError(f"model.dtype = {config.model.dtype!r}: expected float32 or bfloat16")
+    return getattr(torch, config.model.dtype)
 
 
 def write_config(path: Path, config: Config) -> None:

@@ -15,7 +15,7 @@ import torch
 from .. import kernels
 from ..errors import UserError
 from ..model import Transformer
-from .config import OptimizerConfig
+from .config import RULES, OptimizerConfig
 from .team import Team
 
 MOMENTUM = 0.95
@@ -34,8 +34,8 @@ class Optimizer:
     """Updates the parameters of a model from their gradients; see the module for the rules."""
 
     def __init__(self, model: Transformer, config: OptimizerConfig, team: Team | None = None):
-        if config.rule not in ("adamw", "muon"):
-            raise UserError(f"optimizer.rule = {config.rule!r}: expected adamw or muon")
+        if config.rule not in RULES:
+            raise UserError(f"optimizer.rule = {config.rule!r}: expected {' or '.join(RULES)}")
         self.config, self.team = config, team or Team()
         self.updates = 0
         self._parameters = dict(model.named_parameters())

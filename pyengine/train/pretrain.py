@@ -20,9 +20,9 @@ from ..data.loader import IGNORE, Batch, make_batch
 from ..engine import Engine, SamplingParams
 from ..errors import UserError
 from ..files import atomic_write
-from ..model import ModelConfig, Transformer, save
+from ..model import Transformer, save
 from ..text import Tokenizer
-from .config import Config, ModelSettings
+from .config import Config, dtype_of, model_config
 from .loop import Trainer, peak_flops
 from .ngram import kneser_ney_nll
 from .progress import note
@@ -58,31 +58,6 @@ def pretrain(run: Run) -> dict[str, Any]:
     summary = trainer.fit(lambda _: loader.next(), evaluate, every, position=loader)
     save(model, run.path("base"), tokenizer=run.path("tokenizer"))
     return summary | {"parameters": model.config.parameters} | _gates(run, train, val, tokenizer)
-
-
-def model_config(settings: ModelSettings, vocab_size: int) -> ModelConfig:
-    """The sizes that the settings ask for; UserError for those that do not fit together."""
-    try:
-        return ModelConfig.from_depth(
-            settings.depth,
-            vocab_size,
-            settings.hidden_size,
-            settings.head_dim,
-            settings.kv_heads,
-            settings.intermediate_size,
-            qk_norm=settings.qk_norm,
-            tie_embeddings=settings.tie_embeddings,
-            max_position_embeddings=settings.max_positions,
-        )
-    except ValueError as error:
-        raise UserError(f"model settings: {error}") from None
-
-
-def dtype_of(config: Config) -> torch.dtype:
-    """The type of the model's weights in training."""
-    if config.model.dtype not in ("float32", "bfloat16"):
-        raise UserError(f"model.dtype = {config.model.dtype!r}: expected float32 or bfloat16")
-    return getattr(torch, config.model.dtype)
 
 
 def steps_of(config: Config, tokens: int) -> int:

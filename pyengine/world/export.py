@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..errors import UserError
+from ..files import naming
 from .facts import GROUPS
 from .problems import KINDS
 from .world import World
@@ -33,7 +34,7 @@ def write_world(world: World, folder: Path, published: str = "cutoff", problems:
     shown = [page for page in world.pages if page.status == 200 and (published == "later" or not page.later)]
     pages = list({page.path: page for page in shown}.values())  # a later edition takes the place of the first
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+    with naming(folder), TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         here = Path(temporary) / "world"
         for page in pages:
             name = page.path.lstrip("/") + ("index.html" if page.path.endswith("/") else "")

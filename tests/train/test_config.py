@@ -64,6 +64,11 @@ def test_mistakes_on_the_command_line_are_named(tmp_path, monkeypatch, capsys):
         (["--know.facts", "none.jsonl"], "know.facts = none.jsonl: there is no such file"),
         (["--sft.conversations", "none.jsonl"], "sft.conversations = none.jsonl: there is no such file"),
         (["--pretrain.evaluations", "0"], "pretrain.evaluations = 0: expected at least 1"),
+        (["--model.hidden-size", "33"], "model settings: hidden_size = 33"),
+        (["--model.dtype", "float16"], "expected float32 or bfloat16"),
+        (["--tokenizer.vocab-size", "100"], "tokenizer.vocab_size = 100: expected at least 264"),
+        (["--pretrain.context", "4096"], "expected 1 to model.max_positions, 1024"),
+        (["--sft.optimizer.rule", "sgd"], "sft.optimizer.rule = 'sgd': expected adamw or muon"),
         (["--config", "."], "cannot be read as a configuration file"),
     ],
 )

@@ -60,6 +60,7 @@ TRITON_TESTS := TRITON_INTERPRET=1 $(VENV)-triton/bin/python -m pytest tests/ker
 test-triton: $(VENV)-triton/.ready  ## the Triton kernels under the interpreter, in their own process: the quick part
 	$(TRITON_TESTS) -k "(triton and (rmsnorm or cross_entropy or as_good)) or reference_does" $(ARGS)
 	$(VENV)-triton/bin/python -m pytest tests/kernels/test_triton_compiles.py tests/kernels/test_triton_decoding.py -k "90 or waits" $(ARGS)
+	$(VENV)-triton/bin/python -m pytest tests/kernels/test_cuda_compiles.py -m "not slow" $(ARGS)
 
 # The CUDA kernels, compiled for the CPU: results first, then under AddressSanitizer, then with real threads under
 # ThreadSanitizer (a small case: every CUDA thread is a thread of the system).
@@ -68,7 +69,7 @@ SHIM := PYENGINE_CUDA_SHIM=$$($(PY) -m tests.cuda_shim build/shim
 ASAN := ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so)
 TSAN := TSAN_OPTIONS=ignore_noninstrumented_modules=1:exitcode=66 LD_PRELOAD=$$($(CXX) -print-file-name=libtsan.so)
 test-cuda: $(VENV)/.test  ## the CUDA kernels on the host shim, with sanitizers: the quick part
-	$(SHIM)) $(SHIM_TESTS) -k "shim and (rmsnorm or bpe or decoder or (attention and (races or (as_good and 33))) or (reference_bits and not anywhere and (63 or 64)))"
+	$(SHIM)) $(SHIM_TESTS) -k "shim and (rmsnorm or bpe or decoder or hopper or (attention and (races or (as_good and 33))) or (reference_bits and not anywhere and (63 or 64)))"
 	$(SHIM) asan) $(ASAN) $(SHIM_TESTS) -k "shim and ((rmsnorm and not extremes) or (bpe and random_bytes) or ((attention or decoder) and races))"
 	$(SHIM) tsan) $(TSAN) $(SHIM_TESTS) -k "shim and races"
 

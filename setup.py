@@ -48,7 +48,7 @@ COMMON = [
 COMMON += ["-Wno-maybe-uninitialized"]  # GCC 12 warns about its own intrinsics headers
 # Those that the nvcc at hand knows are built. Where one card's code does not run on the next generation, PTX of
 # the last of them lets the driver translate.
-CUDA_ARCHITECTURES = ["80", "89", "90", "100"]
+CUDA_ARCHITECTURES = ["80", "89", "90a", "100"]  # 90a: with the instructions of Hopper alone
 HEADERS = sorted((ROOT / "csrc").rglob("*.h"))
 
 
@@ -139,7 +139,7 @@ class BuildExtensions(build_ext):
 def cuda_architectures() -> list[str]:
     """Those of CUDA_ARCHITECTURES that the nvcc on the PATH knows."""
     listed = subprocess.run(["nvcc", "--list-gpu-arch"], stdout=subprocess.PIPE, text=True, check=True).stdout
-    if known := [a for a in CUDA_ARCHITECTURES if f"compute_{a}" in listed.split()]:
+    if known := [a for a in CUDA_ARCHITECTURES if f"compute_{a.rstrip('a')}" in listed.split()]:
         return known
     raise OSError(f"this nvcc knows none of the architectures {', '.join(CUDA_ARCHITECTURES)}")
 

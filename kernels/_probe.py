@@ -6,6 +6,7 @@ package offers `examples(device)`: a list of (function, arguments, keyword argum
 together reach every public function of the op.
 """
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ._select import DISAGREES, use_backend
+from ._select import DISAGREES, PROBE_SECONDS, presume, use_backend
 
 TOLERANCE = 2e-2  # of the largest value: catches a wrong kernel, not a rounding
 
@@ -88,7 +89,9 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 if __name__ == "__main__":
     op, backend, device = sys.argv[1:]
+    signal.alarm(PROBE_SECONDS)  # so that a kernel that hangs ends even where who started this is gone
     torch.cuda.set_device(device)  # Triton launches on the current one
+    presume(op, backend, torch.device(device))
     try:
         compare(op, backend, device)
     except Disagreement as error:

@@ -5,7 +5,9 @@ A backend of an op exists exactly when its file `kernels/<op>/<backend>.py` exis
 the device's type. On a GPU a backend is used only after small launches of all of the op's functions, forward and
 backward, on that very card agreed with the reference; they happen in a subprocess with a time limit, since a
 kernel that does not fit a card may hang or poison the process, and the verdict is kept per card, version and source.
-What an op cannot do raises; nothing is caught and retried elsewhere.
+What an op cannot do raises; nothing is caught and retried elsewhere. What only the reading of its machine code has
+proven (ON_REQUEST) is never in the order: asked for by name, it is used for the ops that have it, and on a card only
+after such a probe.
 """
 
 import hashlib
@@ -25,7 +27,14 @@ import torch
 from . import _native
 
 ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
-DEVICES = {"cpu": ("cpu",), "cuda": ("cuda",), "triton": ("cuda",), "reference": ("cpu", "cuda")}
+DEVICES = {
+    "cpu": ("cpu",),
+    "cuda": ("cuda",),
+    "triton": ("cuda",),
+    "hopper": ("cuda",),
+    "reference": ("cpu", "cuda"),
+}
+ON_REQUEST = ("hopper",)
 HERE = Path(__file__).parent
 PROBE_SECONDS = 120
 DISAGREES = 3  # how a probe exits whose results are not the reference's
@@ -53,7 +62,10 @@ def select(op: str, device: torch.device) -> ModuleType:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Run every op inside the block on backend `name` ("reference", "cpu", "triton" or "cuda")."""
+    """Run every op inside the block on backend `name` ("reference", "cpu", "triton" or "cuda").
+
+    "hopper" means the ops that have it; the others run on what they run on anyway.
+    """
     if name not in DEVICES:
         raise ValueError(f"use_backend: expected one of {', '.join(DEVICES)}, got {name!r}")
     global epoch
@@ -95,9 +107,13 @@ def _decide(op: str, device: torch.device) -> tuple[ModuleType, str]:
     if wish:
         if wish not in DEVICES:
             raise ValueError(f"PYENGINE_BACKEND={wish!r}: expected one of {', '.join(DEVICES)}")
-        emulated = {"triton": os.environ.get("TRITON_INTERPRET") == "1", "cuda": bool(_native.CUDA_SHIM)}
+    if wish and (wish in backends(op) or wish not in ON_REQUEST):
+        shim = bool(_native.CUDA_SHIM)
+        emulated = {"triton": os.environ.get("TRITON_INTERPRET") == "1", "cuda": shim, "hopper": shim}
         if wish not in backends(op) or not (device.type in DEVICES[wish] or emulated.get(wish)):
             raise NotImplementedError(f"{op}: there is no {wish} backend for {device.type} tensors")
+        if wish in ON_REQUEST and device.type == "cuda" and (problem := _probe(op, wish, device)):
+            raise NotImplementedError(f"{op}: the {wish} backend does not run on this card: {problem}")
         return _load(op, wish), "asked for"
     refused = []
     for name in ORDER.get(device.type, ("reference",)):
@@ -108,6 +124,11 @@ def _decide(op: str, device: torch.device) -> tuple[ModuleType, str]:
             continue
         return _load(op, name), "; ".join(refused) or f"first of {device.type}'s order"
     raise NotImplementedError(f"{op}: no backend for {device.type} tensors ({'; '.join(refused)})")
+
+
+def presume(op: str, backend: str, device: torch.device) -> None:
+    """Take the backend as probed in this process, which is to find out."""
+    _unfinished[_probe_key(op, backend, device)] = ""
 
 
 def _load(op: str, backend: str) -> ModuleType:

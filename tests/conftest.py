@@ -2,7 +2,8 @@
 
 `TRITON_INTERPRET=1 pytest tests/kernels` adds the Triton backends, run by Triton's interpreter on CPU tensors
 (in a process of its own: the variable must be set before Triton is imported). PYENGINE_CUDA_SHIM does the same
-for the CUDA kernels, run by tests/cuda_shim. With a GPU the same tests run on it, with the backends it has.
+for the CUDA kernels, run by tests/cuda_shim (test_attention_hopper.py holds what Hopper alone has). With a GPU the
+same tests run on it, with the backends it has.
 """
 
 import os
@@ -37,7 +38,9 @@ def runnable(op: str) -> list[tuple[str, str]]:
             found += [("cpu", isa) for isa in _native.runnable()]
         elif backend == "reference":
             found.append(("reference", "cpu"))
-        elif torch.cuda.is_available():
+        elif torch.cuda.is_available() and (
+            backend != "hopper" or torch.cuda.get_device_capability() == (9, 0)
+        ):
             found.append((backend, "cuda"))
     return found
 

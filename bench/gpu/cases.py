@@ -33,8 +33,8 @@ class Place:
         return small if self.dry else full
 
     def dtype(self, full: torch.dtype) -> torch.dtype:
-        """Of what enters a product: the interpreter gets float32."""
-        return F32 if self.dry else full
+        """Of what enters a product: Triton's interpreter gets float32."""
+        return F32 if self.dry and self.backend == "triton" else full
 
     def randn(self, *shape: int, dtype: torch.dtype = BF16, scale: float = 1.0) -> torch.Tensor:
         make = torch.Generator(device=self.device).manual_seed(sum(shape))
@@ -123,10 +123,8 @@ def _attention(place: Place, heads: int, dim: int, length: int, backward: bool) 
     first = next(iter(peers.values()))
     lengths = [length] * rows
     flops = 4.0 * dim * prediction.pairs(lengths) * heads
-    by_warps = "_by_warps" if place.backend == "cuda" else ""
-    work = getattr(prediction, f"attention_{'backward' if backward else 'forward'}{by_warps}")(
-        lengths, heads, dim
-    )
+    how = {"triton": "", "cuda": "_by_warps", "hopper": "_on_hopper"}[place.backend]
+    work = getattr(prediction, f"attention_{'backward' if backward else 'forward'}{how}")(lengths, heads, dim)
 
     def ours(q, k, v):
         return attention(q, k, v, bounds)
@@ -631,26 +629,30 @@ def _decoding(place: Place, name: str, *arguments) -> Prepared:
 def _cases() -> list[Case]:
     found = []
 
+    called_so = {"triton": "", "cuda": ", CUDA C++", "hopper": ", Hopper's engines"}
+
     def add(
-        area, name, make, *arguments, versus="", goals=(0.0, 0.0, 0.0), seconds=3.0, quick=False, cuda=False,
+        area, name, make, *arguments, versus="", goals=(0.0, 0.0, 0.0), seconds=3.0, quick=False,
         backends=("triton",),
     ):  # fmt: skip
-        """cuda: the op has kernels in CUDA C++ too, which are measured beside those in Triton."""
+        """backends: whose kernels are measured, each in a row of its own; the first's may have to be compiled."""
         tags = frozenset({"quick"} if quick else ())
-        for backend in (*backends, "cuda") if cuda else backends:
-            called = f"{name}, CUDA C++" if cuda and backend == "cuda" else name
+        for backend in backends:
+            called = name + called_so[backend] if len(backends) > 1 else name
+            needs = seconds if backend == backends[0] else seconds / 2
             case = Case(
-                area, called, lambda place: make(place, *arguments), versus, goals, seconds, tags, backend
+                area, called, lambda place: make(place, *arguments), versus, goals, needs, tags, backend
             )
             found.append(case)
 
     for heads, dim, goals in ((16, 128, (1.08, 1.4, 1.75)), (32, 64, (1.2, 1.35, 1.55))):
         for length in (2048, 8192, 16384):
             add("attention forward", f"causal D={dim} S={length}", _attention, heads, dim, length, False,
-                versus="SDPA FLASH", goals=goals, quick=length == 8192, cuda=True)  # fmt: skip
+                versus="SDPA FLASH", goals=goals, quick=length == 8192,
+                backends=("triton", "cuda", "hopper"))  # fmt: skip
     for heads, dim, length in ((16, 128, 2048), (16, 128, 8192), (32, 64, 4096)):
         add("attention backward", f"causal D={dim} S={length}", _attention, heads, dim, length, True,
-            versus="SDPA FLASH", goals=(0.85, 1.2, 1.5), quick=length == 4096, cuda=True)  # fmt: skip
+            versus="SDPA FLASH", goals=(0.85, 1.2, 1.5), quick=length == 4096, backends=("triton", "cuda"))  # fmt: skip
     add("attention forward", "packed, 64 to 2,048 tokens, D=64", _packed_attention,
         versus="SDPA FLASH, padded", goals=(1.5, 2.0, 3.0))  # fmt: skip
     for requests, context in ((64, 1024), (8, 8192), (1, 65536)):
@@ -686,7 +688,7 @@ def _cases() -> list[Case]:
         add("linear", f"{rows} x 14,336 x 4,096", _linear, rows, 14336, 4096, goals=(0.6, 0.75, 0.88))
     for rows in (1, 32, 128):
         add("sample", f"top-k 50 + top-p 0.95, B={rows} V=131,072", _sample, rows,
-            versus="torch sort path", goals=(3.0, 8.0, 15.0), quick=rows == 1, cuda=True)  # fmt: skip
+            versus="torch sort path", goals=(3.0, 8.0, 15.0), quick=rows == 1, backends=("triton", "cuda"))  # fmt: skip
     for name, fresh in (("first pass", True), ("known pieces", False)):
         found.append(
             Case(
@@ -721,7 +723,8 @@ def _cases() -> list[Case]:
     for batch in (1, 64):
         add("head + sample", f"B={batch}, d=1,024 V=151,936", _decoding, "head_and_sample", batch,
             versus="torch's product alone", goals=(1 / 1.1, 1 / 1.05, 1 / 1.03), seconds=6)  # fmt: skip
-    return found
+    # last, so that a kernel never seen on a card, should it hang, takes its own rows' time alone
+    return sorted(found, key=lambda case: case.backend == "hopper")
 
 
 CASES: list[Case] = _cases()

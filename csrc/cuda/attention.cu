@@ -22,7 +22,6 @@ namespace {
 
 constexpr int kPage = 64;
 constexpr size_t kShared = 99 << 10;  // bytes a block may have on every card
-constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 // Sides of tiles: what registers hold unspilled, and kShared.
 template <class T, int DIM>
@@ -49,26 +48,15 @@ constexpr int kUnrolled = sizeof(T) == 4 ? 1
 template <class T>
 constexpr int kBlocks = sizeof(T) == 4 ? 2 : 1;
 
-// Sum and maximum over the four threads that hold a row.
-__device__ inline float row_sum(float x) {
-  x += __shfl_xor_sync(0xffffffffu, x, 1);
-  return x + __shfl_xor_sync(0xffffffffu, x, 2);
-}
-__device__ inline float row_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
-  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
-}
-
-// Writes 16 rows of a warp's own tile to memory, `to(row)` their addresses, 16 bytes a thread; rows from `rows`
-// on do not exist.
-template <class T, int DIM, class To>
-__device__ inline void write_rows(Tile<T, DIM> tile, int first, int rows, int dim, To to) {
-  constexpr int kNumbers = tile.kNumbers, kChunks = tile.kChunks;
-  __syncwarp();
-  for (int i = lane(); i < 16 * kChunks; i += kWarp) {
-    int row = first + i / kChunks, c = i % kChunks;
-    if (row < rows && c * kNumbers < dim)
-      store_pack<T, kNumbers>(to(row) + c * kNumbers, load_pack<T, kNumbers>(tile.chunk(row, c)));
+// sums[r] += 16 rows of `rows`, from top + 16 r on, times `right`.
+template <int UNROLLED, int R, int N, class T, int DIM, class Right>
+__device__ inline void multiply_rows_of(float (&sums)[R][N][4], Tile<T, DIM> rows, int top, Right right) {
+#pragma unroll(UNROLLED)
+  for (int step = 0; step < DIM / kStep; ++step) {
+    Left<T> left[R];
+#pragma unroll
+    for (int r = 0; r < R; ++r) load_left(left[r], rows, top + 16 * r, step);
+    multiply(sums, left, right, step);
   }
 }
 
@@ -226,13 +214,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) attention_fwd_kernel(Sou
     Kept<T, kColumns> p[R];
     if (mine) {
       float scores[R][kColumns][4] = {};
-#pragma unroll(kUnrolled<T, DIM>)
-      for (int step = 0; step < DIM / kStep; ++step) {
-        Left<T> left[R];
-#pragma unroll
-        for (int r = 0; r < R; ++r) load_left(left[r], queries, top + 16 * r, step);
-        multiply(scores, left, keys, step);
-      }
+      multiply_rows_of<kUnrolled<T, DIM>>(scores, queries, top, keys);
       bool whole = start + kPage - 1 <= first_position;
 #pragma unroll
       for (int r = 0; r < R; ++r)
@@ -430,20 +412,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) attention_bwd_kernel(Gra
     if (top >= rows || (KEYS ? own_first > last : start > own_last)) continue;  // nothing is seen
 
     float p[R][kColumns][4] = {}, ds[R][kColumns][4] = {};
-#pragma unroll(kUnrolled<T, DIM>)
-    for (int k = 0; k < DIM / kStep; ++k) {
-      Left<T> left[R];
-#pragma unroll
-      for (int r = 0; r < R; ++r) load_left(left[r], own, top + 16 * r, k);
-      multiply(p, left, ByColumn<T, DIM>{passing(stage)}, k);
-    }
-#pragma unroll(kUnrolled<T, DIM>)
-    for (int k = 0; k < DIM / kStep; ++k) {
-      Left<T> left[R];
-#pragma unroll
-      for (int r = 0; r < R; ++r) load_left(left[r], own_other, top + 16 * r, k);
-      multiply(ds, left, ByColumn<T, DIM>{passing_other(stage)}, k);
-    }
+    multiply_rows_of<kUnrolled<T, DIM>>(p, own, top, ByColumn<T, DIM>{passing(stage)});
+    multiply_rows_of<kUnrolled<T, DIM>>(ds, own_other, top, ByColumn<T, DIM>{passing_other(stage)});
     const bool whole = KEYS ? own_last <= start : last <= own_first;
 #pragma unroll
     for (int n = 0; n < kColumns; ++n)

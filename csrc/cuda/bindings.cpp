@@ -23,6 +23,8 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
   bind::def(m, "attention_forward_bf16", &attention_forward<bf16>);
   bind::def(m, "attention_backward_f32", &attention_backward<float>);
   bind::def(m, "attention_backward_bf16", &attention_backward<bf16>);
+  bind::def(m, "attention_hopper_rows", &attention_hopper_rows);
+  bind::def(m, "attention_forward_hopper", &attention_forward_hopper);
   bind::def(m, "attention_paged_f32", &attention_paged<float>);
   bind::def(m, "attention_paged_bf16", &attention_paged<bf16>);
   bind::def(m, "write_pages_f32", &write_pages<float>);

@@ -18,6 +18,8 @@
 constexpr int kWarps = 4, kThreads = kWarps * kWarp;  // of a block
 constexpr int kStep = 16;                             // of K in one product, and rows of a warp's smallest tile
 
+constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+
 // ---- instructions; the host shim runs each as it is documented
 
 // Starts a copy of BYTES (4 or 16) bytes to shared memory; zeros are written where not `inside`.
@@ -103,6 +105,16 @@ __device__ inline uint32_t pack_bf16(float low, float high) {
 }
 
 __device__ inline int lane() { return threadIdx.x % kWarp; }
+
+// Sum and maximum over the four threads that hold a row.
+__device__ inline float row_sum(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+__device__ inline float row_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
 
 // ---- tiles in shared memory
 
@@ -344,4 +356,16 @@ __device__ inline void put(Tile<float, WIDTH> tile, int row, const float (&sums)
     for (int half = 0; half < 2; ++half)
       store_pack<float, 2>(tile.at(row + lane() / 4 + 8 * half, 8 * n + lane() % 4 * 2),
                            {sums[n][2 * half] * scale[half], sums[n][2 * half + 1] * scale[half]});
+}
+// Writes 16 rows of a warp's own tile to memory, `to(row)` their addresses, 16 bytes a thread; rows from `rows`
+// on do not exist.
+template <class T, int DIM, class To>
+__device__ inline void write_rows(Tile<T, DIM> tile, int first, int rows, int dim, To to) {
+  constexpr int kNumbers = tile.kNumbers, kChunks = tile.kChunks;
+  __syncwarp();
+  for (int i = lane(); i < 16 * kChunks; i += kWarp) {
+    int row = first + i / kChunks, c = i % kChunks;
+    if (row < rows && c * kNumbers < dim)
+      store_pack<T, kNumbers>(to(row) + c * kNumbers, load_pack<T, kNumbers>(tile.chunk(row, c)));
+  }
 }

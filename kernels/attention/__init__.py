@@ -138,18 +138,26 @@ def write_pages(
 def examples(device: str) -> list[Example]:
     """Small, odd-sized calls for the probe launch."""
     made: list[Example] = []
+
+    def tensors(tokens, heads, dtype, dim):
+        make = torch.Generator(device=device).manual_seed(1)
+        return (
+            torch.randn(tokens, h, dim, generator=make, device=device).to(dtype).requires_grad_()
+            for h in (heads, 2, 2)
+        )
+
     bounds = torch.tensor([0, 5, 5, 75], dtype=torch.int32, device=device)
     widths = (torch.float32, 33), (torch.bfloat16, 32), (torch.bfloat16, 64), (torch.bfloat16, 128)
     for dtype, dim in widths:
-        make = torch.Generator(device=device).manual_seed(1)
-        q, k, v = (
-            torch.randn(75, heads, dim, generator=make, device=device).to(dtype).requires_grad_()
-            for heads in (4, 2, 2)
-        )
+        q, k, v = tensors(75, 4, dtype, dim)
         made.append((attention, (q, k, v, bounds), {}))
         table = torch.tensor([[3, 0], [1, 2]], dtype=torch.int32, device=device)
         q_start, lengths = (torch.tensor(n, dtype=torch.int32, device=device) for n in ([0, 2, 5], [5, 70]))
         made.append((_through_pages, (q[:5].detach(), k.detach(), v.detach(), table, q_start, lengths), {}))
+    # Several tiles a document, and more of them than a card has SMs, for kernels whose blocks take one after another.
+    bounds = torch.tensor([0, 130, 135, 395], dtype=torch.int32, device=device)
+    for heads, dim in ((24, 64), (4, 128)):
+        made.append((attention, (*tensors(395, heads, torch.bfloat16, dim), bounds), {}))
     return made
 
 

@@ -4,7 +4,7 @@ import torch
 
 from .. import _native
 from ._tiles import tiles
-from .reference import CODES
+from .reference import refuse_codes
 
 NARROW = 8  # numbers that a row's length divides by, so that rows start at multiples of 16 bytes
 WIDEST = 128
@@ -17,7 +17,7 @@ def forward(q, k, v, cu_seqlens, scale):
     work = tiles(cu_seqlens, _rows(wide, q.dtype, False), q.device)
     _native.launch(
         "attention_forward", (q.dtype,), q.device,
-        *_addresses(q, q, k, v, out),
+        *addresses(q, q, k, v, out),
         _native.address(lse, torch.float32, lse.numel(), "cuda"),
         _native.address(work, torch.int32, work.numel(), "cuda"),
         len(work), heads, k.shape[1], wide, scale,
@@ -34,10 +34,10 @@ def backward(dout, q, k, v, out, lse, cu_seqlens, scale):
     by_query, by_key = (tiles(cu_seqlens, rows, q.device, keys) for keys in (False, True))
     _native.launch(
         "attention_backward", (q.dtype,), q.device,
-        *_addresses(q, dout, q, k, v, out),
+        *addresses(q, dout, q, k, v, out),
         _native.address(lse, torch.float32, lse.numel(), "cuda"),
         _native.address(delta, torch.float32, delta.numel(), "cuda"),
-        *_addresses(q, dq, dk, dv),
+        *addresses(q, dq, dk, dv),
         *(_native.address(t, torch.int32, t.numel(), "cuda") for t in (by_query, by_key)),
         len(by_key), heads, kv_heads, wide, scale,
     )  # fmt: skip
@@ -45,14 +45,14 @@ def backward(dout, q, k, v, out, lse, cu_seqlens, scale):
 
 
 def forward_paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale):
-    _refuse_codes(k_pages)
+    refuse_codes("cuda", k_pages)
     (q,), dim = _in_steps(q)
     tokens, heads, wide = q.shape
     out, requests = torch.empty_like(q), len(context_lens)
     numbers = block_table, q_start.contiguous(), context_lens.contiguous()
     _native.launch(
         "attention_paged", (q.dtype,), q.device,
-        *_addresses(q, q, k_pages, v_pages, out),
+        *addresses(q, q, k_pages, v_pages, out),
         *(_native.address(t, torch.int32, t.numel(), "cuda") for t in numbers),
         tokens, requests, block_table.shape[1], heads, k_pages.shape[1], wide, dim, scale,
     )  # fmt: skip
@@ -60,12 +60,12 @@ def forward_paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale
 
 
 def write_pages(k, v, k_pages, v_pages, slots):
-    _refuse_codes(k_pages)
+    refuse_codes("cuda", k_pages)
     tokens, kv_heads, dim = k.shape
     (k_at, k_row), (v_at, v_row) = (_native.rows(t, k.dtype, "cuda") for t in (k, v))
     _native.launch(
         "write_pages", (k.dtype,), k.device,
-        k_at, v_at, *_addresses(k, k_pages, v_pages),
+        k_at, v_at, *addresses(k, k_pages, v_pages),
         _native.address(slots, torch.int32, tokens, "cuda"),
         k_row, v_row, tokens, kv_heads, dim,
     )  # fmt: skip
@@ -80,7 +80,8 @@ def _rows(dim: int, dtype: torch.dtype, backward: bool) -> int:
     return getattr(_native.cuda(), f"attention_rows_{_native.SUFFIX[dtype]}")(dim, backward)
 
 
-def _addresses(like: torch.Tensor, *tensors: torch.Tensor) -> list[int]:
+def addresses(like: torch.Tensor, *tensors: torch.Tensor) -> list[int]:
+    """Of contiguous tensors of the type of `like`."""
     return [_native.address(t, like.dtype, t.numel(), "cuda") for t in tensors]
 
 
@@ -96,13 +97,13 @@ def _in_steps(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], int]:
         )
     if dim % NARROW:
         return [torch.nn.functional.pad(t, (0, -dim % NARROW)) for t in tensors], dim
-    return [t if t.data_ptr() % 16 == 0 else t.clone() for t in tensors], dim
+    return [aligned(t) for t in tensors], dim
+
+
+def aligned(t: torch.Tensor) -> torch.Tensor:
+    """The tensor at a multiple of 16 bytes: itself or a copy."""
+    return t if t.data_ptr() % 16 == 0 else t.clone()
 
 
 def _out_of_steps(t: torch.Tensor, dim: int) -> torch.Tensor:
     return t if t.shape[-1] == dim else t[..., :dim].contiguous()
-
-
-def _refuse_codes(k_pages) -> None:
-    if k_pages.dtype is CODES:
-        raise NotImplementedError(f"attention: cuda has no int8 pages, got k_pages {tuple(k_pages.shape)}")

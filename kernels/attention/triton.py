@@ -17,7 +17,7 @@ import triton.language as tl
 
 from .._triton import dot, dot_onto
 from ._tiles import tiles
-from .reference import CODES, PAGE_SIZE
+from .reference import PAGE_SIZE, refuse_codes
 
 WARPS = 8
 PROGRAMS = 512  # that decoding aims at: about four an SM of the largest cards
@@ -349,7 +349,7 @@ def backward(dout, q, k, v, out, lse, cu_seqlens, scale):
 
 
 def forward_paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale):
-    _refuse_codes(k_pages)
+    refuse_codes("triton", k_pages)
     (tokens, heads, dim), kv_heads = q.shape, k_pages.shape[1]
     out = torch.empty_like(q)
     if not tokens:
@@ -385,7 +385,7 @@ def forward_paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale
 
 
 def write_pages(k, v, k_pages, v_pages, slots):
-    _refuse_codes(k_pages)
+    refuse_codes("triton", k_pages)
     tokens, kv_heads, dim = k.shape
     if tokens:
         write_pages_kernel[(tokens, kv_heads)](
@@ -436,11 +436,6 @@ def tile_for_keys(dim: int, dtype: torch.dtype) -> dict[str, int]:
 def _strides(k_pages, v_pages, dim: int) -> tuple[int, int, int]:
     """D rounded up as the values have it, and the sizes of one head's share of a page."""
     return -(-dim // 16) * 16, k_pages[0, 0].numel(), v_pages[0, 0].numel()
-
-
-def _refuse_codes(k_pages) -> None:
-    if k_pages.dtype is CODES:
-        raise NotImplementedError(f"attention: triton has no int8 pages, got k_pages {tuple(k_pages.shape)}")
 
 
 def _pair(t) -> int:

@@ -11,7 +11,16 @@ import pytest
 
 from bench.gpu import suite
 from bench.gpu.cases import CASES, Case
-from bench.gpu.prediction import H100, Work, attention_forward, decode_step, one_after_another, pairs
+from bench.gpu.prediction import (
+    H100,
+    Work,
+    attention_forward,
+    attention_forward_by_warps,
+    attention_forward_on_hopper,
+    decode_step,
+    one_after_another,
+    pairs,
+)
 from bench.gpu.rows import level
 
 pytest.importorskip("triton")
@@ -56,6 +65,8 @@ def test_the_level_is_the_best_goal_reached():
 
 def test_names_choose_cases():
     assert [CASES[i].area for i in suite.choose(CASES, ["adamw"], False)] == ["adamw"] * 2
+    hopper = suite.choose(CASES, ["Hopper's engines"], False)
+    assert hopper == list(range(len(CASES) - 6, len(CASES)))  # last, see there
     with pytest.raises(SystemExit, match="attention forward"):
         suite.choose(CASES, ["no such thing"], False)
 
@@ -97,6 +108,14 @@ def test_the_document_tells_the_prediction():
         )
         gain = replayed / stayed
         assert f"| {name} | {batch} | {bound:.3f} | {replayed:.3f} | {stayed:.3f} | {gain:.1f}x |" in page
+    for heads, dim in ((16, 128), (32, 64)):
+        for length in (2048, 8192, 16384):
+            documents = [length] * (16384 // length)
+            kernels = (attention_forward, attention_forward_by_warps, attention_forward_on_hopper)
+            times = [kernel(documents, heads, dim).predicted(H100) for kernel in kernels]
+            flops = 4 * dim * heads * pairs(documents)
+            cells = " | ".join(f"{1e3 * t:.2f} ({flops / t / 1e12:.0f})" for t in times)
+            assert f"| {dim} | {length:,} | {cells} |" in page
     fused = replace(decode_step(SIZES["0.6B"], [1024]), nodes=7 * 28 + 7)
     assert f"{1e3 * fused.predicted(H100):.2f} ms for 0.6B" in page
 

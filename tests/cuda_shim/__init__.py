@@ -25,7 +25,7 @@ def build(folder: Path, sanitizer: str = "") -> Path:
     target = Path(folder).resolve() / f"_cuda{'_' + sanitizer if sanitizer else ''}.so"
     inputs = [*sorted(CUDA.glob("*.cu")), CUDA / "bindings.cpp"]
     shared = CUDA.parent.glob("*/*.h")
-    newest = max(p.stat().st_mtime for p in [*CUDA.iterdir(), *shared, HERE / "host_shim.h"])
+    newest = max(p.stat().st_mtime for p in [*CUDA.iterdir(), *shared, *HERE.glob("*.h")])
     if target.exists() and target.stat().st_mtime > newest:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -58,11 +58,27 @@ struct Copy {
   size_t bytes, inside;  // zeros from `inside` on
 };
 
+// What a thread has asked of its warpgroup's tensor cores and not waited for (wgmma), see hopper_shim.h.
+struct Sums {
+  float* place;               // the thread's registers, which hold NaN meanwhile
+  std::vector<float> values;  // what they will hold
+  unsigned batch;
+};
+struct Factor {
+  std::function<uint64_t()> read;  // what it is now, as one number
+  uint64_t was;
+  unsigned batch;
+};
+
 struct Thread {
   Index3 thread_index;
   unsigned exchanges = 0;  // how many this thread has taken part in
   Part parts[2];           // of this exchange and the one before, which slower threads may still read
   std::vector<Copy> copies;
+  std::vector<Sums> sums;
+  std::vector<Factor> factors;
+  unsigned batch = 0;  // of products, that the next belong to
+  bool begun = false;  // begin_products was called for it
 #ifndef PYENGINE_SHIM_THREADS
   ucontext_t context;
   std::unique_ptr<char[]> stack;
@@ -75,12 +91,17 @@ struct Barrier {
   unsigned size = 0, arrived = 0, round = 0;
 };
 
+struct PanelCopy;  // see hopper_shim.h
+
 struct Block {
   Index3 block_index, block_dim, grid_dim;
   std::vector<char> shared;
   std::vector<Thread> threads;
   Barrier all;
   std::vector<Barrier> warps;
+  Barrier named[16];
+  std::vector<PanelCopy> panels;  // copies under way
+  unsigned progress = 0;          // grows whenever somebody may go on
 #ifdef PYENGINE_SHIM_THREADS
   std::mutex mutex;
   std::condition_variable changed;
@@ -101,30 +122,42 @@ inline Block* block = nullptr;
 inline thread_local Thread* self = nullptr;
 inline Thread& me() { return *self; }
 
-inline void wait(Barrier& barrier) {
+// `change` undisturbed by others, true where these may go on; then waits for `ready`, which they may bring
+// about.
+template <class Change, class Ready>
+void change_and_wait(Change change, Ready ready) {
   std::unique_lock<std::mutex> lock(block->mutex);
-  unsigned round = barrier.round;
-  if (++barrier.arrived == barrier.size) {
-    barrier.arrived = 0;
-    ++barrier.round;
-    block->changed.notify_all();
-    return;
-  }
-  block->changed.wait(lock, [&] { return barrier.round != round; });
+  if (change()) block->changed.notify_all();
+  block->changed.wait(lock, ready);
 }
+inline void wake_others() { block->changed.notify_all(); }
+inline void let_others_run() { std::this_thread::yield(); }
 #else
 inline Thread& me() { return block->threads[block->current]; }
 
-inline void wait(Barrier& barrier) {
-  unsigned round = barrier.round;
-  if (++barrier.arrived == barrier.size) {
-    barrier.arrived = 0;
-    ++barrier.round;
-    return;
-  }
-  while (barrier.round == round) swapcontext(&me().context, &block->scheduler);
+template <class Change, class Ready>
+void change_and_wait(Change change, Ready ready) {
+  change();
+  while (!ready()) swapcontext(&me().context, &block->scheduler);
 }
+inline void wake_others() {}
+inline void let_others_run() { swapcontext(&me().context, &block->scheduler); }
 #endif
+
+inline bool at_once() { return true; }  // what a thread is ready for that waits for nobody
+
+// One more has come; whether it was the last.
+inline bool join(Barrier& barrier) {
+  ++block->progress;
+  if (++barrier.arrived < barrier.size) return false;
+  barrier.arrived = 0;
+  ++barrier.round;
+  return true;
+}
+inline void wait(Barrier& barrier) {
+  unsigned round = 0;
+  change_and_wait([&] { return round = barrier.round, join(barrier); }, [&] { return barrier.round != round; });
+}
 
 inline Barrier& my_warp() { return block->warps[me().thread_index.x / kWarp]; }
 
@@ -179,17 +212,12 @@ inline void run(std::vector<Block>& blocks, unsigned threads) {
     }
   // Each block goes as far as it can before the next one's turn: none finds by luck what another has just
   // written.
-  auto rounds = [](const Block& one) {
-    unsigned sum = one.all.round;
-    for (const Barrier& warp : one.warps) sum += warp.round;
-    return sum;
-  };
   for (size_t left = blocks.size() * threads, idle = 0; left > 0;) {
     ++idle;
     for (Block& one : blocks)
       for (bool moved = true; moved; idle = moved ? 0 : idle) {
         size_t before = left;
-        unsigned round = rounds(one);
+        unsigned progress = one.progress;
         block = &one;
         for (unsigned t = 0; t < threads; ++t) {
           if (one.threads[t].done) continue;
@@ -197,10 +225,10 @@ inline void run(std::vector<Block>& blocks, unsigned threads) {
           swapcontext(&one.scheduler, &one.threads[t].context);
           left -= one.threads[t].done;
         }
-        moved = left != before || rounds(one) != round;
+        moved = left != before || one.progress != progress;
       }
     if (idle > 2) {
-      std::fprintf(stderr, "host shim: a barrier or shuffle was not reached by all threads of block %u\n",
+      std::fprintf(stderr, "host shim: a barrier or shuffle was not reached by all that block %u waits for\n",
                    blocks[0].block_index.x);
       std::abort();
     }
@@ -327,6 +355,8 @@ inline void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uin
 
 }  // namespace shim
 
+#include "hopper_shim.h"
+
 inline void prefetch(const void*) {}
 inline uint32_t load_acquire(const uint32_t* p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 inline void store_release(uint32_t* p, uint32_t value) { __atomic_store_n(p, value, __ATOMIC_RELEASE); }
@@ -334,12 +364,7 @@ inline uint32_t add_acquire_release(uint32_t* p, uint32_t value) {
   return __atomic_fetch_add(p, value, __ATOMIC_ACQ_REL);
 }
 inline void wait_while(const uint32_t* p, uint32_t value) {
-  while (load_acquire(p) == value)
-#ifdef PYENGINE_SHIM_THREADS
-    std::this_thread::yield();
-#else
-    swapcontext(&shim::me().context, &shim::block->scheduler);
-#endif
+  while (load_acquire(p) == value) shim::let_others_run();
 }
 
 // Runs blocks first to first + count at once; shared memory starts out as noise, as on a GPU.

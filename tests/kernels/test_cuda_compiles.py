@@ -1,8 +1,9 @@
 """The CUDA kernels as nvcc compiles them for A100 and H100, read as machine code.
 
 Says nothing about speed. Catches registers spilled to memory, products of matrices that do not reach the tensor
-cores, tiles that are not copied past the registers. Shared memory is held to what every card has when the
-kernels are compiled. The disassembler is the one that Triton brings along.
+cores, tiles that are not copied past the registers; in the kernels for Hopper, engines that are not used as the
+source says. Shared memory is held to what cards have when the kernels are compiled. The disassembler is the one that
+Triton brings along.
 """
 
 import re
@@ -17,19 +18,20 @@ triton = pytest.importorskip("triton")
 if not shutil.which("nvcc"):
     pytest.skip("there is no nvcc", allow_module_level=True)
 
-pytestmark = pytest.mark.slow  # a minute a file of products
-SOURCES = sorted((Path(__file__).parents[2] / "csrc" / "cuda").glob("*.cu"))
+CUDA = Path(__file__).parents[2] / "csrc" / "cuda"
+SOURCES = sorted(path for path in CUDA.glob("*.cu") if "__global__" in path.read_text(encoding="utf-8"))
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)", re.MULTILINE)
 
 
-def compiled(source: Path, capability: int, folder: Path) -> dict[str, Counter]:
+def compiled(source: Path, architecture: str, folder: Path) -> dict[str, Counter]:
     """{mangled kernel: counts of its instructions by name, and "spilled" bytes} for one architecture."""
     cubin = folder / "kernels.cubin"
     done = subprocess.run(
-        ["nvcc", "-O3", "-std=c++17", f"-arch=sm_{capability}", "-cubin", "-Xptxas", "-v", source, "-o", cubin],
+        ["nvcc", "-O3", "-std=c++17", f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v", source, "-o", cubin],
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert not re.search("serialized|injected", done.stderr), "wgmma waits where the source does not say so"
     said = re.findall(r"function '(\w+)' for.*?(\d+) bytes spill stores", done.stderr, re.DOTALL)
     disassembler = next(Path(triton.__file__).parent.rglob("nvdisasm"))
     code = subprocess.run([disassembler, "-c", cubin], capture_output=True, text=True, check=True).stdout
@@ -57,10 +59,25 @@ def products(kernel: str) -> int:
     return rows * (2 * 4 * steps + gradients * 2 * columns)  # 32 rows pass by at once
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+def engines(kernel: str) -> dict[str, int]:
+    """What an attention kernel for Hopper is made of: by the source, each loop of its text once.
+
+    HGMMA: 64 rows by up to 128 columns over 16 of K; scores of the first tile and of a next one, outputs of the tile
+    before and of the last. UTMALDG: panels of queries, keys and values. USETMAXREG: registers given up and taken.
+    WARPGROUP: the beginnings of these batches of products, and the waits for them.
+    """
+    width = int(re.search(r"Li(\d+)E", kernel)[1])
+    return {
+        "HGMMA": 2 * (width // 16) + 2 * (128 // 16), "UTMALDG": 3 * width // 64, "USETMAXREG": 2,
+        "WARPGROUP": 8, "HMMA": 0, "LDGSTS": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.slow  # a minute a file of products
+@pytest.mark.parametrize("architecture", ["80", "90a"])
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
-def test_compiles(source, capability, tmp_path):
-    for name, counts in compiled(source, capability, tmp_path).items():
+def test_compiles(source, architecture, tmp_path):
+    for name, counts in compiled(source, architecture, tmp_path).items():
         assert not counts["spilled"] and not counts["LDL"] and not counts["STL"], f"{name} spills"
         if not re.search("attention_(fwd|bwd)_kernel", name):
             continue
@@ -69,3 +86,20 @@ def test_compiles(source, capability, tmp_path):
             assert counts["HMMA"] == products(name), f"{name}: {counts['HMMA']} products on tensor cores"
         else:
             assert counts["FFMA"] and not counts["HMMA"], f"{name}: float32 is not to be rounded"
+
+
+def test_hopper_engines_are_used(tmp_path):
+    kernels = compiled(CUDA / "attention_hopper.cu", "90a", tmp_path)
+    assert len(kernels) == 2
+    for name, counts in kernels.items():
+        assert not counts["spilled"] and not counts["LDL"] and not counts["STL"], f"{name} spills"
+        expected = engines(name)
+        assert {key: counts[key] for key in expected} == expected, name
+        assert counts["SYNCS"] and counts["FENCE"], (
+            f"{name}: no barriers, or writes that the engines may not see"
+        )
+
+
+def test_other_cards_have_an_empty_kernel(tmp_path):
+    for name, counts in compiled(CUDA / "attention_hopper.cu", "80", tmp_path).items():
+        assert set(counts) <= {"MOV", "EXIT", "BRA", "NOP", "spilled"}, name

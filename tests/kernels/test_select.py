@@ -138,6 +138,30 @@ def test_a_probe_without_a_verdict_is_made_again_by_the_next_process(launches, e
     assert chosen() == "cuda" and len(launches.seen) == 3
 
 
+def wished(op, device="cuda"):
+    with _select.use_backend("hopper"):
+        return _select.select(op, torch.device(device)).__name__
+
+
+def test_what_is_proven_by_reading_only_is_asked_for_by_name_and_probed(launches):
+    assert _select.select("attention", torch.device("cuda")).__name__ == "cuda"
+    assert wished("attention") == "hopper" and wished("rmsnorm") == "cuda"
+    assert [seen[:2] for seen in launches.seen] == [
+        ["attention", "cuda"], ["attention", "hopper"], ["rmsnorm", "cuda"],
+    ]  # fmt: skip
+    launches.new_process()
+    launches.file.unlink()
+    launches.ends = [_select.DISAGREES]
+    with pytest.raises(NotImplementedError, match="attention: the hopper backend .* ended with 3"):
+        wished("attention")
+    assert wished("rmsnorm", "cpu") == "cpu"
+
+
+def test_a_probe_does_not_probe_what_it_probes(launches):
+    _select.presume("attention", "hopper", torch.device("cuda:0"))
+    assert wished("attention") == "hopper" and not launches.seen
+
+
 @pytest.mark.parametrize("content", [b"{", b"\xff", b"[]", b'{"a": 1}'])
 def test_a_damaged_file_is_begun_anew(launches, content):
     launches.file.parent.mkdir()

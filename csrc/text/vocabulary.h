@@ -60,8 +60,10 @@ class WholeTable {
 class Junctions {
  public:
   explicit Junctions(const Tokens& tokens);
+  // Where to cut a piece, or its size. One of more than a kilobyte is no sentence: its parts are mostly new,
+  // and windows in step (merge.h) are faster than they.
   size_t cut(const uint8_t* piece, size_t size, size_t from) const {
-    return JunctionTable{kinds_.data(), seen_.data()}.cut(piece, size, from);
+    return size > 1024 ? size : JunctionTable{kinds_.data(), seen_.data()}.cut(piece, size, from);
   }
   // Nothing is certain any more.
   void close();

@@ -170,6 +170,14 @@ def test_long_single_pieces(trained, tik, piece):
         assert trained[3].encode(text).tolist() == tik.encode_ordinary(text)
 
 
+def test_long_pieces_of_cjk_are_not_cut(trained, tik):
+    """Up to a kilobyte they are encoded in parts, above it in windows: the same ids."""
+    rng = random.Random(4)
+    for size in (340, 341, 342, 343, 2000):
+        text = "".join(rng.choices("中文字天地玄黄、日本語", k=size))
+        assert trained[3].encode(text).tolist() == tik.encode_ordinary(text)
+
+
 def test_a_memory_that_overflows_changes_nothing(trained, tik):
     """More pieces, short and long, than the memory of pieces has room for, met again and again in one batch."""
     rng = random.Random(7)

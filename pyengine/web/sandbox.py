@@ -22,9 +22,10 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, NoReturn
 
 from ..files import __file__ as _anchor
 
@@ -184,6 +185,12 @@ def _read(answer: bytes) -> Outcome:
 
 
 def serve(link: Connection) -> None:
+    """What a worker does, until its parent hangs up, which it may in the midst of an answer."""
+    with suppress(EOFError, ConnectionError):
+        _answer(link)
+
+
+def _answer(link: Connection) -> NoReturn:
     """The worker's loop: one answer, [value, reason] in JSON, for each item."""
     options, cpu_seconds, memory = link.recv()
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
@@ -191,10 +198,7 @@ def serve(link: Connection) -> None:
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     calls: dict[str, Any] = {}
     while True:
-        try:
-            name, item = link.recv()
-        except EOFError:
-            return
+        name, item = link.recv()
         if name not in calls:
             module_name, _, function = name.partition(":")
             module = importlib.import_module(module_name)

@@ -45,6 +45,13 @@ def importable(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.getcwd())
 
 
+def test_a_parent_that_stops_early_leaves_no_traceback(capfd):
+    with Sandbox(1, workers=2) as box:
+        for _ in zip(range(2), box.map(f"{HERE}:work", [("large", 1 << 20)] * 20), strict=False):
+            pass
+    assert capfd.readouterr().err == ""
+
+
 def test_results_come_in_order():
     with Sandbox(3, workers=3) as box:
         items = [("ok", i) for i in range(300)]

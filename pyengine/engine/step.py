@@ -81,9 +81,8 @@ class ModelRunner:
         self._weights = self._layout()
         self._parameters = list(model.parameters())
         self._stamp = self._now()
-        self._captured: dict[
-            tuple[int, int, str], tuple[Any, Outputs]
-        ] = {}  # by size and ending, what replays it
+        # by size and ending: what replays it, and where its results are
+        self._captured: dict[tuple[int, int, str], tuple[Any, Any]] = {}
         self._arena = Arena()
         self._setting: tuple | None = None
         self._capturable = False
@@ -133,13 +132,19 @@ class ModelRunner:
                 u, *filters = self._sampling(len(rows))
                 choices = [request.choices for request in rows]
                 result = choose(result[0][: len(rows)], u, filters, choices, scored)
-        ids, *logprobs = (part[: len(rows)].to("cpu", non_blocking=True) for part in result)
-        if self.model.device.type == "cuda":
-            torch.cuda.current_stream(self.model.device).synchronize()  # once for both
-        return ids.tolist(), logprobs[0].tolist() if logprobs else [math.nan] * len(rows)
+        if isinstance(result[0], torch.Tensor):
+            result = [part[: len(rows)].to("cpu", non_blocking=True) for part in result]
+            if self.model.device.type == "cuda":
+                torch.cuda.current_stream(self.model.device).synchronize()  # once for both
+        ids, *logprobs = (part[: len(rows)].tolist() for part in result)
+        return ids, logprobs[0] if logprobs else [math.nan] * len(rows)
 
-    def _replay(self, tokens: int, requests: int, ending: str) -> Outputs:
-        """A step in which every token is sampled after, captured for its numbers of tokens and requests."""
+    def _replay(self, tokens: int, requests: int, ending: str) -> Any:
+        """A step in which every token is sampled after, captured for its numbers of tokens and requests.
+
+        What a step on the CPU sampled comes as numpy arrays: torch's code has left the caches while the weights went
+        through them, and would take 40 us more to fetch a few numbers.
+        """
         if not self._can_capture():
             with _native.one_torch_thread():
                 return self._compute(tokens, requests, tokens, ending)
@@ -150,6 +155,8 @@ class ModelRunner:
             return result
         with _native.one_torch_thread():
             step, result = self._capture(lambda: self._compute(tokens, requests, tokens, ending))
+        if self._graphs is None and ending != "logits":
+            result = tuple(part.numpy() for part in result)
         if step is not None:
             self._captured[key] = step, result
         return result
@@ -319,6 +326,7 @@ class Inputs:
         self._dummy_page = dummy_page
         self._tables: list[tuple | None] = [None] * rows  # what each row of block_table holds
         self._ready: list[Request] = []  # whose parameters the sampling buffers hold
+        self._counted = -1  # as many requests of one token each as `starts` describes
 
     def upload(self) -> None:
         """Copy what was written to the device, behind what runs there."""
@@ -338,6 +346,7 @@ class Inputs:
     def fill(self, chunks: Sequence[tuple[Request, int]], rows: Sequence[Request]) -> int:
         """Write a plan with its drafts; `rows` names the request of each row to sample. Returns its tokens."""
         self._begin()
+        self._counted = -1
         at = 0
         last: list[int] = []
         positions: list[int] = []
@@ -370,7 +379,9 @@ class Inputs:
         self._slots[:real] = [
             r.pages[at // PAGE] * PAGE + at % PAGE for r, at in zip(requests, computed, strict=True)
         ]
-        self._starts[: size + 1] = np.arange(size + 1)
+        if self._counted < size:
+            self._starts[: size + 1] = np.arange(size + 1)
+            self._counted = size
         np.add(self._positions[:real], 1, out=self._lengths[:real])
         for row, request in enumerate(requests):
             self._set_table(row, request)

@@ -56,13 +56,14 @@ class ShortPieces {
   // Keys and lines of `count` pieces, which are asked for: piece i is p + ends[i - 1] to p + ends[i], from
   // ends[-1], which is 0. Behind the last there is room for 16 more in each array. Longer pieces have keys of
   // none; which they are is written to `longer`, and how many returned.
+  template <int bits = line_bits>  // of the lines used
   size_t ask(const uint8_t* p, const uint8_t* text_end, uint32_t* ends, size_t count, wide::Key* keys,
              uint64_t* lines, uint32_t* longer) const {
     size_t i = 0, found = 0;
 #ifdef TEXT_AVX512
     std::fill_n(ends + count, 16, ends[count - 1]);
     for (; i < count && ends[i + 14] + 16 <= size_t(text_end - p); i += 16) {
-      uint32_t longs = wide::sixteen_keys<line_bits>(p, ends + i, keys + i, lines + i);
+      uint32_t longs = wide::sixteen_keys<bits>(p, ends + i, keys + i, lines + i);
       for (size_t j = i; j < i + 16; j++) prefetch(lines[j]);
       for (; longs; longs &= longs - 1) longer[found++] = uint32_t(i) + uint32_t(wide::lowest_bit(longs));
     }
@@ -71,7 +72,7 @@ class ShortPieces {
       const size_t size = ends[i] - ends[i - 1];
       if (size > 15) longer[found++] = uint32_t(i);
       keys[i] = size > 15 ? wide::Key{0, uint64_t(16) << 56} : wide::key_of(p + ends[i - 1], size, text_end);
-      lines[i] = line_of(keys[i]);
+      lines[i] = line_of(keys[i]) >> (line_bits - bits);
       prefetch(lines[i]);
     }
     return found;

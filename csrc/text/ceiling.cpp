@@ -19,10 +19,9 @@ size_t encode_nothing(const Pattern& pattern, std::string_view text) {
   size_t written = 0;
   while (p < end) {
     const size_t count = split(pattern, p, end, ends, most);
-    pieces.ask(p, end, ends, count, keys, lines, longer);
+    pieces.ask<line_bits>(p, end, ends, count, keys, lines, longer);
     uint32_t* out = ids;
-    for (size_t i = 0; i < count; i++)
-      out += 1 + pieces.find(keys[i], lines[i] >> (ShortPieces::line_bits - line_bits), out);
+    for (size_t i = 0; i < count; i++) out += 1 + pieces.find(keys[i], lines[i], out);
     written += size_t(out - ids);
     p += ends[count - 1];
   }

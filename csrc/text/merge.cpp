@@ -126,8 +126,13 @@ void Merger::merge(Lanes<bytes>& lanes) const {
       lanes.alive[l] = before | uint64_t(1) << left | behind;
       lanes.symbols[left][l] = low;
       lanes.ranks[right][l] = none;
-      left_key[l] = pairs_.sieve(pair_key(lanes.symbols[previous[l]][l], low));
-      right_key[l] = pairs_.sieve(pair_key(low, next));
+      left_key[l] = pair_key(lanes.symbols[previous[l]][l], low);
+      right_key[l] = pair_key(low, next);
+    }
+    for (uint32_t todo = merging; todo; todo &= todo - 1) {  // apart, so that more of these loads are under way
+      const int l = wide::lowest_bit(todo);
+      left_key[l] = pairs_.sieve(left_key[l]);
+      right_key[l] = pairs_.sieve(right_key[l]);
       pairs_.prefetch(left_key[l]);
       pairs_.prefetch(right_key[l]);
     }

@@ -161,7 +161,7 @@ def test_paged_is_as_good(backend):
 
 
 @settings(
-    max_examples=4 if INTERPRETED else 12,  # half a minute each
+    max_examples=4 if INTERPRETED else 12,  # ten seconds and more each
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

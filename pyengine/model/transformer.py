@@ -12,7 +12,7 @@ whatever the type of the weights. On disk the parts have Hugging Face's names (h
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -47,7 +47,7 @@ class Weights(NamedTuple):
     """All weights of a model, in the form the forward pass reads."""
 
     embedding: torch.Tensor | kernels.QuantizedWeight  # (V, C)
-    layers: list[LayerWeights]
+    layers: Sequence[LayerWeights]
     norm: torch.Tensor  # (C,)
     head: Matrix  # (V, C); the embedding itself where they are tied
 
@@ -147,11 +147,13 @@ class Transformer(nn.Module):
         x, update = kernels.embedding(w.embedding, ids), None
         for i, layer in enumerate(w.layers):
             h, x = _add_norm(x, update, layer.attention_norm, c.eps)
-            qkv = kernels.linear(h, layer.qkv, layer.qkv_bias).view(len(ids), -1, c.head_dim)
+            qkv = kernels.linear(h, layer.qkv, layer.qkv_bias).view(
+                len(ids), c.heads + 2 * c.kv_heads, c.head_dim
+            )
             q, k, v = kernels.rope(
                 qkv, c.heads, positions, layer.q_norm, layer.k_norm, c.rope_theta, c.eps, c.rope_divisors
             )
-            update = kernels.linear(attend(i, q, k, v).reshape(len(ids), -1), layer.out)
+            update = kernels.linear(attend(i, q, k, v).reshape(len(ids), c.heads * c.head_dim), layer.out)
             h, x = _add_norm(x, update, layer.mlp_norm, c.eps)
             update = kernels.linear(kernels.swiglu(kernels.linear(h, layer.gate_up)), layer.down)
         return _add_norm(x, update, w.norm, c.eps)[0]
@@ -167,21 +169,22 @@ class Transformer(nn.Module):
         cu_seqlens: torch.Tensor,
         positions: torch.Tensor,
         weights: torch.Tensor | None = None,
+        using: Weights | None = None,
     ) -> torch.Tensor:
         """Negative log-likelihood (T,) float32, in nats, of targets (T,) int64 after ids (T,) int64.
 
         cu_seqlens (B + 1,) int32 bounds the packed documents, positions (T,) int32 count inside each. Tokens
         whose target is -100, or whose weight is 0 where weights (T,) are given, cost nothing in the output
         layer and have loss 0. Other weights do not change the value: they are the caller's to apply. All may be on
-        the host, whatever the device: what is needed there is sent, and nothing waits for it.
+        the host, whatever the device: what is needed there is sent, and nothing waits for it. using: the model's
+        weights, where they are not its parameters.
         """
-        hidden = self(
-            to_device(ids, self.device), positions, lambda _, q, k, v: kernels.attention(q, k, v, cu_seqlens)
-        )
-        head = self.weights().head
+        w = using or self.weights()
+        ids = to_device(ids, w.norm.device)
+        hidden = self(ids, positions, lambda _, q, k, v: kernels.attention(q, k, v, cu_seqlens), w)
         if weights is not None:
             targets = targets.masked_fill(weights == 0, IGNORE)
-        return kernels.linear_cross_entropy(hidden, head, targets, IGNORE)
+        return kernels.linear_cross_entropy(hidden, w.head, targets, IGNORE)
 
     def _layers(self) -> Iterator[Layer]:
         for layer in self.layers:

@@ -259,6 +259,10 @@ class Config:
     """threads of the kernels; 0 takes every core"""
     device: str = "cpu"
     """where models are trained and asked: cpu, cuda or cuda:N; under torchrun "cuda" gives each process a GPU"""
+    micro_tokens: int = 16_384
+    """tokens that go forward and backward at once; where memory does not suffice, fewer"""
+    shard: bool = False
+    """under torchrun: no process but the first holds all weights, and none all gradients; for a large model"""
     checkpoint_minutes: float = 10.0
     """a training writes a checkpoint before each evaluation, and when the last one is this old"""
     world: WorldConfig = field(default_factory=WorldConfig)
@@ -311,6 +315,8 @@ def check(config: Config) -> None:
         )
     if config.threads < 0:
         raise UserError(f"threads = {config.threads}: expected a number of threads, or 0 for every core")
+    if config.micro_tokens < 1:
+        raise UserError(f"micro_tokens = {config.micro_tokens}: expected at least 1")
     source = config.web.source
     if not config.closed and not source.startswith(("http://", "https://")) and not Path(source).exists():
         raise UserError(f'web.source = {source!r}: expected "world", a URL, or a file or folder that exists')

@@ -84,6 +84,10 @@ class WeightedBatch(Batch):
         cuts = [int((bounds - bounds[-1] * i / count).abs().argmin()) for i in range(count)]
         return [self._documents(a, b) for a, b in itertools.pairwise([*cuts, len(bounds) - 1])]
 
+    def nothing(self) -> "WeightedBatch":
+        """None of the documents."""
+        return self._documents(0, 0)
+
     def _documents(self, first: int, last: int) -> "WeightedBatch":
         """The documents from `first` to before `last`."""
         a, b = int(self.cu_seqlens[first]), int(self.cu_seqlens[last])
@@ -101,7 +105,8 @@ class Worker:
     """What one process does of a step: forward and backward of its share, in pieces that fit in memory."""
 
     def __init__(self, model: Transformer, optimizer: Optimizer, micro_tokens: int):
-        self.model, self.optimizer, self.micro_tokens = model, optimizer, micro_tokens
+        self.optimizer, self.micro_tokens, self.sharding = optimizer, micro_tokens, optimizer.sharding
+        self._loss = self.sharding.loss if self.sharding else model.loss
 
     def gradients(self, batch: WeightedBatch, total_weight: float) -> tuple[float, torch.Tensor]:
         """Add the gradients of the weighted mean loss to the parameters; returns it, and each token's loss on the host.
@@ -110,10 +115,14 @@ class Worker:
         """
         while True:
             try:
-                pieces = [self._piece(piece, total_weight) for piece in batch.split(self.micro_tokens)]
+                pieces = [self._piece(piece, total_weight) for piece in self._pieces(batch)]
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
+                if self.sharding:  # the others are in the middle of the same step
+                    raise UserError(
+                        f"out of memory with {self.micro_tokens} tokens at once; give fewer by --micro-tokens"
+                    ) from None
                 self.optimizer.clear()
                 self._halve(batch)
                 continue
@@ -123,8 +132,15 @@ class Worker:
             told = torch.cat([torch.stack(totals), *losses]).cpu()  # the one wait for the device
             return sum(told[: len(pieces)].tolist()), told[len(pieces) :]
 
+    def _pieces(self, batch: WeightedBatch) -> list[WeightedBatch]:
+        """What goes forward and backward at once; sharded, as many pieces as the others have, be they empty."""
+        pieces = list(batch.split(self.micro_tokens))
+        if self.sharding:
+            pieces += [batch.nothing()] * (self.sharding.team.most(len(pieces)) - len(pieces))
+        return pieces
+
     def _piece(self, piece: WeightedBatch, total_weight: float) -> tuple[torch.Tensor, torch.Tensor]:
-        nll = self.model.loss(piece.ids, piece.targets, piece.cu_seqlens, piece.positions, piece.weights)
+        nll = self._loss(piece.ids, piece.targets, piece.cu_seqlens, piece.positions, piece.weights)
         weighted = nll if piece.weights is None else nll * to_device(piece.weights, nll.device)
         loss = weighted.sum() / total_weight
         loss.backward()
@@ -149,9 +165,9 @@ def assist(team: Team) -> None:
         if order == "end":
             return
         if order == "begin":
-            config, dtype, settings, micro_tokens = arguments
-            model = Transformer(config, None, dtype, team.device)
-            worker = Worker(model, Optimizer(model, settings, team), micro_tokens)
+            config, dtype, settings, micro_tokens, shard = arguments
+            model = Transformer(config, None, dtype, "meta" if shard else team.device)
+            worker = Worker(model, Optimizer(model, settings, team, shard), micro_tokens)
         elif order == "load":
             stored, worker.optimizer.updates = arguments
             worker.optimizer.load({} if stored else None)
@@ -178,19 +194,19 @@ class Trainer:
         steps: int,
         folder: Path,
         watch: Callable[[torch.Tensor], None] | None = None,
-        micro_tokens: int = 1 << 14,
+        micro_tokens: int | None = None,
     ):
         """watch: is shown the losses (T,) of each batch, as the trainer sees them.
 
-        micro_tokens: how many tokens go forward and backward at once; fewer where memory does not suffice.
+        micro_tokens: how many tokens go forward and backward at once, if not those of the settings.
         """
         self.run, self.model, self.config, self.steps, self.folder = run, model, config, steps, folder
         inside = folder.parent.relative_to(run.folder)  # "rl", or "rl/format" for a training beside it
         self.label = run.stage if len(inside.parts) < 2 else inside.as_posix()
         self.watch = watch
         self.team = team.current
-        self.optimizer = Optimizer(model, config, self.team)
-        self.worker = Worker(model, self.optimizer, micro_tokens)
+        self.optimizer = Optimizer(model, config, self.team, run.config.shard)
+        self.worker = Worker(model, self.optimizer, micro_tokens or run.config.micro_tokens)
         self.done = 0  # steps finished
         self.skipped = 0  # of those, left out
         self.tokens = 0  # read in them
@@ -320,7 +336,7 @@ class Trainer:
     def _resume(self, position: Loader | None) -> None:
         found = checkpoint.latest(self.folder)
         model = self.model.config, self.model.dtype
-        self.team.tell("begin", *model, self.config, self.worker.micro_tokens)
+        self.team.tell("begin", *model, self.config, self.worker.micro_tokens, self.run.config.shard)
         self.team.tell("load", found is not None, found.state["updates"] if found else 0)
         if found is None:
             self.optimizer.load(None)
@@ -329,7 +345,8 @@ class Trainer:
         checkpoint.restore(found, self.model, self.optimizer)
         self.done, state = found.step, found.state
         self.skipped, self._in_a_row = state["skipped"], state["in_a_row"]
-        self._norms, self.worker.micro_tokens = state["norms"], state["micro_tokens"]
+        self._norms = state["norms"]
+        self.worker.micro_tokens = min(self.worker.micro_tokens, state["micro_tokens"])
         self.tokens, self._spent, self.first = state["tokens"], state["seconds"], state["first"]
         if position:
             position.load_state_dict(state["position"])

@@ -79,6 +79,19 @@ class Team:
         if self.size > 1:
             dist.all_reduce(tensor)
 
+    def add_up_at(self, tensor: torch.Tensor, target: int) -> None:
+        """Replace process `target`'s float32 tensor by the sum over all processes; what the others hold is lost."""
+        if self.size > 1:
+            dist.reduce(tensor, target)
+
+    def most(self, number: int) -> int:
+        """The largest of every process's number."""
+        if self.size == 1:
+            return number
+        found = torch.tensor(number)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
+
     def spread(self, tensor: torch.Tensor, source: int) -> None:
         """Fill a contiguous tensor with that of process `source`."""
         if self.size > 1:
@@ -93,9 +106,10 @@ class Team:
         elif self.rank == target:
             dist.recv(_bytes(tensor), source)
 
-    def owners(self, costs: Mapping[str, float]) -> dict[str, int]:
-        """A process for each name, so that all have about the same cost; the same answer everywhere."""
-        load = [0.0] * self.size
+    def owners(self, costs: Mapping[str, float], first: float = 0.0) -> dict[str, int]:
+        """A process for each name, so that all have about the same cost, the first process `first` beside; the same
+        answer everywhere."""
+        load = [first] + [0.0] * (self.size - 1)
         found = {}
         for name in sorted(costs, key=lambda name: (-costs[name], name)):
             found[name] = load.index(min(load))

@@ -17,10 +17,10 @@ from . import tiny, together
 BOUND = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
-def torchrun(processes: int, folder: Path, steps: int, dtype: torch.dtype = torch.float32) -> dict:
+def torchrun(processes: int, folder: Path, steps: int, dtype=torch.float32, shard: bool = False) -> dict:
     """What `together` leaves after training with so many processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += ["-m", "tests.train.together", str(folder), str(steps), str(dtype)[6:]]
+    command += ["-m", "tests.train.together", str(folder), str(steps), str(dtype)[6:], *["shard"] * shard]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     return torch.load(folder / "result.pt")
@@ -32,10 +32,12 @@ def hashes(folder: Path) -> dict[str, str]:
     return {name: file_hash(last / name) for name in ("model.safetensors", "training.safetensors")}
 
 
+@pytest.mark.parametrize("shard", [False, True], ids=["whole", "sharded"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
-def test_two_processes_train_as_one(tmp_path, dtype):
+def test_two_processes_train_as_one(tmp_path, dtype, shard):
+    """Sharded in pieces, of which one process has fewer, too."""
     one, seen = together.train(tmp_path / "one", 12, dtype)
-    two = torchrun(2, tmp_path / "two", 12, dtype)
+    two = torchrun(2, tmp_path / "two", 12, dtype, shard)
     for a, b in zip(one.model.parameters(), two["weights"], strict=True):
         assert (a - b).float().norm() < BOUND[dtype] * a.float().norm()
     for a, b in zip(seen, two["seen"], strict=True):
@@ -49,7 +51,9 @@ def test_a_checkpoint_is_the_same_for_any_number_of_processes(tmp_path):
     written = hashes(tmp_path)
     torchrun(2, tmp_path, 6)
     assert hashes(tmp_path) == written
-    torchrun(3, tmp_path, 9)
+    torchrun(3, tmp_path, 6, shard=True)
+    assert hashes(tmp_path) == written
+    torchrun(3, tmp_path, 9, shard=True)
     of_three = hashes(tmp_path)
     assert of_three != written
     assert together.train(tmp_path, 9)[0].done == 9
@@ -69,5 +73,6 @@ def test_shares_are_whole_documents_of_about_equal_size():
 def test_parameters_are_shared_out_evenly():
     team = Team()
     team.size = 3
-    owners = team.owners({"a": 5.0, "b": 4.0, "c": 3.0, "d": 3.0, "e": 3.0})
-    assert owners == {"a": 0, "b": 1, "c": 2, "d": 2, "e": 1}
+    costs = {"a": 5.0, "b": 4.0, "c": 3.0, "d": 3.0, "e": 3.0}
+    assert team.owners(costs) == {"a": 0, "b": 1, "c": 2, "d": 2, "e": 1}
+    assert team.owners(costs, first=5.0) == {"a": 1, "b": 2, "c": 2, "d": 0, "e": 1}

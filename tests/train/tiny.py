@@ -41,10 +41,17 @@ def trainer(run: Run, steps: int, dtype=torch.float32, **more) -> Trainer:
 
 
 def train(
-    root: Path, steps: int = 12, every: int = 3, batches=batch, evaluate=None, minutes=10.0, **more
+    root: Path,
+    steps: int = 12,
+    every: int = 3,
+    batches=batch,
+    evaluate=None,
+    minutes=10.0,
+    shard=False,
+    **more,
 ) -> Trainer:
     """Train in root/tiny from the newest checkpoint there, evaluating with a use of the random generator."""
-    with opened(Config(name="tiny", checkpoint_minutes=minutes), root) as run:
+    with opened(Config(name="tiny", checkpoint_minutes=minutes, shard=shard), root) as run:
         run.stage = "tiny"
         torch.manual_seed(run.config.seed)
         made = trainer(run, steps, **more)

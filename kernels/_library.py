@@ -19,6 +19,16 @@ def needs_grad(*tensors: torch.Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+def as_rows(x: torch.Tensor) -> torch.Tensor:
+    """x (..., N) as contiguous (rows, N). A matrix stays itself: a view of it would cost a node of autograd."""
+    return (x if x.dim() == 2 else x.reshape(x.shape[:-1].numel(), x.shape[-1])).contiguous()
+
+
+def like_rows(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """y (rows, N), computed from as_rows(x), in the leading shape of x."""
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[-1])
+
+
 def register(schema: str, implementation: Callable, fake: Callable) -> Callable:
     """Define `pyengine::<schema>`, run by `implementation` on every device; returns the callable op."""
     name = schema.split("(", 1)[0]

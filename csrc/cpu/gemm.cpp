@@ -2,9 +2,10 @@
 //
 // A kernel keeps a tile of C in registers (AVX-512: 14 rows of 32 columns, 28 accumulators, where 4 would cover
 // the latency of a multiply-add), and for each step of k loads the columns of B once and broadcasts one value
-// of A for each row: 2 + 14 loads for 28 multiply-adds, so the multipliers are the bound. A block of k is one
-// sweep: its panel of B, 32 KiB, serves all tiles of a block of rows from L1. With few rows (decoding) the same
-// chains are run on more columns at a time, and the time is that of reading B once.
+// of A for each row: 2 + 14 loads for 28 multiply-adds, so the multipliers are the bound. A block of k of a
+// panel of B, 32 KiB, serves all tiles of a block of rows from L1; then comes the panel's next block, so that
+// sums between blocks are near too. With few rows (decoding) the same chains are run on more columns at a time,
+// and the time is that of reading B once.
 #include "gemm.h"
 
 #include <algorithm>
@@ -52,9 +53,11 @@ int64_t steps_of(int64_t k) {
 
 constexpr int kVectors = kPanel / kLanes;                       // vectors in a row of a panel
 constexpr int kRows = kLanes == 16 ? 14 : kLanes == 8 ? 6 : 4;  // rows of the highest tile
-constexpr int64_t kBlockBytes = 1 << 18;                        // of packed A a task: a quarter of L2
+constexpr int64_t kBlockBytes = 1 << 19;                        // of packed A a task: half of L2
 constexpr int64_t kTiles = 8;                                   // tiles a task at most
 constexpr int64_t kLittle = 4 * kPanel;                         // units of B that one row asks for in advance
+constexpr int64_t kSweep = 4 * kSteps;                          // steps of k for which A is packed at once
+constexpr int64_t kStrip = 32;  // steps that columns of A or B are packed for before their neighbours
 
 // Vectors of columns in a tile of `rows` rows. Few rows take more columns, so that there are always enough
 // independent chains; a multiple or a divisor of kVectors.
@@ -87,6 +90,13 @@ void kernel(int64_t steps, const Unit<T>* a, const Unit<T>* b, int64_t panel, in
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < Columns; ++v) sum[r][v] = zero();
+  if constexpr (Rows > 3) {  // where the results will go, in time
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < Columns; v += 64 / (kLanes * (int)sizeof(Out)))
+        __builtin_prefetch(to.c + r * to.row_stride + v * kLanes, 1, 3);
+  }
   for (int64_t step = 0; step < steps; ++step) {
     typename S::Vector columns_of_b[Columns];
 #pragma GCC unroll 8
@@ -182,6 +192,14 @@ Matrix<T> from(Matrix<T> m, int64_t row, int64_t step) {
   return {m.data + row * m.row + step * Step<T>::kNumbers * m.column, m.row, m.column};
 }
 
+// Calls body(step, numbers) for the strips in which `k` numbers of rows are packed: whole rows where they are
+// contiguous, else some steps for all rows that a task packs, which are neighbours then, in lines and in pages.
+template <class T, class F>
+void each_strip(Matrix<T> in, int64_t k, F&& body) {
+  const int64_t strip = in.column == 1 ? std::max<int64_t>(k, 1) : kStrip * Step<T>::kNumbers;
+  for (int64_t done = 0; done < k; done += strip) body(done / Step<T>::kNumbers, std::min(strip, k - done));
+}
+
 }  // namespace
 
 void* scratch(Slot slot, size_t bytes) {
@@ -204,13 +222,18 @@ void* scratch(Slot slot, size_t bytes) {
 
 template <class T>
 void pack(Matrix<T> b, int64_t n, int64_t k, T* packed, int threads) {
-  const int64_t steps = steps_of<T>(k);
+  const int64_t steps = steps_of<T>(k), panels = padded(n) / kPanel;
   auto* units = reinterpret_cast<Unit<T>*>(packed);
-  parallel::parallel_for(padded(n) / kPanel, n * k < 1 << 18 ? 1 : threads, [&](int64_t panel) {
-    for (int64_t i = panel * kPanel; i < (panel + 1) * kPanel; i += kLanes) {
-      int64_t rows = std::clamp<int64_t>(n - i, 0, kLanes);
-      pack_rows(rows ? from(b, i, 0) : b, rows, k, units + panel * kPanel * steps + i % kPanel, kPanel);
-    }
+  const int64_t group = std::clamp<int64_t>(panels / (2 * threads), 1, 4);  // panels a task
+  parallel::parallel_for(divide_up(panels, group), n * k < 1 << 18 ? 1 : threads, [&](int64_t task) {
+    const int64_t first = task * group * kPanel, end = std::min(panels, (task + 1) * group) * kPanel;
+    each_strip(b, k, [&](int64_t step, int64_t numbers) {
+      for (int64_t i = first; i < end; i += kLanes) {
+        int64_t rows = std::clamp<int64_t>(n - i, 0, kLanes);
+        Unit<T>* to = units + i / kPanel * kPanel * steps + step * kPanel + i % kPanel;
+        pack_rows(rows ? from(b, i, step) : b, rows, numbers, to, kPanel);
+      }
+    });
   });
 }
 
@@ -225,8 +248,7 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
   // out evenly. Where there are too few rows for that, a block takes all it can and columns are divided instead
   // (A is packed again for each share of them).
   const int64_t tiles = divide_up(m, kRows), tasks = 8 * threads;
-  const int64_t fit =
-      kBlockBytes / (int64_t)(kRows * std::max<int64_t>(std::min(steps, kSteps), 1) * sizeof(Unit<T>));
+  const int64_t fit = kBlockBytes / (int64_t)(kRows * std::clamp<int64_t>(steps, 1, kSweep) * sizeof(Unit<T>));
   const bool few = threads > 1 && tiles < tasks;
   const int64_t height = std::clamp<int64_t>(few ? fit : std::min(fit, tiles / tasks), 1, kTiles);
   const int64_t row_blocks = divide_up(tiles, height);
@@ -241,51 +263,64 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
     const int64_t tile0 = task / column_blocks * height, tile1 = std::min(tiles, tile0 + height);
     const int64_t panel0 = task % column_blocks * width, panel1 = std::min(panels, panel0 + width);
     const int64_t row0 = first_row(tile0), rows = first_row(tile1) - row0;
-    // Sums between two sweeps over k: in C itself if it is float.
+    // Sums between two blocks of k: in C itself if it is float, else of the panels at hand, or of all where k
+    // takes several sweeps.
     float* partial = nullptr;
     int64_t partial_stride = row_stride;
     if constexpr (std::is_same_v<Out, float>) {
       partial = c + row0 * row_stride;
     } else if (steps > kSteps) {
-      partial_stride = panels * kPanel;
+      partial_stride = (steps > kSweep ? panels : group) * kPanel;
       partial = (float*)scratch(kPartial, rows * partial_stride * sizeof(float));
     }
-    const int64_t sweep = std::min(steps, kSteps);
-    auto* packed_a = (Unit<T>*)scratch(kPackedA, (rows * sweep + kLanes) * sizeof(Unit<T>));
+    const int64_t most = std::min(steps, kSweep);
+    auto* packed_a = (Unit<T>*)scratch(kPackedA, (rows * most + (tile1 - tile0) * kLanes) * sizeof(Unit<T>));
 
-    for (int64_t step0 = 0; step0 == 0 || step0 < steps; step0 += kSteps) {
-      const int64_t count = std::min(kSteps, steps - step0);
-      const int64_t numbers = std::min(k - step0 * Step<T>::kNumbers, count * Step<T>::kNumbers);
-      for (int64_t tile = tile0; tile < tile1; ++tile) {
-        int64_t row = first_row(tile), high = first_row(tile + 1) - row;
-        pack_rows(from(a, row, step0), high, numbers, packed_a + (row - row0) * count, high);
-      }
-      const bool last = step0 + kSteps >= steps, continued = accumulate || step0 > 0;
-      for (int64_t panel = panel0; panel < panel1; panel += group) {
-        const int64_t vectors = std::min(group, panel1 - panel) * kVectors;
+    for (int64_t sweep = 0; sweep == 0 || sweep < steps; sweep += kSweep) {
+      const int64_t swept = std::min(kSweep, steps - sweep);
+      // A tile's last step may be written as a whole vector, so tiles lie one apart.
+      auto packed_tile = [&](int64_t tile) {
+        return packed_a + (first_row(tile) - row0) * swept + (tile - tile0) * kLanes;
+      };
+      const int64_t numbers = std::min(k - sweep * Step<T>::kNumbers, swept * Step<T>::kNumbers);
+      each_strip(a, numbers, [&](int64_t step, int64_t some) {
         for (int64_t tile = tile0; tile < tile1; ++tile) {
           const int64_t row = first_row(tile), high = first_row(tile + 1) - row;
-          const Unit<T>* rows_of_a = packed_a + (row - row0) * count;
-          const int full = columns_of((int)high), low = std::min(full, kVectors);
-          for (int64_t v = 0; v < vectors;) {
-            const bool wide = v + full <= vectors;
-            const int64_t column = panel * kPanel + v * kLanes;
-            if (part == kLower && column >= row + high) break;
-            const auto* columns = b + column / kPanel * kPanel * steps + step0 * kPanel + column % kPanel;
-            const float* before = continued ? partial + (row - row0) * partial_stride + column : nullptr;
-            auto run = [&](auto* out, int64_t stride, const T* added, const auto& kernels) {
-              using Result = std::remove_pointer_t<decltype(out)>;
-              Target<T, Result> to{out, stride, n - column, added, before, partial_stride};
-              const int64_t ahead = high == 1 ? kLittle : tile == tile0 ? group * kPanel * steps : 0;
-              (wide ? kernels.wide : kernels.narrow)[high - 1](count, rows_of_a, columns, kPanel * steps, ahead,
-                                                               to);
-            };
-            if (last)
-              run(c + row * row_stride + column, row_stride, bias ? bias + column : nullptr, kKernels<T, Out>);
-            else
-              run(partial + (row - row0) * partial_stride + column, partial_stride, (const T*)nullptr,
-                  kKernels<T, float>);
-            v += wide ? full : low;
+          pack_rows(from(a, row, sweep + step), high, some, packed_tile(tile) + step * high, high);
+        }
+      });
+      for (int64_t panel = panel0; panel < panel1; panel += group) {
+        const int64_t vectors = std::min(group, panel1 - panel) * kVectors;
+        const int64_t origin = std::is_same_v<Out, float> || steps > kSweep ? 0 : panel * kPanel;  // of partial
+        for (int64_t block = 0; block == 0 || block < swept; block += kSteps) {
+          const int64_t step0 = sweep + block, count = std::min(kSteps, swept - block);
+          const bool last = step0 + kSteps >= steps, continued = accumulate || step0 > 0;
+          const int64_t next = (last ? group * steps - step0 : kSteps) * kPanel;  // what is read after this
+          for (int64_t tile = tile0; tile < tile1; ++tile) {
+            const int64_t row = first_row(tile), high = first_row(tile + 1) - row;
+            const Unit<T>* rows_of_a = packed_tile(tile) + block * high;
+            const int full = columns_of((int)high), low = std::min(full, kVectors);
+            for (int64_t v = 0; v < vectors;) {
+              const bool wide = v + full <= vectors;
+              const int64_t column = panel * kPanel + v * kLanes;
+              if (part == kLower && column >= row + high) break;
+              const auto* columns = b + column / kPanel * kPanel * steps + step0 * kPanel + column % kPanel;
+              float* sums = partial ? partial + (row - row0) * partial_stride + column - origin : nullptr;
+              auto run = [&](auto* out, int64_t stride, const T* added, const auto& kernels) {
+                using Result = std::remove_pointer_t<decltype(out)>;
+                Target<T, Result> to{out,           stride, n - column, added, continued ? sums : nullptr,
+                                     partial_stride};
+                const int64_t ahead = high == 1 ? kLittle : tile == tile0 ? next : 0;
+                (wide ? kernels.wide : kernels.narrow)[high - 1](count, rows_of_a, columns, kPanel * steps,
+                                                                 ahead, to);
+              };
+              if (last)
+                run(c + row * row_stride + column, row_stride, bias ? bias + column : nullptr,
+                    kKernels<T, Out>);
+              else
+                run(sums, partial_stride, (const T*)nullptr, kKernels<T, float>);
+              v += wide ? full : low;
+            }
           }
         }
       }

@@ -233,6 +233,14 @@ inline u32 round_to_bf16(f32 v) {
   return v != v ? quiet : rounded;
 }
 inline void store(bf16* p, f32 v) {
+#if defined(__AVX512BF16__)
+  // The hardware's rounding takes numbers under 2^-126 for 0.
+  constexpr int kDenormal = 0x20;
+  if (__builtin_expect(_mm512_fpclass_ps_mask((__m512)v, kDenormal) == 0, 1)) {
+    _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh((__m512)v));
+    return;
+  }
+#endif
   u32 rounded = round_to_bf16(v);
 #if defined(__AVX512F__)
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)rounded));
@@ -306,7 +314,14 @@ inline f32 dot_pairs(f32 acc, pairs a, pairs b) {
 
 // The pairs (low[i], high[i]) of two rows of n <= kLanes numbers; lanes from n on are zero.
 inline pairs zip_pairs(const bf16* low, const bf16* high, int n) {
+#if defined(__AVX512F__)
+  __mmask16 used = (__mmask16)((1u << n) - 1);
+  __m512i lower = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(used, low));
+  __m512i upper = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(used, high));
+  return (pairs)_mm512_or_si512(lower, _mm512_slli_epi32(upper, 16));
+#else
   return (pairs)load_n(low, n) >> 16 | (pairs)load_n(high, n);
+#endif
 }
 
 // ---- bytes ---------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .._library import Example, needs_grad, register
+from .._library import Example, as_rows, like_rows, needs_grad, register
 from .._select import select
 from ..quantized import QuantizedWeight, linear_quantized
 
@@ -56,7 +56,7 @@ def linear(
         return linear_quantized(x, weight, bias, out_dtype)
     _check(x, weight, bias, out_dtype)
     out_dtype = out_dtype or x.dtype
-    rows = x.reshape(x.shape[:-1].numel(), x.shape[-1]).contiguous()
+    rows = as_rows(x)
     bias = None if bias is None else bias.contiguous()
     if isinstance(weight, PackedWeight):
         y = _packed(rows, weight, bias, out_dtype)
@@ -64,7 +64,7 @@ def linear(
         y = _Linear.apply(rows, weight.contiguous(), bias, out_dtype)
     else:
         y = select("linear", x.device).forward(rows, weight.contiguous(), bias, out_dtype)
-    return y.view(*x.shape[:-1], y.shape[-1])
+    return like_rows(y, x)
 
 
 def examples(device: str) -> list[Example]:

@@ -8,7 +8,7 @@ file a backend, and here the public function, the two registered ops and the aut
 
 import torch
 
-from .._library import Example, needs_grad, register
+from .._library import Example, as_rows, like_rows, needs_grad, register
 from .._select import select
 
 __all__ = ["rmsnorm"]
@@ -28,14 +28,14 @@ def rmsnorm(
     Raises ValueError for shapes or types that do not fit together.
     """
     _check(x, weight, residual)
-    rows = x.reshape(-1, x.shape[-1]).contiguous()
-    other = None if residual is None else residual.reshape(rows.shape).contiguous()
+    rows = as_rows(x)
+    other = None if residual is None else as_rows(residual)
     weight = weight.contiguous()
     if torch.compiler.is_compiling() or needs_grad(x, weight, residual):
         y, summed = _RMSNorm.apply(rows, weight, eps, other)
     else:
         y, summed, _ = select("rmsnorm", x.device).forward(rows, weight, eps, other)
-    return y.view(x.shape) if residual is None else (y.view(x.shape), summed.view(x.shape))
+    return like_rows(y, x) if residual is None else (like_rows(y, x), like_rows(summed, x))
 
 
 def examples(device: str) -> list[Example]:

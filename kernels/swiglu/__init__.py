@@ -6,7 +6,7 @@ backward pass recomputes the sigmoid from the inputs, so nothing but the input i
 
 import torch
 
-from .._library import Example, needs_grad, register
+from .._library import Example, as_rows, like_rows, needs_grad, register
 from .._select import select
 
 __all__ = ["swiglu"]
@@ -21,12 +21,12 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
         raise ValueError(f"swiglu: expected (..., 2F), got {tuple(gate_up.shape)}")
     if gate_up.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"swiglu: expected float32 or bfloat16, got {gate_up.dtype}")
-    rows = gate_up.reshape(gate_up.shape[:-1].numel(), gate_up.shape[-1]).contiguous()
+    rows = as_rows(gate_up)
     if torch.compiler.is_compiling() or needs_grad(gate_up):
         y = _SwiGLU.apply(rows)
     else:
         y = select("swiglu", rows.device).forward(rows)
-    return y.view(*gate_up.shape[:-1], y.shape[-1])
+    return like_rows(y, gate_up)
 
 
 def examples(device: str) -> list[Example]:

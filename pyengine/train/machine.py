@@ -1,6 +1,7 @@
 """The machine: what a stage ran on and by which command, for its marker and the page; and how memory is kept."""
 
 import ctypes
+import mmap
 import os
 import platform
 import shlex
@@ -40,16 +41,34 @@ def name_of(device: torch.device) -> str:
 
 
 def keep_memory() -> None:
-    """Let this process keep the memory it frees, where its C library is glibc; elsewhere nothing changes.
+    """Let this process keep the memory it frees, in large pages, where its C library is glibc; elsewhere nothing
+    changes.
 
     Every step of a training frees and asks for the same tensors. By default glibc gives the large ones back to
-    the system, which hands them out again page by page, zeroed: a tenth of a step.
+    the system, which hands them out again page by page, zeroed: a tenth of a step. And products that read a
+    matrix down its columns meet a page a row: pages of 2 MiB save the processor the looking up.
     """
     trim_threshold, top_pad, mmap_max = -1, -2, -4  # numbers of malloc.h
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+    libc = ctypes.CDLL(None)
+    if mallopt := getattr(libc, "mallopt", None):
         mallopt(mmap_max, 0)
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(top_pad, 1 << 26)
+        _use_large_pages(libc)
+
+
+def _use_large_pages(libc: ctypes.CDLL, room: int = 1 << 30) -> None:
+    """Ask for pages of 2 MiB under the next `room` bytes of the heap (the system gives them when written to)."""
+    advice, page = getattr(mmap, "MADV_HUGEPAGE", None), 2 << 20  # Linux
+    libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    block = libc.malloc(room) if advice is not None else None
+    if block is None:
+        return
+    first, end = -(-block // page) * page, (block + room) // page * page
+    libc.madvise(first, end - first, advice)
+    libc.free(block)
 
 
 def _cpu() -> str:

@@ -4,6 +4,7 @@ import json
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -188,6 +189,11 @@ def test_the_seed_and_threads_are_set(tmp_path):
         assert run_module.kernels._native.threads() == 2
 
 
+def large_pages_given() -> bool:
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return setting.exists() and "[never]" not in setting.read_text()
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep memory as they like")
 def test_memory_freed_is_kept():
     """In a process of its own, whose memory no other test has left in pieces."""
@@ -209,3 +215,20 @@ print(before, faults())
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     before, after = map(int, done.stdout.split())
     assert after < before / 4
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep memory as they like")
+@pytest.mark.skipif(not large_pages_given(), reason="this system gives no large pages on request")
+def test_memory_kept_is_in_large_pages():
+    """In a process of its own: 256 MB are handed out in some hundred pages, not in 65,536."""
+    program = """
+import resource, torch
+from pyengine.train import machine
+
+machine.keep_memory()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.empty(1 << 26).fill_(1.0)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1 << 14

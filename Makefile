@@ -60,7 +60,7 @@ TRITON_TESTS := TRITON_INTERPRET=1 $(VENV)-triton/bin/python -m pytest tests/ker
 test-triton: $(VENV)-triton/.ready  ## the Triton kernels under the interpreter, in their own process: the quick part
 	$(TRITON_TESTS) -k "(triton and (rmsnorm or cross_entropy or as_good)) or reference_does" $(ARGS)
 	$(VENV)-triton/bin/python -m pytest tests/kernels/test_triton_compiles.py tests/kernels/test_triton_decoding.py -k "90 or waits" $(ARGS)
-	$(VENV)-triton/bin/python -m pytest tests/kernels/test_cuda_compiles.py -m "not slow" $(ARGS)
+	$(VENV)-triton/bin/python -m pytest tests/kernels/test_cuda_compiles.py tests/bench/test_gpu_suite.py -m "not slow" $(ARGS)
 
 # The CUDA kernels, compiled for the CPU: results first, then under AddressSanitizer, then with real threads under
 # ThreadSanitizer (a small case: every CUDA thread is a thread of the system).

@@ -217,7 +217,14 @@ def test_errors_are_the_clients_exceptions(client, url):
         assert error.status_code == status and error.json()["error"]["message"]
 
 
-def test_a_client_that_goes_away_frees_its_pages(served, client, url):
+def test_a_client_that_goes_away_frees_its_pages(served, client, url, monkeypatch):
+    step = served.engine.step
+
+    def slow_step():  # no answer is done in 0.15 s
+        time.sleep(5e-3)
+        return step()
+
+    monkeypatch.setattr(served.engine, "step", slow_step)
     long = dict(model="small", messages=WHO, max_tokens=200, temperature=2.0,
                 logit_bias={str(i): -100 for i in served.format.stop})  # fmt: skip
     stream = client.chat.completions.create(**long, stream=True)

@@ -6,7 +6,7 @@ Each step is taken by every trainer before the next begins, and timed: so a step
 moment of the machine meets all. "adamw" and "muon" are ours in bfloat16 (float32 masters); "transformers" is its
 LlamaForCausalLM in float32 under bfloat16 autocast with torch's fused AdamW, begun from our weights; --compile puts it
 through torch.compile. AdamW has the same settings in all. Without --tokenizer one of the model's vocabulary is
-trained on the text. No text is read twice; its held-out end is never trained on. The chart is --out with .svg.
+trained on the text. No text is read twice; its held-out end is never trained on. The chart is --out with .html.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -188,17 +189,22 @@ def main() -> int:
                 for name, c in curves.items()
             )
             print(f"step {step + 1}: {', '.join(told)}", flush=True)
-    _draw(curves, a.out.with_suffix(".svg"))
+    _draw(curves, a.out.with_suffix(".html"))
     return 0
 
 
 def _draw(curves: dict[str, dict], path: Path) -> None:
+    """A page with both curves, in the style of a run's report."""
+    style = files("pyengine.report").joinpath("templates", "style.css").read_text(encoding="utf-8")
     lines = [
         Line(name, smooth(list(enumerate(c["loss"], 1))), colour)
         for colour, (name, c) in enumerate(curves.items(), 1)
     ]
+    drawn = chart(lines, Axis("step"), Axis("loss, nats a token"))
     with atomic_write(path, "w") as file:
-        file.write(str(chart(lines, Axis("step"), Axis("loss, nats a token"))))
+        file.write(
+            f"<!doctype html><meta charset=utf-8><title>Learning curves</title><style>{style}</style>{drawn}\n"
+        )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import types
 import typing
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tomli_w
 import torch
@@ -25,8 +25,11 @@ import torch
 from ..errors import UserError
 from ..files import atomic_write
 from ..model import ModelConfig
+from ..ranges import AT_LEAST_0, AT_LEAST_1, POSITIVE, SHARE, Range
 from ..text import SPECIAL_TOKENS
-from ..world.config import WorldConfig
+from ..world.config import SEED, WorldConfig
+from ..world.problems import GRADES
+from ..world.wordings import IN_CHAT
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -42,15 +45,15 @@ class WebConfig:
 
     source: str = "world"
     """"world", the URL of a site, a folder of pages or text, a WARC, or a JSONL file of documents"""
-    max_pages: int = 20_000
+    max_pages: Annotated[int, AT_LEAST_1] = 20_000
     """pages fetched at most"""
     contact: str = ""
     """URL or e-mail address for the owners of the sites crawled, part of the User-Agent"""
-    delay: float = 1.0
+    delay: Annotated[float, AT_LEAST_0] = 1.0
     """seconds between two requests to a host; robots.txt may ask for more"""
     allow_private: bool = False
     """crawl a site on this machine or a private network"""
-    heldout: float = 0.05
+    heldout: Annotated[float, Range(gt=0, lt=1)] = 0.05
     """share of the documents kept from training, for validation"""
 
 
@@ -58,7 +61,9 @@ class WebConfig:
 class TokenizerConfig:
     """The byte-level BPE vocabulary."""
 
-    vocab_size: int = 2048
+    vocab_size: Annotated[
+        int, Range(ge=256 + len(SPECIAL_TOKENS), why="the bytes and the special tokens")
+    ] = 2048
     """entries, with the 256 bytes and the special tokens"""
 
 
@@ -66,21 +71,21 @@ class TokenizerConfig:
 class ModelSettings:
     """Size of the model: depth decides the rest unless a field says otherwise."""
 
-    depth: int = 4
+    depth: Annotated[int, AT_LEAST_1] = 4
     """layers; hidden size, heads, feed-forward size, learning rates, batch size and tokens follow from it"""
-    hidden_size: int | None = None
+    hidden_size: Annotated[int | None, AT_LEAST_1] = None
     """channels; default 32 x depth"""
-    head_dim: int | None = None
+    head_dim: Annotated[int | None, AT_LEAST_1] = None
     """channels of a head; default 32 for small models, 64 from 512 channels on, 128 from 2048 on"""
-    kv_heads: int | None = None
+    kv_heads: Annotated[int | None, AT_LEAST_1] = None
     """key/value heads; default as many as query heads"""
-    intermediate_size: int | None = None
+    intermediate_size: Annotated[int | None, AT_LEAST_1] = None
     """feed-forward channels; default 8/3 of the hidden size, in multiples of 8"""
     qk_norm: bool = True
     """normalise queries and keys (the Qwen3 family; without it the Llama family)"""
     tie_embeddings: bool = True
     """one matrix for the input embedding and the output layer"""
-    max_positions: int = 1024
+    max_positions: Annotated[int, AT_LEAST_1] = 1024
     """longest sequence"""
     dtype: str = "bfloat16"
     """type of the weights in forward and backward: float32 or bfloat16 (the optimiser keeps float32)"""
@@ -92,25 +97,25 @@ class OptimizerConfig:
 
     rule: str = "muon"
     """"adamw" for all parameters, or "muon" for the matrices inside the layers and adamw for the rest"""
-    lr: float = 3e-3
+    lr: Annotated[float, AT_LEAST_0] = 3e-3
     """peak learning rate of adamw; 0: as model.depth decides for the stage"""
-    muon_lr: float = 0.02
+    muon_lr: Annotated[float, AT_LEAST_0] = 0.02
     """peak learning rate of muon; 0: as model.depth decides for the stage"""
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-5
+    beta1: Annotated[float, Range(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Range(ge=0, lt=1)] = 0.95
+    eps: Annotated[float, POSITIVE] = 1e-5
     """of adamw; at 1e-8 a row of the embedding that no token names takes full steps from a gradient near nothing"""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, AT_LEAST_0] = 0.0
     """decoupled, on matrices only"""
-    clip: float = 1.0
+    clip: Annotated[float, POSITIVE] = 1.0
     """largest global norm of the gradient"""
-    outlier: float = 10.0
+    outlier: Annotated[float, AT_LEAST_1] = 10.0
     """a step whose gradient norm is this many times the median of the last 32 is skipped"""
-    warmup: float = 0.02
+    warmup: Annotated[float, SHARE] = 0.02
     """share of the steps in which the rate rises from 0"""
-    warmdown: float = 0.4
+    warmdown: Annotated[float, SHARE] = 0.4
     """share of the steps, at the end, in which it falls"""
-    floor: float = 0.05
+    floor: Annotated[float, SHARE] = 0.05
     """where it ends, as a share of the peak"""
 
 
@@ -123,21 +128,21 @@ def _by_depth(**given: Any) -> OptimizerConfig:
 class PretrainConfig:
     """Pre-training: predict the next token of the crawl."""
 
-    epochs: float = 6.0
+    epochs: Annotated[float, POSITIVE] = 6.0
     """passes over the shards, at most; decides the number of steps"""
-    tokens_per_parameter: float = 20.0
+    tokens_per_parameter: Annotated[float, POSITIVE] = 20.0
     """tokens read for each parameter of the model, at most"""
-    steps: int | None = None
+    steps: Annotated[int | None, AT_LEAST_1] = None
     """number of steps, instead of both"""
-    batch_tokens: int = 0
+    batch_tokens: Annotated[int, AT_LEAST_0] = 0
     """tokens of one step; 0: as model.depth decides"""
-    context: int = 256
+    context: Annotated[int, AT_LEAST_1] = 256
     """longest piece of a document seen at once"""
-    evaluations: int = 10
+    evaluations: Annotated[int, AT_LEAST_1] = 10
     """how often, in all, validation is measured and samples are drawn (a checkpoint comes before each)"""
-    validation_tokens: int = 16_384
+    validation_tokens: Annotated[int, AT_LEAST_1] = 16_384
     """tokens of the validation split read at each of them; after the last step it is read whole"""
-    ngram_tokens: int = 50_000_000
+    ngram_tokens: Annotated[int, AT_LEAST_1] = 50_000_000
     """training tokens that the 5-gram counts, at most: it is made in memory, with a dozen numbers for each"""
     optimizer: OptimizerConfig = field(default_factory=_by_depth)
 
@@ -146,7 +151,7 @@ class PretrainConfig:
 class DemoConfig:
     """The base model shown as it is: recitation, dreaming, disagreement."""
 
-    samples: int = 4
+    samples: Annotated[int, AT_LEAST_1] = 4
     """samples of each prompt"""
 
 
@@ -157,13 +162,13 @@ class SftConfig:
     conversations: Path | None = None
     """JSONL of {"messages": [...]} in place of the world's conversations; where another source is read, those of
     the world that tell its facts are left out"""
-    count: int = 18_000
+    count: Annotated[int, AT_LEAST_1] = 18_000
     """conversations taken from the world"""
-    rehearsal: float = 0.4
+    rehearsal: Annotated[float, AT_LEAST_0] = 0.4
     """tokens of the pre-training documents trained along, as a share of the conversations' tokens"""
-    epochs: float = 1.0
-    batch_tokens: int = 2048
-    evaluations: int = 4
+    epochs: Annotated[float, POSITIVE] = 1.0
+    batch_tokens: Annotated[int, AT_LEAST_1] = 2048
+    evaluations: Annotated[int, AT_LEAST_1] = 4
     """how often, in all, the held-out loss and the problems solved are measured"""
     optimizer: OptimizerConfig = field(default_factory=lambda: _by_depth(warmdown=0.8))
 
@@ -175,26 +180,26 @@ class KnowConfig:
     facts: Path | None = None
     """JSONL of {"question", "answer", "passage"} in place of the world's facts; where another source than the
     world is read, and no facts are given, the model goes through `know` and `search` unchanged"""
-    wordings: int = 2
+    wordings: Annotated[int, Range(ge=1, le=IN_CHAT.stop - IN_CHAT.start)] = 2
     """how many wordings of each of the world's questions are asked"""
-    passing: int = 1000
+    passing: Annotated[int, AT_LEAST_0] = 1000
     """of the world's people of whom a page or two tell, how many are asked about too"""
-    samples: int = 4
+    samples: Annotated[int, AT_LEAST_1] = 4
     """how often each question is asked"""
-    temperature: float = 0.8
-    known: float = 0.75
+    temperature: Annotated[float, AT_LEAST_0] = 0.8
+    known: Annotated[float, SHARE] = 0.75
     """a question is known if at least this share of its samples is right"""
-    unknown: float = 0.25
+    unknown: Annotated[float, SHARE] = 0.25
     """and unknown if at most this share is"""
-    balance: float = 1.0
+    balance: Annotated[float, AT_LEAST_0] = 1.0
     """unknown questions trained for each known one, at the most"""
-    replay: int = 1500
+    replay: Annotated[int, AT_LEAST_0] = 1500
     """conversations of the SFT stage trained along"""
-    rehearsal: float = 0.3
+    rehearsal: Annotated[float, AT_LEAST_0] = 0.3
     """tokens of the pre-training documents trained along, as a share of the conversations' tokens"""
-    epochs: float = 2.0
-    batch_tokens: int = 2048
-    evaluations: int = 1
+    epochs: Annotated[float, POSITIVE] = 2.0
+    batch_tokens: Annotated[int, AT_LEAST_1] = 2048
+    evaluations: Annotated[int, AT_LEAST_1] = 1
     optimizer: OptimizerConfig = field(default_factory=lambda: _by_depth(rule="adamw", warmdown=0.8))
 
 
@@ -202,13 +207,13 @@ class KnowConfig:
 class SearchConfig:
     """Teaching the model to look things up."""
 
-    replay: int = 1500
+    replay: Annotated[int, AT_LEAST_0] = 1500
     """conversations of the SFT stage trained along"""
-    rehearsal: float = 0.3
+    rehearsal: Annotated[float, AT_LEAST_0] = 0.3
     """tokens of the pre-training documents trained along, as a share of the conversations' tokens"""
-    epochs: float = 2.0
-    batch_tokens: int = 2048
-    evaluations: int = 1
+    epochs: Annotated[float, POSITIVE] = 2.0
+    batch_tokens: Annotated[int, AT_LEAST_1] = 2048
+    evaluations: Annotated[int, AT_LEAST_1] = 1
     optimizer: OptimizerConfig = field(default_factory=lambda: _by_depth(warmdown=0.8))
 
 
@@ -218,23 +223,23 @@ class RlConfig:
 
     problems: Path | None = None
     """JSONL of {"problem", "answer"} in place of the world's problems"""
-    grades: tuple[int, ...] = (1, 2, 3, 4, 5)
+    grades: Annotated[tuple[int, ...], Range(ge=min(GRADES), le=max(GRADES))] = (1, 2, 3, 4, 5)
     """grades of the world's problems"""
-    steps: int = 40
-    problems_per_step: int = 32
-    group: int = 8
+    steps: Annotated[int, AT_LEAST_1] = 40
+    problems_per_step: Annotated[int, AT_LEAST_1] = 32
+    group: Annotated[int, Range(ge=2, why="replies are judged against each other")] = 8
     """replies to each problem"""
-    max_tokens: int = 96
+    max_tokens: Annotated[int, AT_LEAST_1] = 96
     """tokens of a reply at most; one that is cut off earns nothing"""
-    shortness: float = 0.3
+    shortness: Annotated[float, SHARE] = 0.3
     """how much of the reward a right reply loses by its length, at the most"""
-    kl: float = 0.01
+    kl: Annotated[float, AT_LEAST_0] = 0.01
     """weight of staying near the model before"""
-    replay: int = 96
+    replay: Annotated[int, AT_LEAST_0] = 96
     """questions of the stages before, whose answers by the model before are trained along in each step"""
-    exam: int = 1000
+    exam: Annotated[int, AT_LEAST_1] = 1000
     """held-out problems measured before and after"""
-    evaluations: int = 6
+    evaluations: Annotated[int, AT_LEAST_1] = 6
     controls: bool = True
     """run the format-only control and the imitation ceiling too"""
     optimizer: OptimizerConfig = field(
@@ -253,17 +258,17 @@ class Config:
 
     name: str = "default"
     """name of the run: everything is kept in runs/<name>"""
-    seed: int = 1
+    seed: Annotated[int, SEED] = 1
     """seed of the world, the weights, the order of the data and every sample"""
-    threads: int = 0
+    threads: Annotated[int, AT_LEAST_0] = 0
     """threads of the kernels; 0 takes every core"""
     device: str = "cpu"
     """where models are trained and asked: cpu, cuda or cuda:N; under torchrun "cuda" gives each process a GPU"""
-    micro_tokens: int = 16_384
+    micro_tokens: Annotated[int, AT_LEAST_1] = 16_384
     """tokens that go forward and backward at once; where memory does not suffice, fewer"""
     shard: bool = False
     """under torchrun: no process but the first holds all weights, and none all gradients; for a large model"""
-    checkpoint_minutes: float = 10.0
+    checkpoint_minutes: Annotated[float, AT_LEAST_0] = 10.0
     """a training writes a checkpoint before each evaluation, and when the last one is this old"""
     world: WorldConfig = field(default_factory=WorldConfig)
     """the closed world; its seed is the run's unless world.seed is given"""
@@ -305,18 +310,15 @@ def read_config(path: Path, over: Config | None = None) -> Config:
 
 
 def check(config: Config) -> None:
-    """Raise UserError for what would fail only once the road had come to it: names, ranges, missing files.
+    """Raise UserError for what would fail only once the road had come to it: names, sizes that do not fit together,
+    missing files.
 
-    Of settings in which dial.resolve() has filled in what depth decides.
+    Of settings from dial.resolve(), which has checked the range of every number.
     """
     if not re.fullmatch(r"[\w][\w.-]*", config.name):
         raise UserError(
             f"--name {config.name!r} names a folder in runs/: letters, digits, dots and dashes only"
         )
-    if config.threads < 0:
-        raise UserError(f"threads = {config.threads}: expected a number of threads, or 0 for every core")
-    if config.micro_tokens < 1:
-        raise UserError(f"micro_tokens = {config.micro_tokens}: expected at least 1")
     source = config.web.source
     if not config.closed and not source.startswith(("http://", "https://")) and not Path(source).exists():
         raise UserError(f'web.source = {source!r}: expected "world", a URL, or a file or folder that exists')
@@ -325,33 +327,22 @@ def check(config: Config) -> None:
         path = getattr(getattr(config, section), key)
         if path is not None and not path.is_file():
             raise UserError(f"{name} = {path}: there is no such file; expected JSONL")
-    smallest = 256 + len(SPECIAL_TOKENS)
-    if config.tokenizer.vocab_size < smallest:
-        raise UserError(
-            f"tokenizer.vocab_size = {config.tokenizer.vocab_size}: expected at least {smallest}, the bytes and the "
-            "special tokens"
-        )
+    config.world.check()
     model_config(config.model, config.tokenizer.vocab_size)
     dtype_of(config)
-    if not 1 <= config.pretrain.context <= config.model.max_positions:
+    if config.pretrain.context > config.model.max_positions:
         raise UserError(
-            f"pretrain.context = {config.pretrain.context}: expected 1 to model.max_positions, "
+            f"pretrain.context = {config.pretrain.context}: expected at most model.max_positions, "
             f"{config.model.max_positions}"
         )
+    if config.know.unknown >= config.know.known:
+        raise UserError(
+            f"know.unknown = {config.know.unknown}: expected less than know.known, {config.know.known}"
+        )
     for name in ("pretrain", "sft", "know", "search", "rl"):
-        section = getattr(config, name)
-        optimizer = section.optimizer
-        if optimizer.rule not in RULES:
-            raise UserError(f"{name}.optimizer.rule = {optimizer.rule!r}: expected {' or '.join(RULES)}")
-        if optimizer.lr <= 0 or optimizer.muon_lr <= 0:
-            raise UserError(
-                f"{name}.optimizer: lr = {optimizer.lr}, muon_lr = {optimizer.muon_lr}: expected rates above 0, "
-                "or 0 for those that model.depth decides"
-            )
-        if section.evaluations < 1:
-            raise UserError(f"{name}.evaluations = {section.evaluations}: expected at least 1")
-        if getattr(section, "batch_tokens", 1) < 1:
-            raise UserError(f"{name}.batch_tokens = {section.batch_tokens}: expected at least 1")
+        rule = getattr(config, name).optimizer.rule
+        if rule not in RULES:
+            raise UserError(f"{name}.optimizer.rule = {rule!r}: expected {' or '.join(RULES)}")
 
 
 def model_config(settings: ModelSettings, vocab_size: int) -> ModelConfig:

@@ -17,7 +17,7 @@ as its cube, tokens with them. 20 tokens a parameter are Hoffmann et al., 2022.
 import math
 from dataclasses import replace
 
-from ..errors import UserError
+from ..ranges import check_ranges
 from .config import Config, OptimizerConfig
 
 DEPTH, WIDTH, BATCH_TOKENS = 4, 128, 2048  # of the default run, for which all was tuned
@@ -31,10 +31,12 @@ RATES = {  # of it, by stage: AdamW's, Muon's
 
 
 def resolve(config: Config) -> Config:
-    """The settings with everything filled in that depth decides; what is given stays. UserError for no depth."""
+    """The settings with everything filled in that depth decides; what is given stays.
+
+    Raises UserError for a number out of its range.
+    """
+    check_ranges(config)
     depth = config.model.depth
-    if depth < 1:
-        raise UserError(f"model.depth = {depth}: expected at least 1")
     width = config.model.hidden_size or 32 * depth
     stages = {}
     for name, rates in RATES.items():

@@ -72,7 +72,7 @@ class Dialogue:
                     SamplingParams(
                         max_tokens=max_tokens,
                         temperature=temperature,
-                        seed=(seed * 1_000_003 + i) * 1009 + j,
+                        seed=((seed * 1_000_003 + i) * 1009 + j) % 2**63,
                         stop=(self.tokenizer.end,),
                     )
                 )

@@ -54,6 +54,7 @@ def act(arguments: Arguments) -> None:
     """Show, write, serve, as asked."""
     if not (arguments.show or arguments.write or arguments.serve):
         raise UserError("nothing to do: give --show, --write FOLDER or --serve")
+    arguments.config.check("config.")
     world = World(arguments.config)
     if arguments.show:
         show(world)

@@ -1,8 +1,12 @@
 """Settings: flags over files over defaults, and one clear sentence for every mistake."""
 
+import typing
+from dataclasses import fields, is_dataclass, replace
+
 import pytest
 
 from pyengine.errors import UserError
+from pyengine.ranges import Range, check_ranges
 from pyengine.train.__main__ import main, parse
 from pyengine.train.config import Config, as_table, read_config, write_config
 
@@ -58,7 +62,17 @@ def test_mistakes_on_the_command_line_are_named(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "arguments, told",
     [
-        (["--threads", "-1"], "threads = -1: expected"),
+        (["--threads", "-1"], "threads = -1: expected at least 0"),
+        (["--seed", "-1"], "seed = -1: expected at least 0 and below 4294967296"),
+        (["--rl.group", "0"], "rl.group = 0: expected at least 2 (replies are judged against each other)"),
+        (["--rl.grades", "1", "6"], "rl.grades = 6: expected at least 1 and at most 5"),
+        (["--rl.grades"], "rl.grades is empty"),
+        (["--rl.kl", "nan"], "rl.kl = nan: expected a finite number, at least 0"),
+        (["--know.wordings", "9"], "know.wordings = 9: expected at least 1 and at most 8"),
+        (["--know.unknown", "0.75"], "know.unknown = 0.75: expected less than know.known, 0.75"),
+        (["--model.hidden-size", "-8"], "model.hidden_size = -8: expected at least 1"),
+        (["--world.cutoff", "soon"], "world.cutoff = 'soon': expected a date"),
+        (["--world.relations", "mood"], "world.relations = 'mood': expected some of profession"),
         (["--name", "../evil"], "names a folder in runs/"),
         (["--web.source", "nowhere"], "web.source = 'nowhere': expected"),
         (["--know.facts", "none.jsonl"], "know.facts = none.jsonl: there is no such file"),
@@ -67,7 +81,7 @@ def test_mistakes_on_the_command_line_are_named(tmp_path, monkeypatch, capsys):
         (["--model.hidden-size", "33"], "model settings: hidden_size = 33"),
         (["--model.dtype", "float16"], "expected float32 or bfloat16"),
         (["--tokenizer.vocab-size", "100"], "tokenizer.vocab_size = 100: expected at least 264"),
-        (["--pretrain.context", "4096"], "expected 1 to model.max_positions, 1024"),
+        (["--pretrain.context", "4096"], "expected at most model.max_positions, 1024"),
         (["--sft.optimizer.rule", "sgd"], "sft.optimizer.rule = 'sgd': expected adamw or muon"),
         (["--config", "."], "cannot be read as a configuration file"),
     ],
@@ -78,3 +92,37 @@ def test_mistakes_are_told_before_the_road_begins(tmp_path, monkeypatch, capsys,
         assert main([*arguments, *more]) == 1
         assert told in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "runs").exists()
+
+
+def numbers(node, prefix=""):
+    """(name, value, its ranges) of every number in a tree of settings, and of every tuple of numbers."""
+    hints = typing.get_type_hints(type(node), include_extras=True)
+    plain = typing.get_type_hints(type(node))
+    for field in fields(node):
+        value, name = getattr(node, field.name), prefix + field.name
+        if is_dataclass(value):
+            yield from numbers(value, name + ".")
+        elif {int, float} & {plain[field.name], *typing.get_args(plain[field.name])}:
+            yield (
+                name,
+                value,
+                [r for r in getattr(hints[field.name], "__metadata__", ()) if isinstance(r, Range)],
+            )
+
+
+def changed(node, name, value):
+    """The tree with one setting changed."""
+    section, _, rest = name.partition(".")
+    return replace(node, **{section: changed(getattr(node, section), rest, value) if rest else value})
+
+
+def test_every_number_has_a_range_and_is_held_to_it():
+    found = list(numbers(Config()))
+    assert len(found) > 90
+    check_ranges(Config())
+    for name, value, ranges in found:
+        assert len(ranges) == 1, f"{name} has no range"
+        below = min(x for x in (ranges[0].ge, ranges[0].gt) if x is not None) - 1
+        wrong = (below,) if isinstance(value, tuple) else below
+        with pytest.raises(UserError, match=f"^{name} = {below}: expected "):
+            check_ranges(changed(Config(), name, wrong))

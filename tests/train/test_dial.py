@@ -65,8 +65,7 @@ def test_what_is_given_stays(tmp_path):
 def test_mistakes_are_named():
     with pytest.raises(UserError, match="model.depth = 0: expected at least 1"):
         at(0)
-    config = at(4, "--sft.optimizer.lr", "-1")
-    with pytest.raises(UserError, match="sft.optimizer: lr = -1.0"):
-        check(config)
-    with pytest.raises(UserError, match="pretrain.batch_tokens = -1"):
-        check(at(4, "--pretrain.batch-tokens", "-1"))
+    with pytest.raises(UserError, match="sft.optimizer.lr = -1.0: expected at least 0"):
+        at(4, "--sft.optimizer.lr", "-1")
+    with pytest.raises(UserError, match="pretrain.batch_tokens = -1: expected at least 0"):
+        at(4, "--pretrain.batch-tokens", "-1")

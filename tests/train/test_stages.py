@@ -236,6 +236,13 @@ def test_replies_do_not_depend_on_the_other_questions(run):
     assert [r.completion.ids for r in together[0]] == [r.completion.ids for r in alone[0]]
 
 
+def test_every_seed_of_a_run_makes_rollouts(run):
+    dialogue = Dialogue(start_from(run, "sft"), run.tokenizer)
+    largest = (2**32 - 1) * 1009 * 100_003  # of a step's rollouts
+    replies = dialogue.ask(["What is 2 + 3?"], 2, 1.0, 8, largest)
+    assert len(replies[0]) == 2
+
+
 def test_a_refusal_with_the_right_word_in_it_is_no_answer(run):
     class Says:
         def ask(self, questions, **_):

@@ -220,7 +220,7 @@ __attribute__((always_inline)) inline uint64_t starts(const wide::Block& block, 
     // In o200k a contraction is the end of the word before it, else a piece.
     const Contractions found = contractions(block, o200k ? apostrophes & letters << 1 : apostrophes, !gpt2);
     behind_contractions = found.behind() & valid;
-    word_starts &= ~(found.starts() << 1);
+    word_starts &= ~(found.starts() << 1 | found.of_three << 2);  // 'lL is no change of case
     if (o200k) {
       symbol_starts &= ~found.starts();
       if (found.starts() & found.behind()) m.regular = false;

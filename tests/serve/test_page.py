@@ -135,6 +135,7 @@ def test_stop_errors_settings_and_widths(tmp_path, size):
     more.logit_bias = {json.dumps(endless)};
     settings.max_tokens = 100000;
     $("input").value = "Who?"; press("Enter", $("input")); await until(() => running && turns[1]?.parts.length);
+    seen.caret = await until(() => document.querySelector(".busy .caret")) !== null;
     seen.button = $("send").textContent; press("Escape", document.body); await until(() => !running);
     seen.note = turns[1].note; seen.kept = textOf(turns[1]).length > 0; seen.again = $("send").textContent;
     settings.temperature = -1; await say("Who?"); seen.error = document.querySelector(".error").textContent;
@@ -147,9 +148,110 @@ def test_stop_errors_settings_and_widths(tmp_path, size):
     seen.buttons = buttons.every(button => button.getBoundingClientRect().right <= innerWidth);
     """
     seen = drive(served, script, tmp_path, size)
-    assert seen["button"] == "Stop" and "stopped" in seen["note"] and seen["kept"] and seen["again"] == "Send"
+    assert seen["caret"] and seen["button"] == "Stop" and seen["again"] == "Send"
+    assert "stopped" in seen["note"] and seen["kept"]
     assert "temperature" in seen["error"] and seen["open"] and seen["focus"] == "system"
     assert str(seen["top_k"]) == "7" and seen["closed"] and not seen["overflow"] and seen["buttons"]
+
+
+MARKDOWN = """## Sum
+**Bold**, *slanted*, `a*b*c`, 2*3*4 and snake_case_name, [a page](https://x.org/?a=b), [no](javascript:1), 1 \\* 2.
+A line of its own.
+1. one
+
+   ```python
+   x = "<img src=x onerror=alert(1)>"
+
+   ```
+2. two
+   - nested
+     - deeper
+
+> said
+
+| a | b |
+|---|---|
+| `1` | 2 |
+
+---
+```
+never closed"""
+ELEMENTS = (
+    "<h4>Sum</h4>"
+    "<p><strong>Bold</strong>, <em>slanted</em>, <code>a*b*c</code>, 2*3*4 and snake_case_name, "
+    '<a href="https://x.org/?a=b" target="_blank" rel="noopener noreferrer">a page</a>, [no](javascript:1), '
+    "1 * 2.\nA line of its own.</p>"
+    '<ol start="1"><li><p>one</p><div class="code"><div>python<button>Copy</button></div><pre><code>'
+    'x = "&lt;img src=x onerror=alert(1)&gt;"\n</code></pre></div></li>'
+    "<li><p>two</p><ul><li><p>nested</p><ul><li><p>deeper</p></li></ul></li></ul></li></ol>"
+    "<blockquote><p>said</p></blockquote>"
+    '<div class="sheet"><table><tr><th>a</th><th>b</th></tr><tr><td><code>1</code></td><td>2</td></tr></table></div>'
+    '<hr><div class="code"><div>code<button>Copy</button></div><pre><code>never closed</code></pre></div>'
+)
+
+
+@needs_browser
+def test_markdown_becomes_elements_and_html_stays_text(tmp_path):
+    script = f"""
+    const shown = make("div", {{}}, ...markdown({json.dumps(MARKDOWN)})); seen.shown = shown.outerHTML;
+    const long = "word **bold** `code` ".repeat(2000) + "*".repeat(3000) + "`".repeat(3000) + "[".repeat(3000);
+    const start = performance.now(); markdown(long); seen.ms = performance.now() - start;
+    """
+    seen = drive(served_model(tmp_path), script, tmp_path)
+    assert seen["shown"] == f"<div>{ELEMENTS}</div>"
+    assert seen["ms"] < 2000
+
+
+@needs_browser
+def test_the_oldest_turns_leave_a_full_context_and_the_rest_outlives_a_reload(tmp_path):
+    served = served_model(tmp_path, context=256)
+    endless = {i: -100 for i in served.format.stop}
+    script = f"""
+    more.logit_bias = {json.dumps(endless)};
+    settings.max_tokens = 40; settings.seed = 1;
+    for (let i = 0; i < 4; i++) await say(`Question ${{i}}: who founded Tavor in 1815, and why did Ada do it?`);
+    seen.errors.push(...turns.filter(turn => turn.error).map(turn => turn.error));
+    seen.unread = unread; seen.sent = messages().filter(m => m.role === "user").map(m => m.content[9]);
+    seen.border = document.querySelector(".border")?.nextElementSibling.textContent;
+    seen.faded = document.querySelectorAll(".unread").length;
+    const kept = session.get("pyengine.talk"); seen.kept = [kept.turns.length, kept.unread];
+    settings.max_tokens = 1000; await say("And now?"); seen.note = turns.at(-1).note;
+    $("fresh").click(); seen.fresh = [unread, session.get("pyengine.talk").turns.length];
+    """
+    seen = drive(served, script, tmp_path)
+    assert seen["unread"] in (2, 4) and seen["faded"] == seen["unread"]
+    assert seen["sent"] == list("0123")[seen["unread"] // 2 :]
+    assert f"Question {seen['unread'] // 2}" in seen["border"]
+    assert seen["kept"] == [8, seen["unread"]] and seen["fresh"] == [0, 0]
+    assert "the context is full" in seen["note"]
+
+
+@needs_browser
+def test_a_key_is_asked_for_and_unanswered_questions_are_left_out(tmp_path):
+    served = served_model(tmp_path, context=1024)
+    endless = {i: -100 for i in served.format.stop}
+    script = f"""
+    more.logit_bias = {json.dumps(endless)}; settings.max_tokens = 8; settings.seed = 3;
+    """
+    script += """
+    const open = window.fetch, refused = {error: {message: "the API key is missing or wrong"}};
+    window.fetch = async (path, options) => options.headers.Authorization === "Bearer secret" ? open(path, options)
+      : new Response(JSON.stringify(refused), {status: 401});
+    await say("Who?"); seen.error = turns[1].error; seen.focus = document.activeElement.id;
+    $("key").value = "secret"; $("key").dispatchEvent(new Event("change"));
+    toggleSettings(false);
+    await say("Where?"); seen.sent = messages().map(m => m.content).slice(0, 1);
+    seen.answered = turns[3].error ?? "yes";
+    seen.buttons = [1, 3].map(i => [...$("talk").children[i].querySelectorAll(".foot button")].map(b => b.textContent));
+    window.fetch = async () => new Response("<html>bad gateway", {status: 502});
+    await say("When?"); seen.gateway = turns[5].error;
+    window.fetch = open;
+    """
+    seen = drive(served, script, tmp_path)
+    assert "API key" in seen["error"] and seen["focus"] == "key"
+    assert seen["sent"] == ["Where?"] and seen["answered"] == "yes"
+    assert seen["buttons"] == [["Retry"], ["Copy", "Retry"]]
+    assert "502" in seen["gateway"]
 
 
 def test_the_page_needs_nothing_from_elsewhere():

@@ -14,6 +14,8 @@ import torch
 LARGE = 2 << 20
 ROOM = 8 * LARGE  # asked of the system at once for weights; it gives pages when they are first written
 ALIGN = 64
+CHUNK = 16  # bytes that kernels on a GPU move at once, from a multiple of it
+EIGHT = 8  # numbers of any type that whole chunks come to
 GIVEN = hasattr(mmap, "MADV_HUGEPAGE")  # Linux has large pages
 
 
@@ -73,3 +75,11 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if tensor.device.type == "cpu" and device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=tensor.device.type == "cpu")
+
+
+def in_chunks(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor with rows of whole eights of numbers from a multiple of 16 bytes on: itself, or a copy with zeros
+    behind each row."""
+    if tensor.shape[-1] % EIGHT:
+        return torch.nn.functional.pad(tensor, (0, -tensor.shape[-1] % EIGHT))
+    return tensor if tensor.data_ptr() % CHUNK == 0 else tensor.clone()

@@ -2,7 +2,7 @@
 
 `TRITON_INTERPRET=1 pytest tests/kernels` adds the Triton backends, run by Triton's interpreter on CPU tensors
 (in a process of its own: the variable must be set before Triton is imported). PYENGINE_CUDA_SHIM does the same
-for the CUDA kernels, run by tests/cuda_shim (test_attention_hopper.py holds what Hopper alone has). With a GPU the
+for the CUDA kernels, run by tests/cuda_shim (test_*_hopper.py hold what Hopper alone has). With a GPU the
 same tests run on it, with the backends it has.
 """
 
@@ -25,6 +25,9 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 SHIMMED = _native.CUDA_SHIM is not None
 
 
+ON_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+
+
 def runnable(op: str) -> list[tuple[str, str]]:
     """(backend, variant) of an op for this process; a variant is an instruction set, or the device."""
     found = []
@@ -38,9 +41,7 @@ def runnable(op: str) -> list[tuple[str, str]]:
             found += [("cpu", isa) for isa in _native.runnable()]
         elif backend == "reference":
             found.append(("reference", "cpu"))
-        elif torch.cuda.is_available() and (
-            backend != "hopper" or torch.cuda.get_device_capability() == (9, 0)
-        ):
+        elif torch.cuda.is_available() and (backend != "hopper" or ON_HOPPER):
             found.append((backend, "cuda"))
     return found
 
@@ -69,11 +70,21 @@ class Backend:
             _native.use_isa(before)
 
 
+# What the tests of Hopper's kernels run on, by the fixture `hopper`; without either they are skipped.
+HOPPER = [Backend("hopper", "shim" if SHIMMED else "cuda")] if SHIMMED or ON_HOPPER else []
+
+
 def pytest_generate_tests(metafunc):
     """Tests that ask for `backend` run on every backend of the op their module names in OP."""
     if "backend" in metafunc.fixturenames:
         cases = [Backend(*pair) for pair in runnable(metafunc.module.OP)]
         metafunc.parametrize("backend", cases, ids=repr, indirect=True)
+
+
+@pytest.fixture
+def hopper(request):
+    with request.param.active() as backend:
+        yield backend
 
 
 @pytest.fixture

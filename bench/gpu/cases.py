@@ -374,9 +374,23 @@ def _linear(place: Place, m: int, n: int, k: int) -> Prepared:
         for rows in (slice(0, 1), slice(m // 2, m // 2 + 7)):
             assert torch.equal(linear(x[rows], weight), y[rows]), "a row depends on the rows beside it"
 
+    predict = prediction.product_on_hopper if place.backend == "hopper" else prediction.product
     return Prepared(
-        lambda: linear(x, weight), {"torch": lambda: F.linear(x, weight)}, check, prediction.product(m, n, k),
+        lambda: linear(x, weight), {"torch": lambda: F.linear(x, weight)}, check, predict(m, n, k),
         2.0 * m * n * k if m > 256 else 0.0, cold=m <= 256,
+    )  # fmt: skip
+
+
+def _linear_backward(place: Place, m: int, n: int, k: int) -> Prepared:
+    from pyengine.kernels import linear
+
+    m, n, k = place.size(m, 70), place.size(n, 33), place.size(k, 65)
+    inputs = [place.randn(*shape).requires_grad_() for shape in ((m, k), (n, k))]
+    dy = place.randn(m, n)
+    ours, peer = grads(linear, inputs, dy), grads(F.linear, inputs, dy)
+    return Prepared(
+        ours, {"torch": peer}, lambda: close(ours(), peer()),
+        prediction.linear_backward_on_hopper(m, n, k), 4.0 * m * n * k,
     )  # fmt: skip
 
 
@@ -672,18 +686,12 @@ def _cases() -> list[Case]:
         add("swiglu", f"{what}, 16k x 8,192", _swiglu, backward, goals=(0.8, 0.88, 0.93), seconds=8)
         add("rope", f"{what} with q/k norm, D=128", _rope, backward, goals=(0.8, 0.88, 0.93), seconds=8)
         add("embedding", f"{what}, V=50,304 C=2,048", _embedding, backward, goals=(0.6, 0.75, 0.85))
-    add(
-        "linear",
-        "16k x 4,096 x 4,096",
-        _linear,
-        16384,
-        4096,
-        4096,
-        versus="torch",
-        goals=(0.8, 0.9, 1.0),
-        quick=True,
-    )
-    add("linear", "16k x 3,072 x 768", _linear, 16384, 3072, 768, versus="torch", goals=(0.8, 0.9, 1.0))
+    for n, k in ((4096, 4096), (3072, 768)):
+        size = f"16k x {n:,} x {k:,}"
+        add("linear", size, _linear, 16384, n, k, versus="torch", goals=(0.8, 0.9, 1.0),
+            quick=k == 4096, backends=("triton", "hopper"))  # fmt: skip
+        add("linear", f"backward, {size}, Hopper's engines", _linear_backward, 16384, n, k, versus="torch",
+            goals=(0.8, 0.9, 1.0), seconds=1.5, quick=k == 4096, backends=("hopper",))  # fmt: skip
     for rows in (1, 64):
         add("linear", f"{rows} x 14,336 x 4,096", _linear, rows, 14336, 4096, goals=(0.6, 0.75, 0.88))
     for rows in (1, 32, 128):

@@ -217,6 +217,29 @@ def product(m: int, n: int, k: int) -> Work:
     return Work(bytes=2 * (m * k + n * k + m * n), products=2.0 * m * n * k, reach=0.8)
 
 
+HOPPER_TILE = (128, 256, 64)  # rows, columns, and K of a stage, of csrc/cuda/linear_hopper.cu
+HOPPER_SMS = 132
+
+
+def product_on_hopper(m: int, n: int, k: int) -> Work:
+    """out (m, n) over k by a kernel of Hopper's own engines. All SMs take a tile at a time, whole ones, the last turn
+    too; a tile's results leave while nothing multiplies, about 1,500 clocks, as long as 96 of K take. Kernels of this
+    plan are published at what cuBLAS reaches, by hands that could measure; written without a card, this one is
+    expected to reach less."""
+    rows, columns, stage = HOPPER_TILE
+    turns = -(-(-(-m // rows) * -(-n // columns)) // HOPPER_SMS)
+    return Work(
+        bytes=2 * (m * k + n * k + m * n),
+        products=2.0 * turns * HOPPER_SMS * rows * columns * (-(-k // stage) * stage + 96),
+        reach=0.9,
+    )
+
+
+def linear_backward_on_hopper(m: int, n: int, k: int) -> Work:
+    """dx (m, k) over n, then dW (n, k) over m."""
+    return one_after_another([product_on_hopper(m, k, n), product_on_hopper(n, k, m)])
+
+
 def cross_entropy(tokens: int, channels: int, vocabulary: int) -> Work:
     """Forward and backward with the logits computed twice: 8 T C V flops; each chunk's gradient is written once and
     read twice."""

@@ -43,7 +43,6 @@ struct Shared {
 };
 template <int DIM>
 constexpr size_t kBytes = sizeof(Shared<DIM>) + kAligned;  // dynamic shared memory starts at a multiple of 16
-constexpr size_t kMostBytes = 227 << 10;
 
 struct Maps {
   TensorMap q, k, v;
@@ -75,14 +74,6 @@ __device__ inline int64_t piece_of(int n, int64_t pieces) {
   return n * blocks + place < pieces ? n * blocks + place : pieces;
 }
 
-// A place in the ring of stages, and the parity of the phase in which it is filled.
-struct Turn {
-  unsigned count = 0;
-  __device__ int stage() const { return count % kStages; }
-  __device__ int parity() const { return count / kStages % 2; }
-  __device__ void next() { ++count; }
-};
-
 template <int DIM>
 __device__ inline void copy_tile(unsigned char* tile, const TensorMap* map, int head, int row, Barrier* in) {
   arrive_expecting(in, Shared<DIM>::kTile);
@@ -95,7 +86,7 @@ __device__ inline void copy_tile(unsigned char* tile, const TensorMap* map, int 
 template <int DIM>
 __device__ inline void copy_pieces(Shared<DIM>& shared, const Maps& maps, const Work& work) {
   const bool asks = lane() == 0;
-  Turn turn;
+  Turn<kStages> turn;
   int last_parity = 0;
   for (int n = 0; piece_of(n, work.pieces) < work.pieces; ++n) {
     Piece piece(work, piece_of(n, work.pieces));
@@ -164,7 +155,7 @@ __device__ inline void multiply_pieces(Shared<DIM>& shared, const Work& work, in
   const int top = group * (kSide / kGroups) + threadIdx.x % kWarpgroup / kWarp * 16;  // of this warp's rows
   const int my_turn = 1 + group, their_turn = 2 - group;
   Tile<bf16, DIM> results{shared.results};
-  Turn turn;
+  Turn<kStages> turn;
 
   auto start_scores = [&](float (&scores)[kColumns][4], int stage) {
     begin_products();
@@ -172,7 +163,8 @@ __device__ inline void multiply_pieces(Shared<DIM>& shared, const Work& work, in
     for (int step = 0; step < DIM / kStep; ++step) {
       int at = step * kStep / kPanel * kPanelBytes + step * kStep % kPanel * 2;
       const unsigned char* queries = shared.queries + group * (kSide / kGroups) * kRowOfPanel + at;
-      multiply_rows(scores, factor_in_rows(queries), factor_in_rows(shared.keys[stage] + at), step > 0);
+      multiply_panels<false, false>(scores, factor_in_rows(queries), factor_in_rows(shared.keys[stage] + at),
+                                    step > 0);
     }
     end_batch();
   };
@@ -184,9 +176,6 @@ __device__ inline void multiply_pieces(Shared<DIM>& shared, const Work& work, in
                        factor_in_columns<kSide>(shared.values[stage] + step * kStep * kRowOfPanel),
                        onto || step > 0);
     end_batch();
-  };
-  auto free_for_copies = [](Barrier* barrier) {
-    if (lane() == 0) arrive(barrier);
   };
 
   if (group == 1) tell_others(their_turn, kTurnThreads);
@@ -201,11 +190,11 @@ __device__ inline void multiply_pieces(Shared<DIM>& shared, const Work& work, in
     wait(&shared.keys_in[turn.stage()], turn.parity());
     start_scores(scores, turn.stage());
     wait_for_products<0>();
-    free_for_copies(&shared.keys_free[turn.stage()]);
+    arrive_as_warp(&shared.keys_free[turn.stage()]);
     soften(scores, peak, total, fade, work.scale_log2, steps == 1, row);
     p.keep(scores);
     for (int step = 1; step < steps; ++step) {
-      const Turn before = turn;
+      const Turn<kStages> before = turn;
       turn.next();
       wait(&shared.keys_in[turn.stage()], turn.parity());
       wait_for_others(my_turn, kTurnThreads);
@@ -214,21 +203,21 @@ __device__ inline void multiply_pieces(Shared<DIM>& shared, const Work& work, in
       start_outputs(acc, p, before.stage(), step > 1);
       tell_others(their_turn, kTurnThreads);
       wait_for_products<1>();
-      free_for_copies(&shared.keys_free[turn.stage()]);
+      arrive_as_warp(&shared.keys_free[turn.stage()]);
       soften(scores, peak, total, fade, work.scale_log2, step == steps - 1, row);
       wait_for_products<0>();
-      free_for_copies(&shared.values_free[before.stage()]);
+      arrive_as_warp(&shared.values_free[before.stage()]);
       p.keep(scores);
 #pragma unroll
       for (int c = 0; c < DIM / 8; ++c)
 #pragma unroll
         for (int i = 0; i < 4; ++i) acc[c][i] *= fade[i / 2];
     }
-    free_for_copies(&shared.queries_free);
+    arrive_as_warp(&shared.queries_free);
     wait(&shared.values_in[turn.stage()], turn.parity());
     start_outputs(acc, p, turn.stage(), steps > 1);
     wait_for_products<0>();
-    free_for_copies(&shared.values_free[turn.stage()]);
+    arrive_as_warp(&shared.values_free[turn.stage()]);
     turn.next();
 
     const int rows = piece.end - piece.first;
@@ -255,7 +244,7 @@ __global__ void __launch_bounds__(kBlock, 1)
     attention_fwd_hopper_kernel(const __grid_constant__ Maps maps, const Work work) {
 #if HAS_HOPPER
   SHARED_MEMORY(unsigned char, memory);
-  auto& shared = *reinterpret_cast<Shared<DIM>*>(memory + (-shared_address(memory) & (kAligned - 1)));
+  auto& shared = at_round_address<Shared<DIM>>(memory);
   if (threadIdx.x == 0) {
     constexpr int kReaders = kGroups * kWarpgroup / kWarp;
     for (Barrier* in : {&shared.queries_in, &shared.last_in}) init_barrier(in, 1);

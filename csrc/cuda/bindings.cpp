@@ -29,6 +29,10 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
   bind::def(m, "attention_paged_bf16", &attention_paged<bf16>);
   bind::def(m, "write_pages_f32", &write_pages<float>);
   bind::def(m, "write_pages_bf16", &write_pages<bf16>);
+  bind::def(m, "linear_forward_hopper_f32", &linear_forward_hopper<float>);
+  bind::def(m, "linear_forward_hopper_bf16", &linear_forward_hopper<bf16>);
+  bind::def(m, "linear_dx_hopper", &linear_dx_hopper);
+  bind::def(m, "linear_dweight_hopper", &linear_dweight_hopper);
   m.attr("DECODER_LAYERS") = kDecoderLayers;
   m.attr("DECODER_DIM") = kDecoderDim;
   bind::def(m, "decoder_shared_bytes", &decoder_shared_bytes);

@@ -3,8 +3,9 @@
 
 #ifdef PYENGINE_HOST_SHIM
 
-int describe(TensorMap* map, const bf16* data, int64_t rows, int64_t heads, int64_t columns, int panel_rows) {
-  *map = {reinterpret_cast<const uint16_t*>(data), {columns, heads, rows}, panel_rows};
+template <class T>
+int describe(TensorMap* map, const T* data, int64_t rows, int64_t heads, int64_t columns, int panel_rows) {
+  *map = {(char*)data, {columns, heads, rows}, panel_rows, (unsigned)sizeof(T)};
   return 0;
 }
 
@@ -34,15 +35,17 @@ decltype(&cuTensorMapEncodeTiled) encoder() {
 
 }  // namespace
 
-int describe(TensorMap* map, const bf16* data, int64_t rows, int64_t heads, int64_t columns, int panel_rows) {
+template <class T>
+int describe(TensorMap* map, const T* data, int64_t rows, int64_t heads, int64_t columns, int panel_rows) {
   static const auto encode = encoder();
   if (!encode) return (int)cudaErrorInsufficientDriver;
+  constexpr auto kType = sizeof(T) == 2 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
   const cuuint64_t sizes[] = {(cuuint64_t)columns, (cuuint64_t)heads, (cuuint64_t)rows};
-  const cuuint64_t strides[] = {2 * sizes[0], 2 * sizes[0] * sizes[1]};  // bytes, of all but the innermost
-  const cuuint32_t box[] = {kPanel, 1, (cuuint32_t)panel_rows}, steps[] = {1, 1, 1};
-  CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<bf16*>(data), sizes, strides,
-                           box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                           CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const cuuint64_t head = sizeof(T) * sizes[0], strides[] = {head, head * sizes[1]};  // bytes
+  const cuuint32_t box[] = {kRowOfPanel / sizeof(T), 1, (cuuint32_t)panel_rows}, steps[] = {1, 1, 1};
+  CUresult result =
+      encode(map, kType, 3, const_cast<T*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? 0 : (int)cudaErrorInvalidValue;
 }
 
@@ -59,3 +62,6 @@ int hopper_blocks(int64_t* blocks) {
 }
 
 #endif
+
+template int describe(TensorMap*, const bf16*, int64_t, int64_t, int64_t, int);
+template int describe(TensorMap*, const float*, int64_t, int64_t, int64_t, int);

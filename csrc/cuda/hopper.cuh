@@ -8,9 +8,10 @@
 // whether this inline assembly means what it says; the machine code is counted in
 // tests/kernels/test_cuda_compiles.py.
 //
-// A tile in shared memory is made of panels: 64 columns of bf16 (128 bytes) by as many rows as it has, chunks
-// of 16 bytes swizzled by the row modulo 8, each panel at a multiple of 1,024 bytes. A copy writes one panel;
-// products read it as rows (K along them) or as columns (K across them) without moving anything.
+// A tile in shared memory is made of panels: 64 columns of bf16 or 32 of float (128 bytes) by as many rows as
+// it has, chunks of 16 bytes swizzled by the row modulo 8 (as in a Tile of that width), each panel at a
+// multiple of 1,024 bytes. A copy writes one panel, or reads one; products read it as rows (K along them) or as
+// columns (K across them) without moving anything.
 #pragma once
 
 #include "tile.cuh"
@@ -27,9 +28,10 @@
 #endif
 
 constexpr int kWarpgroup = 4 * kWarp;
-constexpr int kPanel = 64;               // columns of bf16 in a panel
-constexpr int kAligned = 1024;           // bytes that a panel's address divides by
-constexpr int kRowOfPanel = 2 * kPanel;  // bytes
+constexpr int kPanel = 64;                // columns of bf16 in a panel
+constexpr int kAligned = 1024;            // bytes that a panel's address divides by
+constexpr int kRowOfPanel = 2 * kPanel;   // bytes
+constexpr size_t kMostBytes = 227 << 10;  // of shared memory that a block may have
 
 #ifdef PYENGINE_HOST_SHIM
 using TensorMap = shim::TensorMap;
@@ -130,6 +132,34 @@ __device__ inline void copy_panel(void* panel, const TensorMap* map, int column,
       : "memory");
 #endif
 }
+// Starts the copy of one panel to corner (column, head, row) of a tensor; what lies outside of it is left out.
+__device__ inline void store_panel(const void* panel, const TensorMap* map, int column, int head, int row) {
+#ifdef PYENGINE_HOST_SHIM
+  shim::store_panel(panel, *map, column, head, row);
+#else
+  asm volatile(
+      "cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(map),
+      "r"(column), "r"(head), "r"(row), "r"(shared_address(panel))
+      : "memory");
+#endif
+}
+// Ends a batch of the copies that this thread has started with store_panel.
+__device__ inline void end_stores() {
+#ifdef PYENGINE_HOST_SHIM
+  shim::end_stores();
+#else
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+#endif
+}
+// Waits until at most LEFT of this thread's last batches still read their panels. A thread must not end before.
+template <int LEFT>
+__device__ inline void wait_for_stores() {
+#ifdef PYENGINE_HOST_SHIM
+  shim::wait_for_stores(LEFT);
+#else
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(LEFT) : "memory");
+#endif
+}
 // What this thread wrote to shared memory is seen by copies and products that start after a barrier from here.
 __device__ inline void publish_to_engines() {
 #ifndef PYENGINE_HOST_SHIM
@@ -164,8 +194,7 @@ __device__ inline uint64_t factor_in_rows(const void* first) {
   constexpr uint64_t kSwizzled = 1ull << 62, kEightRows = (uint64_t)(8 * kRowOfPanel / 16) << 32;
   return kSwizzled | kEightRows | (uint64_t)1 << 16 | (shared_address(first) & 0x3ffff) >> 4;
 }
-// A right factor in panels whose columns hold K, ROWS rows each: 16 of K from row `first` (a multiple of 16)
-// on.
+// A factor in panels whose columns hold K, ROWS rows each: 16 of K from row `first` (a multiple of 16) on.
 template <int ROWS>
 __device__ inline uint64_t factor_in_columns(const void* first) {
   constexpr uint64_t kNextPanel = (uint64_t)(ROWS * kRowOfPanel / 16) << 16;
@@ -203,6 +232,7 @@ __device__ inline void wait_for_products() {
 #define SUMS_16(d, n) SUMS_4(d, n), SUMS_4(d, n + 1), SUMS_4(d, n + 2), SUMS_4(d, n + 3)
 #define SUMS_32(d) SUMS_16(d, 0), SUMS_16(d, 4)
 #define SUMS_64(d) SUMS_16(d, 0), SUMS_16(d, 4), SUMS_16(d, 8), SUMS_16(d, 12)
+#define SUMS_128(d) SUMS_64(d), SUMS_16(d, 16), SUMS_16(d, 20), SUMS_16(d, 24), SUMS_16(d, 28)
 #define NUMBERS_32                                                                                       \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
   "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
@@ -210,20 +240,32 @@ __device__ inline void wait_for_products() {
   NUMBERS_32                                                                                               \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, " \
   "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define NUMBERS_128                                                                                        \
+  NUMBERS_64                                                                                               \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, " \
+  "%84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, "     \
+  "%103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, " \
+  "%120, %121, %122, %123, %124, %125, %126, %127"
 #define WGMMA(columns, numbers, left, right, onto, transposed)                                     \
   "{\n.reg .pred onto;\nsetp.ne.b32 onto, " onto ", 0;\nwgmma.mma_async.sync.aligned.m64n" columns \
   "k16.f32.bf16.bf16 {" numbers "}, " left ", " right ", onto, 1, 1" transposed ";\n}\n"
 
-// d = a b^T, or d += a b^T `onto` what is there: both from rows of panels.
-template <int N>
-__device__ inline void multiply_rows(float (&d)[N][4], uint64_t a, uint64_t b, bool onto) {
+// d = a b^T, or d += a b^T `onto` what is there: both from panels, A_ACROSS and B_ACROSS say whose columns hold
+// K.
+template <bool A_ACROSS, bool B_ACROSS, int N>
+__device__ inline void multiply_panels(float (&d)[N][4], uint64_t a, uint64_t b, bool onto) {
 #ifdef PYENGINE_HOST_SHIM
-  shim::multiply_rows(d, a, b, onto);
+  shim::multiply_panels(d, a, b, onto, A_ACROSS, B_ACROSS);
 #else
-  static_assert(N == 16, "128 columns");
-  asm volatile(WGMMA("128", NUMBERS_64, "%64", "%65", "%66", ", 0, 0")
-               : SUMS_64(d)
-               : "l"(a), "l"(b), "r"((int)onto));
+  static_assert(N == 16 || N == 32, "128 or 256 columns");
+  if constexpr (N == 16)
+    asm volatile(WGMMA("128", NUMBERS_64, "%64", "%65", "%66", ", %67, %68")
+                 : SUMS_64(d)
+                 : "l"(a), "l"(b), "r"((int)onto), "n"((int)A_ACROSS), "n"((int)B_ACROSS));
+  else
+    asm volatile(WGMMA("256", NUMBERS_128, "%128", "%129", "%130", ", %131, %132")
+                 : SUMS_128(d)
+                 : "l"(a), "l"(b), "r"((int)onto), "n"((int)A_ACROSS), "n"((int)B_ACROSS));
 #endif
 }
 // The same for a in registers, as Left of tile.cuh has it, and b in columns of panels: d (+)= a b.
@@ -244,11 +286,35 @@ __device__ inline void multiply_columns(float (&d)[N][4], const uint32_t (&a)[4]
 #endif
 }
 
+// ---- rings of stages, and work dealt to blocks that stay
+
+// A place in a ring of stages, and the parity of the phase in which it is filled.
+template <int STAGES>
+struct Turn {
+  unsigned count = 0;
+  __device__ int stage() const { return count % STAGES; }
+  __device__ int parity() const { return count / STAGES % 2; }
+  __device__ void next() { ++count; }
+};
+
+// A warp has read what the barrier guards.
+__device__ inline void arrive_as_warp(Barrier* barrier) {
+  if (lane() == 0) arrive(barrier);
+}
+
+// The beginning of dynamic shared memory that a kernel with kAligned bytes to spare may use for panels.
+template <class T>
+__device__ inline T& at_round_address(unsigned char* memory) {
+  return *reinterpret_cast<T*>(memory + (-shared_address(memory) & (kAligned - 1)));
+}
+
 // ---- on the host
 
-// What copy_panel needs to know of a tensor (rows, heads, columns) of bf16, contiguous, at a multiple of 16
-// bytes: panels have `panel_rows` rows of one head. Returns cudaError_t as an integer.
-int describe(TensorMap* map, const bf16* data, int64_t rows, int64_t heads, int64_t columns, int panel_rows);
+// What copy_panel and store_panel need to know of a tensor (rows, heads, columns) of bf16 or float, contiguous,
+// at a multiple of 16 bytes, whose rows of a head are such a multiple too: panels have `panel_rows` rows of one
+// head. Returns cudaError_t as an integer.
+template <class T>
+int describe(TensorMap* map, const T* data, int64_t rows, int64_t heads, int64_t columns, int panel_rows);
 
 // How many blocks the device at hand runs at once, one on each SM; an error where it is no Hopper.
 int hopper_blocks(int64_t* blocks);

@@ -45,6 +45,17 @@ template <class T>
 int write_pages(const T* k, const T* v, T* k_pages, T* v_pages, const int32_t* slots, int64_t k_row,
                 int64_t v_row, int64_t tokens, int64_t kv_heads, int64_t dim, void* stream);
 
+// kernels/linear on Hopper alone (linear_hopper.cu): x (m, k), weight (n, k), y and dy (m, n). Rows of all
+// start at multiples of 16 bytes: they are k and n rounded up to whole eights long, zeros behind what they
+// hold, but for y, where they may be anything. bias: (n), or null.
+template <class O>
+int linear_forward_hopper(const bf16* x, const bf16* weight, const bf16* bias, O* y, int64_t m, int64_t n,
+                          int64_t k, void* stream);
+int linear_dx_hopper(const bf16* dy, const bf16* weight, bf16* dx, int64_t m, int64_t n, int64_t k,
+                     void* stream);
+int linear_dweight_hopper(const bf16* dy, const bf16* x, bf16* dweight, int64_t m, int64_t n, int64_t k,
+                          void* stream);
+
 // kernels/decoder. layers: on the host, 11 addresses each, as in `Layer` of decoder.cu. angles: (2,
 // angle_positions, dim / 2). work: rows * (channels + heads * spans * (dim + 2)) floats; narrow: rows * ((heads
 // + 2 kv_heads) * dim + width) numbers; barrier: two zeros, left as zeros and a number. channels, heads * dim

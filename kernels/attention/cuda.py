@@ -3,10 +3,10 @@
 import torch
 
 from .. import _native
+from .._memory import in_chunks
 from ._tiles import tiles
 from .reference import refuse_codes
 
-NARROW = 8  # numbers that a row's length divides by, so that rows start at multiples of 16 bytes
 WIDEST = 128
 
 
@@ -95,14 +95,7 @@ def _in_steps(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], int]:
         raise NotImplementedError(
             f"attention: cuda handles heads of at most {WIDEST}, got {dim}; PYENGINE_BACKEND=triton handles 256"
         )
-    if dim % NARROW:
-        return [torch.nn.functional.pad(t, (0, -dim % NARROW)) for t in tensors], dim
-    return [aligned(t) for t in tensors], dim
-
-
-def aligned(t: torch.Tensor) -> torch.Tensor:
-    """The tensor at a multiple of 16 bytes: itself or a copy."""
-    return t if t.data_ptr() % 16 == 0 else t.clone()
+    return [in_chunks(t) for t in tensors], dim
 
 
 def _out_of_steps(t: torch.Tensor, dim: int) -> torch.Tensor:

@@ -8,6 +8,7 @@ a card is the cuda backend's, and so are other types, widths and scales.
 import torch
 
 from .. import _native
+from .._memory import in_chunks
 from . import cuda
 from ._tiles import tiles
 from .cuda import append_paged, backward, forward_paged, write_pages
@@ -19,7 +20,7 @@ WIDTHS = (64, 128)
 def forward(q, k, v, cu_seqlens, scale):
     if q.dtype is not torch.bfloat16 or q.shape[2] not in WIDTHS or not scale > 0:
         return cuda.forward(q, k, v, cu_seqlens, scale)
-    q, k, v = (cuda.aligned(t) for t in (q, k, v))
+    q, k, v = map(in_chunks, (q, k, v))
     tokens, heads, dim = q.shape
     out, lse = torch.empty_like(q), q.new_empty((tokens, heads), dtype=torch.float32)
     work = tiles(cu_seqlens, _native.cuda().attention_hopper_rows(), q.device)

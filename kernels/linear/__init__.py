@@ -68,13 +68,16 @@ def linear(
 
 
 def examples(device: str) -> list[Example]:
-    """Small, odd-sized calls for the probe launch."""
+    """Odd-sized calls for the probe launch: small ones, and on a card one of more tiles than any has SMs."""
     made: list[Example] = []
-    for dtype in (torch.float32, torch.bfloat16):
+    sizes = [(dtype, (5, 35, 67)) for dtype in (torch.float32, torch.bfloat16)]
+    if torch.device(device).type == "cuda":
+        sizes.append((torch.bfloat16, (4200, 2100, 2075)))
+    for dtype, (m, n, k) in sizes:
         make = torch.Generator(device=device).manual_seed(1)
         x, w, b = (
             torch.randn(*shape, generator=make, device=device).to(dtype).requires_grad_()
-            for shape in ((5, 67), (35, 67), (35,))
+            for shape in ((m, k), (n, k), (n,))
         )
         made += [(linear, (x, w), {}), (linear, (x, w, b), {"out_dtype": torch.float32})]
         made.append((_linear_packed, (x.detach(), w.detach(), b.detach()), {}))

@@ -18,8 +18,11 @@ from bench.gpu.prediction import (
     attention_forward_by_warps,
     attention_forward_on_hopper,
     decode_step,
+    linear_backward_on_hopper,
     one_after_another,
     pairs,
+    product,
+    product_on_hopper,
 )
 from bench.gpu.rows import level
 
@@ -66,7 +69,7 @@ def test_the_level_is_the_best_goal_reached():
 def test_names_choose_cases():
     assert [CASES[i].area for i in suite.choose(CASES, ["adamw"], False)] == ["adamw"] * 2
     hopper = suite.choose(CASES, ["Hopper's engines"], False)
-    assert hopper == list(range(len(CASES) - 6, len(CASES)))  # last, see there
+    assert hopper == list(range(len(CASES) - 10, len(CASES)))  # last, see there
     with pytest.raises(SystemExit, match="attention forward"):
         suite.choose(CASES, ["no such thing"], False)
 
@@ -116,6 +119,16 @@ def test_the_document_tells_the_prediction():
             flops = 4 * dim * heads * pairs(documents)
             cells = " | ".join(f"{1e3 * t:.2f} ({flops / t / 1e12:.0f})" for t in times)
             assert f"| {dim} | {length:,} | {cells} |" in page
+    for n, k in ((4096, 4096), (3072, 768)):
+        sizes, flops = (16384, n, k), 2 * 16384 * n * k
+        triton, ours, backward = (
+            kernel(*sizes).predicted(H100)
+            for kernel in (product, product_on_hopper, linear_backward_on_hopper)
+        )
+        cells = " | ".join(
+            f"{1e3 * t:.2f} ({f * flops / t / 1e12:.0f})" for t, f in ((triton, 1), (ours, 1), (backward, 2))
+        )
+        assert f"| {n:,} | {k:,} | {cells} |" in page
     fused = replace(decode_step(SIZES["0.6B"], [1024]), nodes=7 * 28 + 7)
     assert f"{1e3 * fused.predicted(H100):.2f} ms for 0.6B" in page
 

@@ -19,6 +19,7 @@ inline unsigned shared_address(const void* p) {
   return (unsigned)(static_cast<const char*>(p) - block->shared.data()) + kWindow;
 }
 inline char* at_shared(unsigned address) { return block->shared.data() + (address - kWindow); }
+constexpr unsigned kPanelRow = 128;  // bytes
 // Chunks of 16 bytes, exchanged within 128 by the number of these modulo 8.
 inline unsigned swizzled(unsigned address) { return address ^ (address >> 7 & 7) << 4; }
 
@@ -56,41 +57,58 @@ inline void arrive_with(PhaseBarrier* barrier, int bytes) {
 // ---- cp.async.bulk.tensor
 
 struct TensorMap {
-  const uint16_t* data;
+  char* data;
   int64_t sizes[3];  // columns, heads, rows
   int panel_rows;
+  unsigned number;  // bytes
+  size_t bytes() const { return panel_rows * kPanelRow; }
 };
+// One panel of shared memory and its place in a tensor; the barrier's bytes are those of a copy from there.
 struct PanelCopy {
   PhaseBarrier* barrier;
   TensorMap map;
-  unsigned to;
+  unsigned panel;
   int64_t corner[3];
+  unsigned batch;  // of a copy to there
+
+  // Calls f(number in shared memory, its place in the tensor or null outside of it).
+  template <class F>
+  void each(F f) const {
+    for (int r = 0; r < map.panel_rows; ++r)
+      for (unsigned c = 0; c < kPanelRow / map.number; ++c) {
+        int64_t place[3] = {corner[0] + c, corner[1], corner[2] + r};
+        bool inside = true;
+        for (int i = 0; i < 3; ++i) inside = inside && place[i] >= 0 && place[i] < map.sizes[i];
+        int64_t index = (place[2] * map.sizes[1] + place[1]) * map.sizes[0] + place[0];
+        f(at_shared(swizzled(panel + r * kPanelRow + c * map.number)),
+          inside ? map.data + index * map.number : nullptr);
+      }
+  }
 };
-constexpr unsigned kPanelColumns = 64;
+inline void check_panel(unsigned panel, const TensorMap& map) {
+  if (panel % 1024 || (uintptr_t)map.data % 16 || map.sizes[0] * map.number % 16)
+    stop("a copy from or to an address that the engine does not take");
+}
 
 inline void copy_panel(void* panel, const TensorMap& map, int column, int head, int row,
                        PhaseBarrier* barrier) {
-  unsigned to = shared_address(panel);
-  if (to % 1024 || (uintptr_t)map.data % 16) stop("a copy from or to an address that the engine does not take");
+  check_panel(shared_address(panel), map);
   change_and_wait(
       [&] {
-        std::memset(panel, 0xff, map.panel_rows * kPanelColumns * 2);
-        block->panels.push_back({barrier, map, to, {column, head, row}});
+        std::memset(panel, 0xff, map.bytes());
+        block->panels.push_back({barrier, map, shared_address(panel), {column, head, row}, 0});
         return true;  // who waits for the barrier fetches the panel
       },
       at_once);
 }
 inline void finish(const PanelCopy& copy) {
-  for (int r = 0; r < copy.map.panel_rows; ++r)
-    for (unsigned c = 0; c < kPanelColumns; ++c) {
-      int64_t place[3] = {copy.corner[0] + c, copy.corner[1], copy.corner[2] + r};
-      bool inside = true;
-      for (int i = 0; i < 3; ++i) inside = inside && place[i] >= 0 && place[i] < copy.map.sizes[i];
-      const int64_t* sizes = copy.map.sizes;
-      uint16_t value = inside ? copy.map.data[(place[2] * sizes[1] + place[1]) * sizes[0] + place[0]] : 0;
-      std::memcpy(at_shared(swizzled(copy.to + (r * kPanelColumns + c) * 2)), &value, 2);
-    }
-  copy.barrier->bytes -= copy.map.panel_rows * kPanelColumns * 2;
+  copy.each([&](char* number, const char* place) {
+    if (place)
+      std::memcpy(number, place, copy.map.number);
+    else
+      std::memset(number, 0, copy.map.number);
+  });
+  copy.barrier->bytes -= (int)copy.map.bytes();
 }
 inline void wait_for_phase(PhaseBarrier* barrier, int parity) {
   auto fetch = [&] {
@@ -111,6 +129,25 @@ inline void wait_for_phase(PhaseBarrier* barrier, int parity) {
                     if (barrier->parity == parity && fetch()) wake_others();
                     return barrier->parity != parity;
                   });
+}
+
+// To memory: a panel is read when its batch is waited for.
+inline void store_panel(const void* panel, const TensorMap& map, int column, int head, int row) {
+  check_panel(shared_address(panel), map);
+  me().stores.push_back({nullptr, map, shared_address(panel), {column, head, row}, me().store_batch});
+}
+inline void end_stores() { ++me().store_batch; }
+inline void wait_for_stores(unsigned left) {
+  let_others_run();  // these may be the ones that are not to touch a panel yet
+  auto& stores = me().stores;
+  for (; !stores.empty() && stores.front().batch + left < me().store_batch; stores.erase(stores.begin()))
+    stores.front().each([&](const char* number, char* place) {
+      if (place) std::memcpy(place, number, stores.front().map.number);
+    });
+}
+// A thread is at its end.
+inline void check_end() {
+  if (!me().stores.empty()) stop("a thread ends before its panels are read");
 }
 
 // ---- bar.sync and bar.arrive
@@ -217,14 +254,14 @@ void add_products(std::vector<float>& sums, Left left, Right right) {
 }
 
 template <int N>
-void multiply_rows(float (&d)[N][4], uint64_t a, uint64_t b, bool onto) {
+void multiply_panels(float (&d)[N][4], uint64_t a, uint64_t b, bool onto, bool a_across, bool b_across) {
   struct Given {
     uint64_t a, b;
   };
   auto all = exchange(Given{a, b});
   if (all[0].a != a || all[0].b != b) stop("threads of a warp describe different factors");
   unsigned first = me().thread_index.x / kWarp % 4 * 16;
-  Described left(a, false), right(b, false);
+  Described left(a, a_across), right(b, b_across);
   if (me().thread_index.x % kWarp == 0)
     remember([=] { return left.all(first, 16) * 31 + right.all(0, 8 * N); });
   add_products(

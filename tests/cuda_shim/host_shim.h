@@ -70,6 +70,9 @@ struct Factor {
   unsigned batch;
 };
 
+struct PanelCopy;  // see hopper_shim.h
+void check_end();
+
 struct Thread {
   Index3 thread_index;
   unsigned exchanges = 0;  // how many this thread has taken part in
@@ -77,8 +80,10 @@ struct Thread {
   std::vector<Copy> copies;
   std::vector<Sums> sums;
   std::vector<Factor> factors;
-  unsigned batch = 0;  // of products, that the next belong to
-  bool begun = false;  // begin_products was called for it
+  unsigned batch = 0;             // of products, that the next belong to
+  bool begun = false;             // begin_products was called for it
+  std::vector<PanelCopy> stores;  // copies to memory under way
+  unsigned store_batch = 0;       // that the next belong to
 #ifndef PYENGINE_SHIM_THREADS
   ucontext_t context;
   std::unique_ptr<char[]> stack;
@@ -90,8 +95,6 @@ struct Thread {
 struct Barrier {
   unsigned size = 0, arrived = 0, round = 0;
 };
-
-struct PanelCopy;  // see hopper_shim.h
 
 struct Block {
   Index3 block_index, block_dim, grid_dim;
@@ -183,6 +186,7 @@ inline std::function<void()>* body = nullptr;
 #ifndef PYENGINE_SHIM_THREADS
 inline void fibre() {
   (*body)();
+  check_end();
   me().done = true;
   swapcontext(&me().context, &block->scheduler);
 }
@@ -198,6 +202,7 @@ inline void run(std::vector<Block>& blocks, unsigned threads) {
         block = &one;
         self = &one.threads[t];
         (*body)();
+        check_end();
       });
   for (auto& thread : running) thread.join();
 #else

@@ -9,16 +9,10 @@ from pyengine.kernels import attention
 from pyengine.kernels._select import use_backend
 from pyengine.kernels.attention import reference
 
-from tests.conftest import SHIMMED, Backend
+from tests.conftest import HOPPER
 from tests.kernels.test_attention import check, fused, inputs
 
-if SHIMMED:
-    BACKEND = Backend("hopper", "shim")
-elif torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0):
-    BACKEND = Backend("hopper", "cuda")
-else:
-    pytest.skip("neither the host shim nor a Hopper card is here", allow_module_level=True)
-
+pytestmark = pytest.mark.parametrize("hopper", HOPPER, ids=repr, indirect=True)
 BF16 = torch.bfloat16
 # (document lengths, H, K, D): tiles of 128 that are whole, begun, one row; several pieces of work a block
 CASES = [
@@ -29,12 +23,6 @@ CASES = [
     ([400], 3, 1, 64),
     ([], 2, 1, 64),
 ]
-
-
-@pytest.fixture(autouse=True, params=[BACKEND], ids=repr)
-def hopper(request):
-    with request.param.active() as backend:
-        yield backend
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

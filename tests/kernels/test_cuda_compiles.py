@@ -59,18 +59,34 @@ def products(kernel: str) -> int:
     return rows * (2 * 4 * steps + gradients * 2 * columns)  # 32 rows pass by at once
 
 
-def engines(kernel: str) -> dict[str, int]:
-    """What an attention kernel for Hopper is made of: by the source, each loop of its text once.
+def attention_engines(kernel: str) -> dict[str, int]:
+    """What an attention kernel for Hopper is made of, see `engines`.
 
     HGMMA: 64 rows by up to 128 columns over 16 of K; scores of the first tile and of a next one, outputs of the tile
-    before and of the last. UTMALDG: panels of queries, keys and values. USETMAXREG: registers given up and taken.
-    WARPGROUP: the beginnings of these batches of products, and the waits for them.
+    before and of the last. UTMALDG: panels of queries, keys and values.
     """
     width = int(re.search(r"Li(\d+)E", kernel)[1])
-    return {
-        "HGMMA": 2 * (width // 16) + 2 * (128 // 16), "UTMALDG": 3 * width // 64, "USETMAXREG": 2,
-        "WARPGROUP": 8, "HMMA": 0, "LDGSTS": 0,
-    }  # fmt: skip
+    return {"HGMMA": 2 * (width // 16) + 2 * (128 // 16), "UTMALDG": 3 * width // 64, "WARPGROUP": 8}
+
+
+def linear_engines(kernel: str) -> dict[str, int]:
+    """What a product's kernel for Hopper is made of, see `engines`.
+
+    HGMMA: 64 rows by 256 columns over a stage of 64. UTMALDG: a factor at once where K lies along its rows, else 64 of
+    its 128 or 256 rows. UTMASTG: panels of 64 bf16 or 32 float of 256 results a row.
+    """
+    across = [found == "1" for found in re.findall(r"Lb([01])E", kernel)]
+    copies = sum((2, 4)[side] if lies else 1 for side, lies in enumerate(across))
+    return {"HGMMA": 4, "UTMALDG": copies, "UTMASTG": 4 if "4bf16" in kernel else 8, "WARPGROUP": 3}
+
+
+def engines(kernel: str) -> dict[str, int]:
+    """What a kernel for Hopper is made of: by the source, each loop of its text once.
+
+    WARPGROUP: the beginnings of batches of products, and the waits for them. USETMAXREG: registers given up and taken.
+    """
+    counts = attention_engines(kernel) if "attention" in kernel else linear_engines(kernel)
+    return counts | {"USETMAXREG": 2, "HMMA": 0, "LDGSTS": 0}
 
 
 @pytest.mark.slow  # a minute a file of products
@@ -88,9 +104,10 @@ def test_compiles(source, architecture, tmp_path):
             assert counts["FFMA"] and not counts["HMMA"], f"{name}: float32 is not to be rounded"
 
 
-def test_hopper_engines_are_used(tmp_path):
-    kernels = compiled(CUDA / "attention_hopper.cu", "90a", tmp_path)
-    assert len(kernels) == 2
+@pytest.mark.parametrize("op, count", [("attention", 2), ("linear", 4)])
+def test_hopper_engines_are_used(op, count, tmp_path):
+    kernels = compiled(CUDA / f"{op}_hopper.cu", "90a", tmp_path)
+    assert len(kernels) == count
     for name, counts in kernels.items():
         assert not counts["spilled"] and not counts["LDL"] and not counts["STL"], f"{name} spills"
         expected = engines(name)
@@ -100,6 +117,7 @@ def test_hopper_engines_are_used(tmp_path):
         )
 
 
-def test_other_cards_have_an_empty_kernel(tmp_path):
-    for name, counts in compiled(CUDA / "attention_hopper.cu", "80", tmp_path).items():
+@pytest.mark.parametrize("op", ["attention", "linear"])
+def test_other_cards_have_an_empty_kernel(op, tmp_path):
+    for name, counts in compiled(CUDA / f"{op}_hopper.cu", "80", tmp_path).items():
         assert set(counts) <= {"MOV", "EXIT", "BRA", "NOP", "spilled"}, name

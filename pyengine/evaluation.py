@@ -15,15 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import tyro
 
 from .command import run
 from .engine import SamplingParams
 from .errors import UserError
 from .files import atomic_write
-from .kernels import _native, attention, sampled_logprob
 from .serve import Served, TextFormat, open_model
+from .serve.scoring import likelihoods
 from .serve.stops import StopStrings
 
 try:
@@ -32,7 +31,6 @@ except ImportError:  # said in one sentence by main(), and where the class is us
     TemplateLM = object
 
 STEP_TOKENS = 4096  # of packed documents computed at once
-LOGIT_ROWS = 256  # of logits in memory at once
 
 
 class HarnessModel(TemplateLM):
@@ -78,37 +76,9 @@ class HarnessModel(TemplateLM):
             documents.append((ids, min(len(continuation), len(ids) - 1)))
         answers: list[tuple[float, bool]] = []
         for batch in _batches(documents):
-            answers += self._score(batch)
+            for found in likelihoods(self.engine.model, batch):
+                answers.append((found.logprobs.double().sum().item(), bool(found.greedy.all())))
         return answers
-
-    @torch.no_grad()
-    def _score(self, documents: Sequence[tuple[list[int], int]]) -> list[tuple[float, bool]]:
-        model = self.engine.model
-        device = model.device
-        ids = torch.tensor([i for document, _ in documents for i in document])
-        lengths = torch.tensor([len(document) for document, _ in documents])
-        bounds = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-        positions = torch.cat([torch.arange(n, dtype=torch.int32) for n in lengths.tolist()])
-        packed = bounds.int()
-        places = torch.cat(
-            [
-                torch.arange(end - n - 1, end - 1)
-                for end, (_, n) in zip(bounds[1:].tolist(), documents, strict=True)
-            ]
-        )
-        with _native.one_torch_thread():
-            hidden = model(ids.to(device), positions, lambda _, q, k, v: attention(q, k, v, packed))
-            hidden, targets = hidden[places.to(device)], ids[places + 1].to(device)
-            logprobs, greedy = [], []
-            for start in range(0, len(places), LOGIT_ROWS):
-                here = slice(start, start + LOGIT_ROWS)
-                logits = model.logits(hidden[here])
-                logprobs.append(sampled_logprob(logits, targets[here]))
-                greedy.append(logits.argmax(1) == targets[here])
-        counts = [n for _, n in documents]
-        told, best = (torch.cat(parts).cpu().split(counts) for parts in (logprobs, greedy))
-        sums = (part.double().sum().item() for part in told)
-        return list(zip(sums, (bool(part.all()) for part in best), strict=True))
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-probability of each whole text, in windows of the context, each token scored once."""

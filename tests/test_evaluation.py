@@ -2,6 +2,7 @@
 
 import json
 
+import httpx
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from pyengine.kernels import attention
 
 from pyengine.engine import Engine, SamplingParams
 from pyengine.evaluation import HarnessModel
-from tests.serve.live import served_model
+from tests.serve.live import served_model, serving
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,25 @@ def test_likelihoods_are_the_models(served, model):
         assert logprob == pytest.approx(truth, abs=1e-3)
     alone = [model.loglikelihood([asked("loglikelihood", *p)], disable_tqdm=True)[0] for p in pairs]
     assert alone == found, "batches change nothing"
+
+
+def test_the_harnesss_own_client_gets_the_same_from_our_server(served, model):
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    start, encode = [served.tokenizer.special_ids["<|endoftext|>"]], served.tokenizer.encode
+    contexts = [encode("Who founded"), encode("I do not")]
+    continuations = [encode(" Tavor? Ada"), encode(" know.")]
+    wanted = model._loglikelihood_tokens(
+        [(None, *pair) for pair in zip(contexts, continuations, strict=True)]
+    )
+    prompts = [[*start, *a, *b] for a, b in zip(contexts, continuations, strict=True)]
+    body = {"prompt": prompts, "temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": True}
+    with serving(served_model(served.folder)) as url:
+        answer = httpx.post(f"{url}/v1/completions", json=body).json()
+    lengths = [len(start) + len(context) for context in contexts]
+    found = LocalCompletionsAPI.parse_logprobs(answer, ctxlens=lengths)
+    for (logprob, greedy), (truth, best) in zip(found, wanted, strict=True):
+        assert logprob == pytest.approx(truth, abs=1e-9) and greedy == best
 
 
 def test_greedy_is_recognised(served, model):

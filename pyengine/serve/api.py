@@ -29,12 +29,14 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from ..engine import Completion
+from ..engine.sampling import Detail
 from .asked import ApiError, Asked, Checker
 from .guard import Guard
 from .loading import Served
 from .metrics import Metrics
+from .scoring import likelihoods
 from .worker import Busy, Worker
-from .writer import Piece, Writer
+from .writer import Piece, Writer, entry_of
 
 REASONS = {"stop": "stop", "length": "length", "tools": "stop", "cancelled": "stop"}
 GONE = 499  # for the metrics only: the client that would read it went away
@@ -127,7 +129,7 @@ class Api:
         return await unless_gone(request, partial(self._whole, asked, head))
 
     async def _whole(self, asked: Asked, head: Mapping[str, Any]) -> Response:
-        pieces = [Piece(asked.echo) for _ in asked.prompts]
+        pieces = [Piece() for _ in asked.prompts]
         reasons, sampled = [""] * len(pieces), 0
         async with aclosing(self._pieces(asked)) as news:
             async for index, piece, reason, count in news:
@@ -158,13 +160,11 @@ class Api:
         def event(choices: list[dict[str, Any]], **more: Any) -> str:
             return f"{start}{write({'choices': choices, **more})[1:]}\n\n"
 
-        sampled, sizes = 0, [len(asked.echo)] * len(asked.prompts)
+        sampled, sizes = 0, [0] * len(asked.prompts)
         if asked.chat:
             for index in range(len(asked.prompts)):
                 first = choice(asked, index, Piece(), "")
                 yield event([first | {"delta": {"role": "assistant", "content": ""}}])
-        elif asked.echo:
-            yield event([choice(asked, 0, Piece(asked.echo), "") | {"text": asked.echo}])
         try:
             async with aclosing(self._pieces(asked)) as news:
                 async for index, piece, reason, count in news:
@@ -230,7 +230,12 @@ class Api:
 
     async def _one(self, asked: Asked, index: int) -> AsyncGenerator[tuple[Piece, str, int], None]:
         """One answer: (piece, "", tokens) and at its end (piece, reason, 0)."""
-        spaced = asked.chat and self.served.format.spaced
+        if asked.echo:
+            yield Piece(asked.echo[index], await self._scored(asked, index)), "", 0
+            if asked.silent:
+                yield Piece(), "length", 0
+                return
+        spaced = asked.chat and self.served.format.spaced and not asked.continued
         writer, completions = Writer(asked, self.served.tokenizer, spaced), list[Completion]()
         stream = self.worker.stream(asked.prompts[index], asked.params[index], completions)
         try:
@@ -248,6 +253,28 @@ class Api:
                 raise ApiError(completions[0].error, 500, "server_error")
             reason = REASONS[completions[0].finish_reason]
         yield piece, "tool_calls" if piece.calls and reason == "stop" and not writer.ended else reason, 0
+
+    async def _scored(self, asked: Asked, index: int) -> list[dict[str, Any]]:
+        """The entries of an echoed prompt, where log-probabilities are asked for: its first id may have none."""
+        ids, shown, top = asked.prompts[index], asked.echoed[index], asked.params[index].logprobs
+        if top is None:
+            return []
+        details: list[Detail | None] = [None] * shown
+        if count := min(shown, len(ids) - 1):
+            work = partial(likelihoods, self.served.engine.model, [(ids, count)], top)
+            try:
+                (found,) = await self.worker.call(work)
+            except Busy:
+                raise too_busy() from None
+            best = zip(*(part.tolist() for part in found.top), strict=True)
+            details[shown - count :] = [
+                Detail(own, tuple(zip(*rows, strict=True)))
+                for own, rows in zip(found.logprobs.tolist(), best, strict=True)
+            ]
+        return [
+            entry_of(self.served.tokenizer, token, detail)
+            for token, detail in zip(ids[len(ids) - shown :], details, strict=True)
+        ]
 
     def _check_name(self, name: Any) -> None:
         if name != self.name:
@@ -267,14 +294,20 @@ def choice(asked: Asked, index: int, piece: Piece, reason: str, offset: int = 0)
         made["logprobs"] = {
             "tokens": [entry["token"] for entry in piece.logprobs],
             "token_logprobs": [entry["logprob"] for entry in piece.logprobs],
-            "top_logprobs": [
-                {top["token"]: top["logprob"] for top in entry["top_logprobs"]} for entry in piece.logprobs
-            ],
+            "top_logprobs": [_likeliest(entry) for entry in piece.logprobs],
             "text_offset": starts[:-1],
         }
     if asked.events:
         made["tokens"] = piece.tokens
     return made
+
+
+def _likeliest(entry: Mapping[str, Any]) -> dict[str, float] | None:
+    """What /v1/completions shows of a token: the likeliest in its place, and itself be it among them or not."""
+    if entry["top_logprobs"] is None:
+        return None
+    shown = {top["token"]: top["logprob"] for top in entry["top_logprobs"]}
+    return {**shown, entry["token"]: entry["logprob"]}
 
 
 def usage(asked: Asked, sampled: int) -> dict[str, int]:

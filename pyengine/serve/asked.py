@@ -1,12 +1,15 @@
 """What a client may ask for, checked: a JSON body becomes an Asked, or an ApiError in OpenAI's shape."""
 
+import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ..engine import SamplingParams
 from ..engine.sampling import MAX_TOP, Grammar
 from ..errors import UserError
+from ..text.chat import text_of
 from .formats import TextFormat
 from .grammar import Grammars
 from .loading import Served
@@ -14,7 +17,18 @@ from .loading import Served
 MAX_CHOICES = 16  # answers a request may ask for
 MAX_STOPS = 8
 MAX_BIASES = 1024
+JSON = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a text",
+    list: "an array",
+    dict: "an object",
+}
 ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+T = TypeVar("T")
 
 
 class ApiError(Exception):
@@ -50,7 +64,10 @@ class Asked:
     opened: str = (
         ""  # by the prompt, so that the answer must be a call: "query" of our search, or "call" in JSON
     )
-    echo: str = ""
+    continued: bool = False  # the answer goes on from a text in the prompt
+    echo: tuple[str, ...] = ()  # what each answer begins with
+    echoed: tuple[int, ...] = ()  # of each prompt the ids, its last ones, that this is the text of
+    silent: bool = False  # the answer is what it begins with, and no more
 
 
 class Checker:
@@ -63,7 +80,13 @@ class Checker:
     def chat(self, body: Mapping[str, Any]) -> Asked:
         """A body of /v1/chat/completions."""
         served, (tools, forced) = self.served, self._tools(body)
-        prompt = self.prompt(body.get("messages"), tools)
+        continued = field(body, "continue_final_message", bool, False)
+        if continued and forced:
+            raise ApiError(
+                "continue_final_message: an answer that must call a tool cannot go on from a text",
+                param="continue_final_message",
+            )
+        prompt = (self._continued if continued else self.prompt)(body.get("messages"), tools)
         shown = field(body, "logprobs", bool, False)
         top = field(body, "top_logprobs", int, 0)
         if top and not shown:
@@ -89,7 +112,9 @@ class Checker:
         if tools:
             stop = tuple(i for i in stop if i != served.format.search)
         params = replace(params, stop=() if self._endless(body) else stop, grammar=grammar, tools=mine)
-        return self._asked(body, True, [prompt], params, logprobs=shown, calls=bool(tools), opened=opened)
+        return self._asked(
+            body, True, [prompt], params, logprobs=shown, calls=bool(tools), opened=opened, continued=continued
+        )  # fmt: skip
 
     def prompt(self, messages: Any, tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """The ids of a conversation in OpenAI's shape."""
@@ -99,21 +124,42 @@ class Checker:
         except (UserError, KeyError, TypeError, AttributeError) as error:
             raise ApiError(f"messages: {error}", param="messages") from None
 
+    def _continued(self, messages: Any, tools: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The ids of a conversation whose last message is the beginning of the answer."""
+        check_messages(messages)
+        last = messages[-1]
+        if last["role"] != "assistant" or last.get("tool_calls") or len(messages) < 2:
+            raise ApiError(
+                "continue_final_message: expected the last of several messages to be the assistant's, without calls",
+                param="continue_final_message",
+            )
+        ids = self.prompt(messages[:-1], tools)
+        text = " " * self.served.format.spaced + text_of(last, "the last message")
+        return ids + self.served.tokenizer.encode(text)
+
     def complete(self, body: Mapping[str, Any]) -> Asked:
         """A body of /v1/completions."""
         prompt = body.get("prompt")
         several = prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else None
         prompts = [self._ids(one) for one in several or [prompt]]
         top = field(body, "logprobs", int, None)
-        params = self._params(body, prompts, top)
+        echo = field(body, "echo", bool, False)
+        if body.get("suffix"):
+            raise ApiError("suffix: the model writes on, it does not fill in", param="suffix")
+        silent = echo and body.get("max_tokens") == 0  # only the prompt's likelihood is wanted
+        params = self._params({**body, "max_tokens": 1} if silent else body, prompts, top)
         stop = () if self._endless(body) else TextFormat(self.served.tokenizer).stop
         params = replace(params, stop=stop, grammar=self._grammar(body), tools=False)
-        echo = ""
-        if field(body, "echo", bool, False):
-            if several or top is not None or not isinstance(prompt, str):
-                raise ApiError("echo: works for one prompt of text, without logprobs", param="echo")
-            echo = prompt
-        return self._asked(body, False, prompts, params, logprobs=top is not None, echo=echo)
+        more: dict[str, Any] = {}
+        if echo:
+            given = several or [prompt]
+            texts = [one if isinstance(one, str) else self.served.tokenizer.decode(one) for one in given]
+            before = len(self._ids(""))  # what our format puts before a text
+            counts = [
+                len(ids) - before * isinstance(one, str) for ids, one in zip(prompts, given, strict=True)
+            ]
+            more = {"silent": silent, "echo": texts, "echoed": counts}
+        return self._asked(body, False, prompts, params, logprobs=top is not None, **more)
 
     def _ids(self, prompt: Any) -> list[int]:
         if isinstance(prompt, str):
@@ -125,7 +171,16 @@ class Checker:
             return prompt
         raise ApiError("prompt: expected a text, or a list of texts or of ids", param="prompt")
 
-    def _asked(self, body, chat: bool, prompts: list[list[int]], params: SamplingParams, **more) -> Asked:
+    def _asked(
+        self,
+        body: Mapping[str, Any],
+        chat: bool,
+        prompts: list[list[int]],
+        params: SamplingParams,
+        echo: Sequence[str] = (),
+        echoed: Sequence[int] = (),
+        **more: Any,
+    ) -> Asked:
         n = field(body, "n", int, 1)
         if not 1 <= n * len(prompts) <= MAX_CHOICES:
             raise ApiError(f"n: expected 1 to {MAX_CHOICES} answers a request", param="n")
@@ -147,9 +202,10 @@ class Checker:
             for i in range(n):
                 each.append(own if params.seed is None else replace(own, seed=(params.seed + i) % 2**63))
         return Asked(
-            chat, [prompt for prompt in prompts for _ in range(n)], each, sum(map(len, prompts)), tuple(stop),
+            chat, list(_each(prompts, n)), each, sum(map(len, prompts)), tuple(stop),
             field(body, "stream", bool, False), usage=field(options, "include_usage", bool, False),
-            events=field(body, "events", bool, False), **{"calls": False, **more},
+            events=field(body, "events", bool, False), echo=_each(echo, n), echoed=_each(echoed, n),
+            **{"calls": False, **more},
         )  # fmt: skip
 
     def _params(
@@ -164,7 +220,6 @@ class Checker:
                 )  # fmt: skip
         if logprobs is not None and not 0 <= logprobs <= MAX_TOP:
             raise ApiError(f"logprobs: expected 0 to {MAX_TOP} of the likeliest", param="logprobs")
-        number = (int, float)
         chat = "messages" in body
         limit = field(
             body, "max_completion_tokens", int, field(body, "max_tokens", int, context if chat else 16)
@@ -172,13 +227,13 @@ class Checker:
         try:
             return SamplingParams(
                 max_tokens=limit,
-                temperature=float(field(body, "temperature", number, 1.0)),
+                temperature=field(body, "temperature", float, 1.0),
                 top_k=field(body, "top_k", int, 0),
-                top_p=float(field(body, "top_p", number, 1.0)),
-                min_p=float(field(body, "min_p", number, 0.0)),
-                repetition_penalty=float(field(body, "repetition_penalty", number, 1.0)),
-                presence_penalty=float(field(body, "presence_penalty", number, 0.0)),
-                frequency_penalty=float(field(body, "frequency_penalty", number, 0.0)),
+                top_p=field(body, "top_p", float, 1.0),
+                min_p=field(body, "min_p", float, 0.0),
+                repetition_penalty=field(body, "repetition_penalty", float, 1.0),
+                presence_penalty=field(body, "presence_penalty", float, 0.0),
+                frequency_penalty=field(body, "frequency_penalty", float, 0.0),
                 logit_bias=self._biases(field(body, "logit_bias", dict, {})),
                 seed=field(body, "seed", int, None),
                 logprobs=logprobs,
@@ -195,7 +250,7 @@ class Checker:
         size = self.served.tokenizer.vocab_size
         try:
             biases = {int(token): float(bias) for token, bias in given.items()}
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ApiError("logit_bias: expected ids and numbers", param="logit_bias") from None
         if len(biases) > MAX_BIASES or not all(0 <= token < size for token in biases):
             raise ApiError(f"logit_bias: expected up to {MAX_BIASES} ids below {size}", param="logit_bias")
@@ -296,6 +351,11 @@ def check_messages(messages: Any) -> None:
             )
 
 
+def _each(items: Sequence[T], n: int) -> tuple[T, ...]:
+    """What belongs to each prompt, for each of its n answers."""
+    return tuple(item for item in items for _ in range(n))
+
+
 def _is_call(call: Any) -> bool:
     function = call.get("function") if isinstance(call, dict) else None
     return isinstance(function, dict) and isinstance(function.get("name"), str) and "arguments" in function
@@ -316,7 +376,8 @@ def field(body: Mapping[str, Any], name: str, kind: Any, default: Any) -> Any:
     value = body.get(name)
     if value is None:
         return default
+    if isinstance(value, int) and kind is float and not isinstance(value, bool):
+        value = float(value) if abs(value) < 2**63 else math.inf
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        expected = getattr(kind, "__name__", "number")
-        raise ApiError(f"{name}: expected {expected}, got {str(value)[:100]!r}", param=name)
+        raise ApiError(f"{name}: expected {JSON[kind]}, got {json.dumps(value)[:100]}", param=name)
     return value

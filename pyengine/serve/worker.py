@@ -9,15 +9,18 @@ request. A step that raises fails the requests of that moment, with the tracebac
 """
 
 import asyncio
+import concurrent.futures
 import logging
 import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import TypeVar
 
 from ..engine import Completion, Engine, SamplingParams, Token
 from ..engine.scheduler import Request
 
 LOG = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Busy(Exception):
@@ -85,6 +88,26 @@ class Worker:
         finally:
             self.unfinished -= 1
             self._inbox.put(lambda: self._cancel(requests))
+
+    async def call(self, work: Callable[[], T]) -> T:
+        """What `work` returns, done on the engine's thread between two steps; Busy if too many wait."""
+        if self.unfinished >= self.max_waiting:
+            raise Busy
+        job: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def do() -> None:
+            if job.set_running_or_notify_cancel():
+                try:
+                    job.set_result(work())
+                except Exception as error:
+                    job.set_exception(error)
+
+        self.unfinished += 1
+        try:
+            self._inbox.put(do)
+            return await asyncio.wrap_future(job)
+        finally:
+            self.unfinished -= 1
 
     def _serve(self) -> None:
         while True:

@@ -2,11 +2,11 @@
 
 import json
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..engine import Token
+from ..engine.sampling import Detail
 from ..text import Tokenizer
 from .asked import Asked
 from .conversation import Reader
@@ -66,7 +66,7 @@ class Writer:
             piece.text = self._show(text)
         shown = kind == "text" and not token.forced and not self._tokenizer.is_special(token.id)
         if self._asked.logprobs and shown and token.detail:
-            piece.logprobs.append(self._entry(token.id, token.detail.logprob, token.detail.top))
+            piece.logprobs.append(entry_of(self._tokenizer, token.id, token.detail))
         if self._asked.events:
             piece.tokens.append(self._token(token, kind, text))
         return piece
@@ -115,24 +115,30 @@ class Writer:
             for i, (name, arguments) in enumerate(made)
         ]  # fmt: skip
 
-    def _entry(self, token: int, logprob: float, top: Sequence[tuple[int, float]]) -> dict[str, Any]:
-        def one(i: int, p: float) -> dict[str, Any]:
-            data = self._tokenizer.decode_bytes([i])
-            return {"token": data.decode("utf-8", "replace"), "logprob": _finite(p), "bytes": list(data)}
-
-        return {**one(token, logprob), "top_logprobs": [one(i, p) for i, p in top]}
-
     def _token(self, token: Token, kind: str, text: str) -> dict[str, Any]:
         made: dict[str, Any] = {"id": token.id, "token": self._spelled(token.id), "kind": kind, "text": text}
         if token.forced:
             return made | {"forced": True}
         made["sampled_logprob"] = _finite(token.logprob)
         if token.detail:
-            made |= self._entry(token.id, token.detail.logprob, token.detail.top)
+            made |= entry_of(self._tokenizer, token.id, token.detail)
         return made
 
     def _spelled(self, token: int) -> str:
         return self._tokenizer.decode_bytes([token]).decode("utf-8", "replace")
+
+
+def entry_of(tokenizer: Tokenizer, token: int, detail: Detail | None) -> dict[str, Any]:
+    """OpenAI's entry of a token and its probabilities; without a detail it has none."""
+
+    def one(i: int, logprob: float | None) -> dict[str, Any]:
+        data = tokenizer.decode_bytes([i])
+        shown = None if logprob is None else _finite(logprob)
+        return {"token": data.decode("utf-8", "replace"), "logprob": shown, "bytes": list(data)}
+
+    if detail is None:
+        return {**one(token, None), "top_logprobs": None}
+    return {**one(token, detail.logprob), "top_logprobs": [one(i, p) for i, p in detail.top]}
 
 
 def _finite(logprob: float) -> float:

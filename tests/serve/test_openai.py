@@ -13,6 +13,7 @@ import openai
 
 from pyengine.engine import SamplingParams
 from pyengine.serve.api import Limits
+from pyengine.serve.scoring import likelihoods
 
 from .live import idle, served_model, serving
 
@@ -100,6 +101,50 @@ def test_completions_of_several_prompts_texts_and_ids(served, client):
     assert client.completions.create(prompt=start + ids, **options).choices[0].text == both.choices[1].text
     echoed = client.completions.create(prompt="Ada", echo=True, **options)
     assert echoed.choices[0].text == "Ada" + both.choices[1].text
+
+
+def test_an_echo_tells_how_likely_the_prompt_is(served, client):
+    options = dict(model="small", temperature=0, logprobs=3)
+    text, ids = "Who founded Tavor?", served.tokenizer.encode("Who founded Tavor?")
+    start = served.tokenizer.special_ids["<|endoftext|>"]
+    engine = served_model(served.folder).engine  # of its own: the server's belongs to its thread
+    (truth,) = likelihoods(engine.model, [([start, *ids], len(ids))], 3)
+    told = client.completions.create(prompt=text, echo=True, max_tokens=4, **options).choices[0]
+    assert told.logprobs.token_logprobs[: len(ids)] == truth.logprobs.tolist()
+    assert len(told.logprobs.tokens) == len(ids) + 4 and "".join(told.logprobs.tokens) == told.text
+    assert told.logprobs.text_offset[len(ids)] == len(text)
+    for token, own, top in zip(
+        told.logprobs.tokens, told.logprobs.token_logprobs, told.logprobs.top_logprobs, strict=True
+    ):
+        assert top[token] == own and max(top.values()) >= own and len(top) in (3, 4)
+    alone = client.completions.create(prompt=[text, ids], echo=True, max_tokens=0, **options)
+    assert [c.text for c in alone.choices] == [text, text] and alone.usage.completion_tokens == 0
+    first, second = (choice.logprobs for choice in alone.choices)
+    assert first.token_logprobs == truth.logprobs.tolist() and alone.choices[0].finish_reason == "length"
+    assert second.token_logprobs[0] is second.top_logprobs[0] is None  # nothing stands before it
+    assert len(second.token_logprobs) == len(ids)
+    chunks = client.completions.create(prompt=text, echo=True, max_tokens=4, stream=True, **options)
+    streamed = [p for c in chunks if c.choices[0].logprobs for p in c.choices[0].logprobs.token_logprobs]
+    assert streamed == told.logprobs.token_logprobs
+    # every sampled token has the likelihood that it has once it is a prompt
+    again = [start, *ids, *engine.generate([[start, *ids]], SamplingParams(4, 0.0))[0].ids]
+    (later,) = likelihoods(engine.model, [(again, 4)])
+    assert told.logprobs.token_logprobs[-4:] == later.logprobs.tolist()
+    with pytest.raises(openai.BadRequestError, match="suffix"):
+        client.completions.create(model="small", prompt=text, suffix="!")
+
+
+def test_an_answer_goes_on_from_a_beginning(client):
+    options = dict(model="small", temperature=0, max_tokens=8)
+    whole = client.chat.completions.create(messages=WHO, **options).choices[0].message.content
+    opening = whole[: whole.index(" ", 1)] if " " in whole[1:] else whole[:2]
+    begun = [*WHO, {"role": "assistant", "content": opening}]
+    more = {"extra_body": {"continue_final_message": True}}
+    rest = client.chat.completions.create(messages=begun, **options, **more).choices[0].message.content
+    assert (opening + rest).startswith(whole), "a beginning that the model would have written changes nothing"
+    for wrong in (WHO, [begun[-1]]):
+        with pytest.raises(openai.BadRequestError, match="continue_final_message"):
+            client.chat.completions.create(messages=wrong, **options, **more)
 
 
 def test_json_by_a_schema(client):

@@ -14,7 +14,7 @@ miss it.
 import struct
 import weakref
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -90,6 +90,17 @@ class Step:
         refused = self._module.replay(address, count, self._threads)
         if refused >= 0:
             raise ValueError(f"replay: call {refused}, {self.names[refused]}, refuses what it was given")
+
+    def decode(self, most: int, loop: Sequence[int]) -> int:
+        """Replay up to `most` decode steps, what each sampled being the next one's input; how many it was.
+
+        loop: the rest of what csrc/cpu/decode.h takes, where inputs and outputs lie. ValueError as in replay().
+        """
+        address, count = self._words.buffer_info()
+        done, refused = self._module.decode(address, count, self._threads, most, *loop)
+        if refused >= 0:
+            raise ValueError(f"replay: call {refused}, {self.names[refused]}, refuses what it was given")
+        return done
 
     def note(self, name: str, arguments: tuple) -> None:
         caller, function, kinds = self._module.entry(name)

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "../bind.h"
+#include "decode.h"
 #include "ops.h"
 #include "parallel.h"
 #include "replay.h"
@@ -60,6 +61,32 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
     py::gil_scoped_release release;
     parallel::Region region(threads);
     return replay::run(reinterpret_cast<const replay::Word*>(words), count);
+  });
+  // (steps done, the call that refused its inputs or -1)
+  m.def("decode", [](std::uintptr_t words, int64_t count, int threads, int64_t most, int64_t rows,
+                     std::uintptr_t ids, std::uintptr_t positions, std::uintptr_t slots, std::uintptr_t lengths,
+                     std::uintptr_t sample_positions, std::uintptr_t block_table, int64_t width,
+                     std::uintptr_t sampled, std::uintptr_t logprobs, std::uintptr_t stops, int64_t stop_count,
+                     std::uintptr_t all_sampled, std::uintptr_t all_logprobs) {
+    py::gil_scoped_release release;
+    parallel::Region region(threads);
+    const auto* stop = (const int64_t*)stops;
+    const decode::Loop loop{rows,
+                            (int64_t*)ids,
+                            (int32_t*)positions,
+                            (int32_t*)slots,
+                            (int32_t*)lengths,
+                            (int64_t*)sample_positions,
+                            (const int32_t*)block_table,
+                            width,
+                            (const int64_t*)sampled,
+                            (const float*)logprobs,
+                            stop,
+                            stop + stop_count,
+                            (int64_t*)all_sampled,
+                            (float*)all_logprobs};
+    const decode::Result result = decode::steps((const replay::Word*)words, count, most, loop);
+    return std::make_pair(result.done, result.refused);
   });
   m.attr("RMSNORM_BLOCK") = kNormBlock;
   def(m, "rmsnorm_forward_f32_f32", &rmsnorm_forward<float, float>);

@@ -22,10 +22,11 @@ from typing import Any, NamedTuple
 from .cache import PAGE, PagePool
 from .draft import PromptLookup
 from .sampling import Choices, Completion, Detail, SamplingParams
-from .scheduler import Request, Scheduler
+from .scheduler import Plan, Request, Scheduler
 from .tools import Tools
 
 DRAFT_ROWS = 16  # guesses in one step at most
+STEPS = 16  # computed at once where nobody looks in between; an interrupt waits for them
 
 
 class Token(NamedTuple):
@@ -116,7 +117,7 @@ class Engine:
         try:
             for request in requests:
                 while not request.done:
-                    self.step()
+                    self.step(STEPS)
         finally:
             for request in requests:
                 self.cancel(request)  # of what an interrupt left unfinished
@@ -202,29 +203,62 @@ class Engine:
         """Memory that a token's keys and values take in the cache, all layers together."""
         return self._runner.page_bytes / PAGE
 
-    def step(self) -> list[Request]:
-        """Compute one step; the requests that got a token or ended in it."""
+    def step(self, most: int = 1) -> list[Request]:
+        """Compute one step, or up to `most` of them where each request gets one token a step and needs nobody between;
+        the requests that got a token or ended in it."""
         start = time.perf_counter()
         if self._runner.refresh():
             self._scheduler.forget()
         if self._draft:
             self._guess()
         plan = self._scheduler.plan()
-        ready = [request for request, count in plan.chunks if request.pending == count]
+        ready = plan.ready
         if plan.chunks:
-            sampled = self._runner.run(plan, ready)
-            self._scheduler.commit(plan)
-            self.stats.computed += len(sampled[0]) - len(ready) + sum(count for _, count in plan.chunks)
-            rows = zip(*sampled, strict=True)
+            if most > 1 and plan.decodes:
+                self._extend(plan, most)
+            ids, logprobs = self._runner.run(plan, ready)
+            steps = 1
+            if plan.steps > 1:
+                steps = len(ids) // len(ready)
+                ids, logprobs = self._take_steps(ready, ids, logprobs, steps)
+            self.stats.computed += plan.tokens * steps
+            self._scheduler.commit(plan, steps)
+            rows = zip(ids, logprobs, strict=True)
             for request in ready:
                 if request.draft:
                     self._take_guesses(request, list(islice(rows, 1 + len(request.draft))))
                 else:
                     self._accept(request, *next(rows))
-            self.stats.sampled += len(ready)
-            self.stats.steps += 1
+            self.stats.sampled += len(ready) * steps
+            self.stats.steps += steps
         self.stats.seconds += time.perf_counter() - start
         return ready
+
+    def _extend(self, plan: Plan, most: int) -> None:
+        """Let a plan go on for as many steps as no request of it can end in, but by what it samples."""
+        for request in plan.ready:
+            if not request.alone:
+                return
+            left = request.params.max_tokens - request.sampled, self.max_context - len(request.ids)
+            most = min(most, *left)
+        if most > 1:
+            self._scheduler.extend(plan, most)
+
+    def _take_steps(
+        self, ready: Sequence[Request], ids: list[int], logprobs: list[float], steps: int
+    ) -> tuple[list[int], list[float]]:
+        """Append what all steps but the last sampled, of each request `steps` neighbours; the last's (ids, logprobs).
+
+        In none of these has a request ended.
+        """
+        before = steps - 1
+        for at, request in zip(range(0, len(ids), steps), ready, strict=True):
+            tokens = ids[at : at + before]
+            scores = logprobs[at : at + before] if request.params.scored else [math.nan] * before
+            request.ids += tokens
+            request.completion.extend(tokens, scores)
+            request.sampled += before
+        return ids[before::steps], logprobs[before::steps]
 
     def _guess(self) -> None:
         """Ask the running requests what they may say next; few rows are cheap, many are not."""

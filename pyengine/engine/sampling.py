@@ -141,6 +141,13 @@ class Completion:
         self.details.append(detail)
         self.forced.append(forced)
 
+    def extend(self, tokens: Sequence[int], logprobs: Sequence[float]) -> None:
+        """Append sampled tokens that nobody asked details of."""
+        self.ids += tokens
+        self.logprobs += logprobs
+        self.details += [None] * len(tokens)
+        self.forced += [False] * len(tokens)
+
 
 class Choices:
     """What choosing the next token of one request takes beyond a row of logits: follows its answer."""

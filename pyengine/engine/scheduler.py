@@ -49,6 +49,9 @@ class Request:
         self.prompt = tuple(self.ids)
         self.completion = Completion(self.prompt)
 
+        # nothing but its ids has to know of a token before the next is computed
+        self.alone = not (self.tool_state or self.choices or self.lookup)
+
     @property
     def pending(self) -> int:
         return len(self.ids) - self.computed
@@ -60,10 +63,22 @@ class Request:
 
 @dataclass
 class Plan:
-    """One step: pages to copy first, then (request, count) of tokens to compute, oldest first."""
+    """One step: pages to copy first, then (request, count) of tokens to compute, oldest first.
+
+    ready: the requests whose ids are all computed then. tokens: of all chunks, with guesses. steps: as many such steps
+    may follow each other, in which each request's sampled id is the next one computed.
+    """
 
     copies: list[tuple[int, int]] = field(default_factory=list)
     chunks: list[tuple[Request, int]] = field(default_factory=list)
+    ready: list[Request] = field(default_factory=list)
+    tokens: int = 0
+    steps: int = 1
+
+    @property
+    def decodes(self) -> bool:
+        """Whether each request computes its last id and nothing else."""
+        return self.tokens == len(self.chunks) == len(self.ready)
 
 
 class Scheduler:
@@ -89,23 +104,35 @@ class Scheduler:
         for request in self.running[:]:
             if not request.running:
                 continue  # an older one took its pages
-            count = request.pending
+            pending = count = request.pending
             if count > 1:
                 count = min(count, room)
                 room -= count
             elif request.draft:
                 request.draft = request.draft[: self._room_for_guesses(request, room)]
                 room -= len(request.draft)
-            if count and self._reserve(request, request.computed + count + len(request.draft)):
+            tokens = count + len(request.draft)
+            if count and self._reserve(request, request.computed + tokens):
                 plan.chunks.append((request, count))
+                plan.tokens += tokens
+                if count == pending:
+                    plan.ready.append(request)
         return plan
 
-    def commit(self, plan: Plan) -> None:
-        """The step was computed: move on, and make full pages and prompt tails known to the pool."""
+    def extend(self, plan: Plan, steps: int) -> None:
+        """Let a plan of one token a request go on for `steps` steps, if their pages can be had for nothing."""
+        ahead = [(request, request.computed + steps) for request, _ in plan.chunks]
+        if sum(max(0, _pages(end) - len(request.pages)) for request, end in ahead) <= self.pool.available:
+            for request, end in ahead:
+                self._reserve(request, end)
+            plan.steps = steps
+
+    def commit(self, plan: Plan, steps: int = 1) -> None:
+        """So many steps were computed: move on, and make full pages and prompt tails known to the pool."""
         for request, count in plan.chunks:
             end = len(request.prompt) - 1
             ends_prompt = request.computed <= end < request.computed + count
-            request.computed += count
+            request.computed += count + steps - 1
             if ends_prompt or request.computed >= (request.full + 1) * PAGE:
                 self._publish(request, end if ends_prompt else 0)
 

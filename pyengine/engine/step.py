@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ..kernels import PackedWeight, _native, _select, attention_append, decoder, new_pages, uniform
-from ..kernels._capture import Arena, capture
+from ..kernels._capture import Arena, Step, capture
 from ..kernels._graph import Graphs, Outputs
 from ..kernels._memory import to_device
 from ..kernels.rope.table import table
@@ -82,7 +82,7 @@ class ModelRunner:
         self._parameters = list(model.parameters())
         self._stamp = self._now()
         # by size and ending: what replays it, and where its results are
-        self._captured: dict[tuple[int, int, str], tuple[Any, Any]] = {}
+        self._captured: dict[tuple[int, int, str], tuple[Any, Outputs]] = {}
         self._arena = Arena()
         self._setting: tuple | None = None
         self._capturable = False
@@ -101,7 +101,9 @@ class ModelRunner:
         """Compute a plan; (ids, logprobs) for the requests `ready`, whose ids are all computed then: logprobs are NaN
         where no request wants scores.
 
-        A request has a row for its last id, and one for each id of its draft.
+        A request has a row for its last id, and one for each id of its draft. Where the plan has several steps it has
+        a row for each that was computed, equally many in all requests: one, or up to the first in which a request
+        sampled an id that ends it, or none.
         """
         with self._current:
             return self._run(plan, ready)
@@ -109,20 +111,22 @@ class ModelRunner:
     def _run(self, plan: Plan, ready: Sequence[Request]) -> tuple[list[int], list[float]]:
         if plan.copies:
             self._copy_pages(plan.copies)
-        requests, plain = len(plan.chunks), all(request.choices is None for request in ready)
+        requests, plain = len(plan.chunks), not any(request.choices for request in ready)
         scored = any(request.params.scored for request in ready)
         ending = ("scores" if scored else "ids") if plain else "logits"
-        rows = [request for request in ready for _ in range(1 + len(request.draft))]
-        decodes = len(ready) == requests and all(count == 1 for _, count in plan.chunks)
-        if decodes and len(rows) == requests:
+        rows = ready
+        if plan.decodes:
             size = min(_bucket(requests), self.max_batch)
             self._inputs.fill_decode(ready, size)
+            if plain and self._graphs is None and self._can_capture():
+                return self._decode(size, ending, plan.steps)
             self._inputs.upload()
             result = self._replay(size, size, ending)
         else:
+            rows = [request for request in ready for _ in range(1 + len(request.draft))]
             tokens = self._inputs.fill(plan.chunks, rows)
             self._inputs.upload()
-            if decodes and len(self._captured) < MOST_CAPTURED:
+            if len(rows) == tokens and len(self._captured) < MOST_CAPTURED:
                 result = self._replay(tokens, requests, ending)
             else:
                 with _native.one_torch_thread():
@@ -132,19 +136,22 @@ class ModelRunner:
                 u, *filters = self._sampling(len(rows))
                 choices = [request.choices for request in rows]
                 result = choose(result[0][: len(rows)], u, filters, choices, scored)
-        if isinstance(result[0], torch.Tensor):
-            result = [part[: len(rows)].to("cpu", non_blocking=True) for part in result]
-            if self.model.device.type == "cuda":
-                torch.cuda.current_stream(self.model.device).synchronize()  # once for both
-        ids, *logprobs = (part[: len(rows)].tolist() for part in result)
+        result = [part[: len(rows)].to("cpu", non_blocking=True) for part in result]
+        if self.model.device.type == "cuda":
+            torch.cuda.current_stream(self.model.device).synchronize()  # once for both
+        ids, *logprobs = (part.tolist() for part in result)
         return ids, logprobs[0] if logprobs else [math.nan] * len(rows)
 
-    def _replay(self, tokens: int, requests: int, ending: str) -> Any:
-        """A step in which every token is sampled after, captured for its numbers of tokens and requests.
+    def _decode(self, size: int, ending: str, most: int) -> tuple[list[int], list[float]]:
+        """Up to `most` steps of one token for each request that the inputs hold, without Python in between."""
+        key = size, size, ending
+        if key not in self._captured:
+            self._replay(*key)
+        step, result = self._captured[key]
+        return self._inputs.decode(step, result, most)
 
-        What a step on the CPU sampled comes as numpy arrays: torch's code has left the caches while the weights went
-        through them, and would take 40 us more to fetch a few numbers.
-        """
+    def _replay(self, tokens: int, requests: int, ending: str) -> Outputs:
+        """A step in which every token is sampled after, captured for its numbers of tokens and requests."""
         if not self._can_capture():
             with _native.one_torch_thread():
                 return self._compute(tokens, requests, tokens, ending)
@@ -155,8 +162,6 @@ class ModelRunner:
             return result
         with _native.one_torch_thread():
             step, result = self._capture(lambda: self._compute(tokens, requests, tokens, ending))
-        if self._graphs is None and ending != "logits":
-            result = tuple(part.numpy() for part in result)
         if step is not None:
             self._captured[key] = step, result
         return result
@@ -191,7 +196,7 @@ class ModelRunner:
             return attention_append(q, k, v, *self._cache[layer], slots, table, starts, lengths)
 
         if self._persistent and tokens == rows == ready <= decoder.MOST_ROWS:
-            logits = self._decode(tokens)
+            logits = self._persist(tokens)
         else:
             hidden = self.model(b.ids[:tokens], b.positions[:tokens], attend, self._weights)
             if ready == 0:
@@ -204,7 +209,7 @@ class ModelRunner:
         u, *filters = self._sampling(ready)
         return draw(logits, u, filters, ending == "scores")
 
-    def _decode(self, rows: int) -> torch.Tensor:
+    def _persist(self, rows: int) -> torch.Tensor:
         """Logits after one token of each request, by one kernel."""
         b, w, c = self._inputs, self._weights, self.model.config
         return decoder.decoder_step(
@@ -320,6 +325,12 @@ class Inputs:
             self._ids, self._positions, self._slots, self._starts, self._lengths, self._last, self._seeds,
             self._sample_positions, self._temperature, self._top_k, self._top_p, self._min_p, self._block_table,
         ) = (view.numpy() for view in views(self._host))  # fmt: skip
+        self._addresses = [  # of what decode() moves on
+            view.ctypes.data
+            for view in (
+                self._ids, self._positions, self._slots, self._lengths, self._sample_positions, self._block_table
+            )
+        ]  # fmt: skip
         self._table_at = places["block_table"]
         self._table_changed = False
         self._copied = torch.cuda.Event() if self._device.is_cuda else None
@@ -327,6 +338,15 @@ class Inputs:
         self._tables: list[tuple | None] = [None] * rows  # what each row of block_table holds
         self._ready: list[Request] = []  # whose parameters the sampling buffers hold
         self._counted = -1  # as many requests of one token each as `starts` describes
+        self._decoding: list[Request] = []  # whose next tokens the buffers hold, in a step of `_size` rows
+        self._computed: list[int] = []  # the tokens before these
+        self._held: list[list[int]] = []  # their pages, and how many there were
+        self._counts: list[int] = []
+        self._size = 0
+        self._stops = np.empty(0, np.int64)  # all ids that end one of these
+        self._stops_at = 0, 0  # address and size
+        self._made = np.empty(0, np.int64), np.empty(0, np.float32)  # ids and logprobs, by decode()
+        self._outputs_at = [0, 0]
 
     def upload(self) -> None:
         """Copy what was written to the device, behind what runs there."""
@@ -347,6 +367,7 @@ class Inputs:
         """Write a plan with its drafts; `rows` names the request of each row to sample. Returns its tokens."""
         self._begin()
         self._counted = -1
+        self._decoding = []
         at = 0
         last: list[int] = []
         positions: list[int] = []
@@ -370,21 +391,24 @@ class Inputs:
         return at
 
     def fill_decode(self, requests: Sequence[Request], size: int) -> None:
-        """Write one token of each request, and dummies up to `size` rows."""
+        """Write one token of each request, and dummies up to `size` rows: nothing but new pages where decode() went
+        before."""
         self._begin()
+        computed, held = [request.computed for request in requests], [request.pages for request in requests]
+        counts = [len(pages) for pages in held]
+        if size == self._size and computed == self._computed and requests == self._decoding:
+            if held != self._held or counts != self._counts:
+                self._set_pages(requests, computed)
+                self._held, self._counts = held, counts
+            return
+        self._set_pages(requests, computed)
         real = len(requests)
-        computed = [request.computed for request in requests]
         self._ids[:real] = [request.ids[at] for request, at in zip(requests, computed, strict=True)]
         self._positions[:real] = computed
-        self._slots[:real] = [
-            r.pages[at // PAGE] * PAGE + at % PAGE for r, at in zip(requests, computed, strict=True)
-        ]
         if self._counted < size:
             self._starts[: size + 1] = np.arange(size + 1)
             self._counted = size
         np.add(self._positions[:real], 1, out=self._lengths[:real])
-        for row, request in enumerate(requests):
-            self._set_table(row, request)
         self._set_sampling(requests, [len(request.ids) for request in requests])
         for row in range(real, size):
             self._ids[row], self._positions[row], self._lengths[row] = 0, 0, 1
@@ -392,6 +416,46 @@ class Inputs:
             if self._tables[row] != DUMMY:
                 self._block_table[row, 0], self._tables[row] = self._dummy_page, DUMMY
                 self._table_changed = True
+        self._decoding, self._computed, self._size = list(requests), computed, size
+        self._held, self._counts = held, counts
+
+    def decode(self, step: Step, result: Outputs, most: int) -> tuple[list[int], list[float]]:
+        """Replay a captured step that samples, up to `most` times, after fill_decode(): (ids, logprobs), of each
+        request as many neighbours as steps were computed. The buffers then hold what a next step takes.
+
+        Only plain C++ and numpy: weights that have passed through the caches have pushed torch's code out of them,
+        and it would take 40 us more to fetch a few numbers.
+        """
+        rows, decoding = len(self._decoding), self._decoding
+        self._decoding = []  # for as long as a refused step may leave the buffers half written
+        outputs = self._outputs(rows * most)
+        done = step.decode(
+            most,
+            (
+                rows, *self._addresses, self._block_table.shape[1], result[0].data_ptr(),
+                result[1].data_ptr() if len(result) > 1 else 0, *self._stops_at, *self._outputs_at,
+            ),
+        )  # fmt: skip
+        self._decoding, self._computed = decoding, [at + done for at in self._computed]
+        if done < most:
+            outputs = [part.reshape(rows, most)[:, :done].ravel() for part in outputs]
+        ids = outputs[0].tolist()
+        return ids, outputs[1].tolist() if len(result) > 1 else [math.nan] * len(ids)
+
+    def _outputs(self, size: int) -> list[np.ndarray]:
+        """Where decode() puts ids and logprobs."""
+        if len(self._made[0]) < size:
+            self._made = np.empty(size, np.int64), np.empty(size, np.float32)
+            self._outputs_at = [part.ctypes.data for part in self._made]
+        return [part[:size] for part in self._made]
+
+    def _set_pages(self, requests: Sequence[Request], computed: Sequence[int]) -> None:
+        """The pages of requests, and where in them a token of each goes."""
+        for row, request in enumerate(requests):
+            self._set_table(row, request)
+        self._slots[: len(requests)] = [
+            r.pages[at // PAGE] * PAGE + at % PAGE for r, at in zip(requests, computed, strict=True)
+        ]
 
     def _set_table(self, row: int, request: Request) -> None:
         held = (request.number, request.preemptions, len(request.pages))
@@ -409,6 +473,8 @@ class Inputs:
             self._top_k[:rows] = [request.params.top_k for request in requests]
             self._top_p[:rows] = [request.params.top_p for request in requests]
             self._min_p[:rows] = [request.params.min_p for request in requests]
+            self._stops = np.array(sorted({i for request in requests for i in request.params.stop}), np.int64)
+            self._stops_at = self._stops.ctypes.data, len(self._stops)
         self._sample_positions[:rows] = positions
 
 

@@ -38,21 +38,39 @@ class FakeRunner:
         for source, target in plan.copies:
             self.memory[target] = self.memory[source]
         for request, count in plan.chunks:
-            ids = request.ids + request.draft
-            for position in range(request.computed, request.computed + count + len(request.draft)):
-                page, slot = request.pages[position // PAGE], position % PAGE
-                self.memory[page, slot] = ids[position] + 1000 * self.salt
+            self._write(request, request.ids + request.draft, count + len(request.draft))
         self.most = max(self.most, len(plan.chunks))
         self.widest = max(self.widest, sum(count + len(r.draft) for r, count in plan.chunks))
-        tokens, logprobs = [], []
+        rows = [
+            [self._sample(request, request.ids + request.draft[:n]) for n in range(1 + len(request.draft))]
+            for request in ready
+        ]
         for request in ready:
-            ids = request.ids + request.draft
-            seen = self.memory[request.pages].reshape(-1)[: len(ids)] - 1000 * self.salt
-            assert seen.tolist() == ids, "the cache does not hold this request's ids"
-            for length in range(len(request.ids), len(ids) + 1):
-                tokens.append(next_token(ids[:length], request.seed + self.salt, self.vocabulary, self.sees))
-                logprobs.append(float("nan") if request.number in self.poison else -1.0)
-        return tokens, logprobs
+            self._check(request, request.ids + request.draft)
+        for _ in range(1, plan.steps):
+            stops = {i for request in ready for i in request.params.stop}
+            if any(row[-1][0] in stops or row[-1][1] != -1.0 for row in rows):
+                break
+            for request, sampled in zip(ready, rows, strict=True):
+                ids = request.ids + [token for token, _ in sampled]
+                self._write(request, ids, len(sampled) + 1)
+                self._check(request, ids)
+                sampled.append(self._sample(request, ids))
+        flat = [pair for row in rows for pair in row]
+        return [token for token, _ in flat], [logprob for _, logprob in flat]
+
+    def _write(self, request, ids, count):
+        for position in range(request.computed, request.computed + count):
+            page, slot = request.pages[position // PAGE], position % PAGE
+            self.memory[page, slot] = ids[position] + 1000 * self.salt
+
+    def _check(self, request, ids):
+        seen = self.memory[request.pages].reshape(-1)[: len(ids)] - 1000 * self.salt
+        assert seen.tolist() == ids, "the cache does not hold this request's ids"
+
+    def _sample(self, request, ids):
+        token = next_token(ids, request.seed + self.salt, self.vocabulary, self.sees)
+        return token, float("nan") if request.number in self.poison else -1.0
 
 
 def expected(prompt, params, vocabulary: int, max_context: int, salt: int = 0, sees=None) -> list[int]:

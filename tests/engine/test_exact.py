@@ -162,6 +162,34 @@ def test_captured_steps_equal_python():
     assert [a.logprobs for a in captured] == [a.logprobs for a in python]
 
 
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
+def test_steps_without_python_in_between_equal_single_ones(kv_dtype):
+    """17 requests as 20 rows, over ends of pages; each that ends leaves the others with new rows."""
+    model, asked = make(), [[i, *ids][:100] for i, ids in enumerate(prompts(17))]
+    flat = SamplingParams(max_tokens=70, temperature=3.0, scored=False, stop=(3, 50, 51))
+    for params in (PLAIN, flat):
+        params = [replace(one, max_tokens=params.max_tokens + i) for i, one in enumerate(each(params, 17))]
+        singly, together = (Engine(model, max_batch=32, kv_dtype=kv_dtype) for _ in range(2))
+        answers = [singly.add(*one) for one in zip(asked, params, strict=True)]
+        while singly.unfinished:
+            singly.step()
+        found = together.generate(asked, params)
+        for one, other in zip(answers, found, strict=True):
+            assert one.completion.ids == other.ids and one.completion.finish_reason == other.finish_reason
+            assert str(one.completion.logprobs) == str(other.logprobs)  # NaN where not scored
+        assert together.stats.steps == singly.stats.steps
+
+
+def test_logits_that_are_no_numbers_end_a_request_among_steps():
+    model = make()
+    with torch.no_grad():
+        model.layers[0].down[:] = 0
+        model.embedding[7] = float("nan")  # tied: the head's row as well
+    answers = Engine(model).generate([[1, 2], [7]], SamplingParams(max_tokens=40, seed=1))
+    assert [answer.finish_reason for answer in answers] == ["error"] * 2
+    assert all(len(answer.ids) == 0 for answer in answers)
+
+
 def test_the_reference_backend_agrees():
     model = make()
     ours = Engine(model, max_batch=4, pages=64).generate(prompts(4), each(FILTERED[0], 4))

@@ -39,8 +39,11 @@ requests = st.tuples(prompts, st.integers(1, 90), st.integers(0, 2), st.integers
     cancelled=st.sets(st.integers(0, 9), max_size=2),
     sees=st.sampled_from([None, 2]),
     draft=st.sampled_from([0, 0, 1, 7]),
+    most=st.sampled_from([1, 1, 3, 100]),
 )
-def test_answers_do_not_depend_on_the_company(work, pages, max_batch, step_tokens, cancelled, sees, draft):
+def test_answers_do_not_depend_on_the_company(
+    work, pages, max_batch, step_tokens, cancelled, sees, draft, most
+):
     engine = make(pages, max_batch, step_tokens, sees=sees, draft=draft)
     pending = sorted(enumerate(work), key=lambda pair: pair[1][3])  # by the step of arrival
     running, step = {}, 0
@@ -52,7 +55,7 @@ def test_answers_do_not_depend_on_the_company(work, pages, max_batch, step_token
         if step == 9:
             for index in cancelled & running.keys():
                 engine.cancel(running[index])
-        engine.step()
+        engine.step(most)
         check(engine)
         step += 1
         assert step < 20_000, "no progress"
@@ -101,6 +104,28 @@ def test_samples_of_one_prompt_compute_it_once():
         reusable = length - 1 if (length - 1) % PAGE else (length - 1) // PAGE * PAGE
         assert engine.stats.cached == 7 * reusable
         assert engine.stats.computed == length + 7 * (length - reusable) + 8 * 2
+
+
+def test_several_steps_at_once_are_these_steps():
+    """Over ends of pages, stops and requests that wait for a place, which they get at the same step."""
+    counts, found = [], []
+    for most in (1, 7, 64):
+        engine = make(pages=40, max_batch=4)
+        requests = [
+            engine.add([i] * (5 * i + 1), SamplingParams(max_tokens=150 - 9 * i, seed=i, stop=(13, 40 + i)))
+            for i in range(9)
+        ]
+        calls = 0
+        while engine.unfinished:
+            engine.step(most)
+            calls += 1
+            check(engine)
+        counts.append(calls)
+        stats = engine.stats
+        answers = [(r.completion.ids, r.completion.finish_reason) for r in requests]
+        found.append((answers, stats.steps, stats.sampled, stats.computed))
+    assert found[0] == found[1] == found[2]
+    assert counts[0] > 2 * counts[1] > 2 * counts[2]
 
 
 def test_a_stream_is_never_stalled_by_a_long_prompt():

@@ -90,6 +90,10 @@ class ShortPieces {
   size_t find_moved(wide::Key key, size_t line, uint32_t* out) {
     return lines_[line][1].high & moved ? find(key, other(key, line), out) : 0;
   }
+  // Asks for a piece's other line, if the one is full.
+  void prefetch_full(wide::Key key, size_t line) const {
+    if (lines_[line][1].count()) prefetch(other(key, line));
+  }
   // Of a piece that is in neither line, and not `many` ids or more unless it is `many`. It takes an empty slot
   // of the one, else of the other, else the place of the older in the one.
   void add(wide::Key key, size_t line, const uint32_t* ids, size_t count) {

@@ -91,7 +91,7 @@ __attribute__((noinline)) static void note(Workspace& w, const uint8_t* p, size_
   const uint32_t number = uint32_t(w.unknown.size());
   const uint32_t ids = number ? w.unknown.back().ids + w.unknown.back().size + 4 : 0;
   w.unknown.push_back(
-      {p, key, uint32_t(size), uint32_t(line), uint32_t(place), ids, 0, number, 0, met, placed});
+      {p, key, uint32_t(size), uint32_t(line), uint32_t(place), ids, 0, number, 0, 0, met, placed});
 }
 
 // Long pieces are rare; apart, they leave the loops over the others tight.
@@ -118,8 +118,9 @@ void Encoder::learn(Workspace& w) const {
         room[piece.ids + piece.count] = id;
         piece.count += id != none;
       }
-      remember(piece, w);
+      announce(piece, w);
     }
+    for (size_t lane = 0; lane < lanes.count; lane++) remember(*of[lane], w);
   };
   const size_t news = all.size();
   bool learnt = false;  // something of this batch, so that a piece that was unknown may be known by now
@@ -168,6 +169,7 @@ void Encoder::learn(Workspace& w) const {
       const bool ask = !is_short || !vocabulary.all_merge();
       if (const uint32_t id = ask ? vocabulary.whole(view) : none; id != none) {
         ids[piece.count++] = id;
+        announce(piece, w);
         remember(piece, w);
       } else if (is_short) {
         short_of[shorts.count] = &piece;
@@ -190,19 +192,29 @@ void Encoder::learn(Workspace& w) const {
       std::copy_n(room + of.ids, of.count, room + piece.ids + piece.count);
       piece.count += of.count;
     }
-    if (!piece.met) remember(piece, w);
+    if (!piece.met) announce(piece, w);
   }
+  for (const Unknown& piece : all) {
+    if (piece.parts && !piece.met) remember(piece, w);
+  }
+}
+
+// Asks for what remembering a piece will write to.
+void Encoder::announce(Unknown& piece, Workspace& w) const {
+  const bool is_short = piece.size <= 15;
+  if (is_short) w.short_pieces.prefetch_full(piece.key, piece.line);
+  if (is_short && piece.count <= 4) return;
+  piece.bucket = LongPieces::bucket_of(is_short ? hash_of(piece.p, piece.size) : piece.key.low);
+  w.long_pieces.prefetch(piece.bucket);
 }
 
 void Encoder::remember(const Unknown& piece, Workspace& w) const {
   const uint32_t* ids = w.unknown_ids.get() + piece.ids;
   const bool is_short = piece.size <= 15;
   if (is_short && piece.count <= 4) return w.short_pieces.add(piece.key, piece.line, ids, piece.count);
-  const std::string_view view(reinterpret_cast<const char*>(piece.p), piece.size);
-  const uint64_t hash = is_short ? hash_of(view.data(), view.size()) : piece.key.low;
-  const uint32_t where[2] = {piece.count, LongPieces::bucket_of(hash)};
+  const uint32_t where[2] = {piece.count, piece.bucket};
   if (is_short && !piece.met) w.short_pieces.add(piece.key, piece.line, where, ShortPieces::many);
-  w.long_pieces.add(where[1], view, ids, piece.count);
+  w.long_pieces.add(piece.bucket, {reinterpret_cast<const char*>(piece.p), piece.size}, ids, piece.count);
 }
 
 // First all keys, so that their cache lines are on the way; then the ids of all pieces that are known; then the
@@ -232,21 +244,21 @@ void Encoder::encode_pieces(const uint8_t* p, const uint8_t* text_end, uint32_t*
     }
     const uint8_t* const piece = p + ends[i - 1];
     const size_t size = ends[i] - ends[i - 1];
-    if (size > 15) {
-      if (size > LongPieces::most_bytes) {
-        out = merge(piece, size, w, out);
-      } else {
-        const uint32_t bucket = LongPieces::bucket_of(keys[i].low);
-        known = w.long_pieces.find(bucket, {reinterpret_cast<const char*>(piece), size}, out);
-        if (known == 0) note(w, piece, size, keys[i], 0, size_t(out - begin), false, false);
-        out += known;
-      }
+    if (size > LongPieces::most_bytes) {
+      out = merge(piece, size, w, out);
       continue;
     }
-    if (known == 0) known = w.short_pieces.find_moved(keys[i], lines[i], out);
-    if (known == 0) {
+    if (size > 15) {
+      const uint32_t bucket = LongPieces::bucket_of(keys[i].low);
+      known = w.long_pieces.find(bucket, {reinterpret_cast<const char*>(piece), size}, out);
+    } else if (known == 0) {
+      known = w.short_pieces.find_moved(keys[i], lines[i], out);
+    }
+    if (known == 0 && size > 2 && vocabulary.inert(piece, size)) {  // as fast as remembered
+      out = vocabulary.bytes(piece, size, out);
+    } else if (known == 0) {
       note(w, piece, size, keys[i], lines[i], size_t(out - begin), false, false);
-    } else if (known == ShortPieces::many) {
+    } else if (known == ShortPieces::many && size <= 15) {
       w.long_pieces.prefetch(out[1]);
       placed[most_placed++] = {i, uint32_t(out - begin), out[1]};
       known = out[0];

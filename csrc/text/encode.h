@@ -71,6 +71,7 @@ struct Unknown {
   uint32_t ids, count;  // where they are now, in unknown_ids
   uint32_t same;        // the number of the piece that holds its ids: its own, or that of an equal one
   uint32_t parts;       // the number of the first of its two parts, or 0
+  uint32_t bucket;      // of LongPieces, if it goes there
   bool met;             // remembered, but as more ids than its slot has room for
   bool placed;          // room for its ids is left among the others'
 };
@@ -120,6 +121,7 @@ class Encoder {
   void encode_pieces(const uint8_t* p, const uint8_t* text_end, uint32_t* ends, size_t count, Workspace& w,
                      Ids& out) const;
   void learn(Workspace& w) const;
+  void announce(Unknown& piece, Workspace& w) const;
   void remember(const Unknown& piece, Workspace& w) const;
   // Writes the ids of one piece to out, where its size in bytes and four more have room; returns the end.
   uint32_t* merge(const uint8_t* p, size_t size, Workspace& w, uint32_t* out) const;

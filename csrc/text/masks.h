@@ -3,8 +3,8 @@
 // A block begins where a piece begins, so what came before does not matter. Each class of characters is a mask
 // with one bit a byte (every byte of a character has its class); where a piece begins is then a formula in
 // shifts, carries and bit operations. The last start found begins the next block, so a decision that would need
-// to look beyond the block is never made. What the formulas leave out (`regular` false: invalid UTF-8, rare
-// neighbours) is left to the lexers (lexers.h), which define the meaning.
+// to look beyond the block is never made. What the formulas leave out (`regular` false: rare neighbours) is
+// left to the lexers (lexers.h), which define the meaning.
 #pragma once
 #include "presplit.h"
 #include "unicode.h"
@@ -27,7 +27,7 @@ struct Masks {
 // The classes of 64 code points that share all but the last six bits, as masks.
 struct Page {
   uint64_t letters = 0, upper = 0, lower = 0, numbers = 0, spaces = 0, marks = 0;
-  bool plain = true, valid = true;  // plain: no numbers, spaces, marks
+  bool plain = true;  // no numbers, spaces, marks
 };
 struct Pages {
   Page two[32], three[1024];  // by first byte; by first and second byte
@@ -35,25 +35,26 @@ struct Pages {
 };
 const Pages& pages();
 
-// Classes of the characters beyond ASCII. `high`: their bytes.
+// Classes of the characters beyond ASCII. A byte of no valid one is a character of its own, in no class.
 template <bool cased>
-__attribute__((always_inline)) inline Masks beyond_ascii(const wide::Block& block, uint64_t high,
-                                                         const Pages& pages, bool three_digits, Masks m) {
-  const uint64_t twos = block.from_to(0xC2, 0xDF), threes = block.from_to(0xE0, 0xEF),
-                 fours = block.from_to(0xF0, 0xF4);
+__attribute__((always_inline)) inline Masks beyond_ascii(const wide::Block& block, const Pages& pages,
+                                                         Masks m) {
+  const uint64_t tails = block.from_to(0x80, 0xBF), two = tails >> 1, three = two & tails >> 2;
+  const uint64_t from_90 = block.from_to(0x90, 0xBF) >> 1, from_a0 = block.from_to(0xA0, 0xBF) >> 1;
+  uint64_t twos = block.from_to(0xC2, 0xDF), threes = block.from_to(0xE0, 0xEF),
+           fours = block.from_to(0xF0, 0xF4);
+  constexpr uint64_t place61 = uint64_t(1) << 61, place62 = place61 << 1, place63 = place62 << 1;
+  const uint64_t cut = ((twos | threes | fours) & place63) | ((threes | fours) & place62) | (fours & place61);
+  if (cut && !m.last) m.known = wide::lowest_bit(cut);  // a character that goes on behind the block
+  // Overlong forms, surrogates and what is beyond U+10FFFF are not valid.
+  twos &= two;
+  threes &= three & ~(block.equal(0xE0) & ~from_a0) & ~(block.equal(0xED) & from_a0);
+  fours &= three & tails >> 3 & ~(block.equal(0xF0) & ~from_90) & ~(block.equal(0xF4) & from_90);
   m.twos = twos;
   m.threes = threes;
-  m.continuation = block.from_to(0x80, 0xBF);
-  const uint64_t expected = (twos | threes | fours) << 1 | (threes | fours) << 2 | fours << 3;
-  uint64_t leads = twos | threes | fours;
-  uint64_t cut = leads & ~(((uint64_t(1) << 61) - 1) | ((twos | threes) & (uint64_t(1) << 61)) |
-                           (twos & (uint64_t(1) << 62)));
-  m.regular = (leads | m.continuation) == high && expected == m.continuation && !(cut && m.last);
-  if (cut) {  // a character that goes on behind the block
-    m.known = wide::lowest_bit(cut);
-    leads &= (uint64_t(1) << m.known) - 1;
-  }
-  uint64_t letters = block.lookup(pages.whole) & threes & leads, numbers = 0, blanks = 0;
+  m.continuation = (twos | threes | fours) << 1 | (threes | fours) << 2 | fours << 3;
+  const uint64_t leads = twos | threes | fours;
+  uint64_t letters = block.lookup(pages.whole) & threes, numbers = 0, blanks = 0;
   uint64_t upper = 0, lower = 0;
   for (uint64_t todo = leads & ~letters; todo;) {
     const int i = wide::lowest_bit(todo);
@@ -61,25 +62,21 @@ __attribute__((always_inline)) inline Masks beyond_ascii(const wide::Block& bloc
     if (*p >= 0xF0) {
       const Character c = decode(p, block.end());
       const uint64_t bit = uint64_t(1) << i;
-      m.regular = m.regular && c.size == 4 && !(cased && (c.cls == Mark || c.cls == Upper)) &&
-                  !(three_digits && c.cls == Number);
+      m.regular = m.regular && !(cased && (c.cls == Mark || c.cls == Upper));
       if (in(c.cls, text::letters)) letters |= bit;
       if (c.cls == Lower) lower |= bit;
       if (c.cls == Number) numbers |= bit;
       todo &= todo - 1;
       continue;
     }
-    const bool two = *p < 0xE0;
-    const Page& page = two ? pages.two[*p & 31] : pages.three[(p[0] & 15) << 6 | (p[1] & 63)];
-    const uint64_t same = todo & (two ? block.equal(*p) : block.equal(p[0], p[1]));
-    const auto last = two ? block.second() : block.third();
+    const bool of_two = *p < 0xE0;
+    const Page& page = of_two ? pages.two[*p & 31] : pages.three[(p[0] & 15) << 6 | (p[1] & 63)];
+    const uint64_t same = todo & (of_two ? block.equal(*p) : block.equal(p[0], p[1]));
+    const auto last = of_two ? block.second() : block.third();
     letters |= wide::pick(page.letters, last) & same;
     if (!page.plain) {
-      m.regular = m.regular && page.valid;
-      const uint64_t digits = wide::pick(page.numbers, last) & same;
-      numbers |= digits;
+      numbers |= wide::pick(page.numbers, last) & same;
       blanks |= wide::pick(page.spaces, last) & same;
-      if (three_digits && digits) m.regular = false;
       if (cased && (wide::pick(page.marks, last) & same)) m.regular = false;
     }
     if (cased) {
@@ -103,9 +100,8 @@ __attribute__((always_inline)) inline Masks beyond_ascii(const wide::Block& bloc
 }
 #endif
 
-// `three_digits`: numbers are counted, so only the ten of ASCII are regular.
 template <bool cased>
-__attribute__((always_inline)) inline Masks classify(const wide::Block& block, bool three_digits) {
+__attribute__((always_inline)) inline Masks classify(const wide::Block& block) {
   Masks m;
   m.known = block.size();
   m.last = block.ends_text();
@@ -122,10 +118,10 @@ __attribute__((always_inline)) inline Masks classify(const wide::Block& block, b
   m.blanks = (block.from_to('\t', '\r') & ~m.newlines) | m.spaces;
   m.apostrophes = block.equal('\'');
   m.slashes = cased ? block.equal('/') : 0;
-  if (const uint64_t high = block.high()) {
+  if (block.high()) {
 #ifdef TEXT_AVX512
     static const Pages& all = pages();
-    m = beyond_ascii<cased>(block, high, all, three_digits, m);
+    m = beyond_ascii<cased>(block, all, m);
 #else
     m.regular = false;
 #endif
@@ -234,8 +230,17 @@ __attribute__((always_inline)) inline uint64_t starts(const wide::Block& block, 
   } else if (pattern.digits == 1) {
     number_starts = numbers & ~m.continuation;
   } else {
-    const uint64_t three = numbers & numbers << 1 & numbers << 2;
-    for (uint64_t next = number_starts; (next = next << 3 & three);) number_starts |= next;
+    auto by_three = [](uint64_t starts, uint64_t numbers) {
+      const uint64_t three = numbers & numbers << 1 & numbers << 2;
+      for (uint64_t next = starts; (next = next << 3 & three);) starts |= next;
+      return starts;
+    };
+    if (const uint64_t all = ~m.continuation; numbers & ~all) {  // counted in characters, each one bit
+      number_starts = by_three(wide::extract(number_starts, all), wide::extract(numbers, all));
+      number_starts = wide::deposit(number_starts, all);
+    } else {
+      number_starts = by_three(number_starts, numbers);
+    }
   }
   return 1 | symbol_starts | space_starts | word_starts | number_starts | behind_contractions;
 }

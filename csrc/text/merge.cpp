@@ -45,8 +45,11 @@ void Merger::add(uint32_t left, uint32_t right, uint32_t merged) {
   pairs_.add(left, right, merged);
   if (merged >= sizes_.size()) sizes_.resize(merged + 1);
   sizes_[merged] = sizes_[left] + sizes_[right];
-  if (left < byte_of_.size() && right < byte_of_.size() && byte_of_[left] >= 0 && byte_of_[right] >= 0)
-    byte_pairs_[byte_of_[left] << 8 | byte_of_[right]] = pairs_.find(left, right);
+  if (left < byte_of_.size() && right < byte_of_.size() && byte_of_[left] >= 0 && byte_of_[right] >= 0) {
+    const int first = byte_of_[left], second = byte_of_[right];
+    byte_pairs_[first << 8 | second] = pairs_.find(left, right);
+    bytes_merge_[first][second >> 6] |= uint64_t(1) << (second & 63);
+  }
 }
 
 // One round finds the lowest rank and merges the pairs that have it, from the left. A pair's rank stands at its

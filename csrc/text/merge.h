@@ -95,6 +95,13 @@ class Merger {
 
   // Pairs must be added in order of `merged`, unless `monotone` is set to false.
   void add(uint32_t left, uint32_t right, uint32_t merged);
+  // Whether no two neighbours of these bytes merge, so that nothing ever does: each byte stays a token.
+  bool inert(const uint8_t* p, size_t n) const {
+    for (size_t i = 0; i + 1 < n; i++) {
+      if (bytes_merge_[p[i]][p[i + 1] >> 6] >> (p[i + 1] & 63) & 1) return false;
+    }
+    return true;
+  }
   bool has(uint32_t left, uint32_t right) const { return pairs_.find(left, right) != none; }
   void prefetch(uint32_t left, uint32_t right) const { pairs_.prefetch(pair_key(left, right)); }
   // Whether every pair's parts have lower symbols than what it becomes. All places of the lowest pair can then
@@ -125,9 +132,10 @@ class Merger {
 
   friend std::vector<uint8_t> image_of(const Vocabulary&, const Pattern&);
   uint32_t byte_symbols_[256];
-  std::vector<int16_t> byte_of_;      // [symbol]; -1: none
-  std::vector<uint32_t> byte_pairs_;  // [first << 8 | second]
-  std::vector<uint32_t> sizes_;       // [symbol] bytes
+  std::vector<int16_t> byte_of_;       // [symbol]; -1: none
+  std::vector<uint32_t> byte_pairs_;   // [first << 8 | second]
+  uint64_t bytes_merge_[256][4] = {};  // a bit of each of them: whether it is not `none`
+  std::vector<uint32_t> sizes_;        // [symbol] bytes
   PairTable pairs_;
 };
 

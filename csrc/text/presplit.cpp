@@ -20,7 +20,6 @@ struct HostClasses {
 // By blocks where that is known to be right, one piece after the other elsewhere.
 template <Pattern::Family family, class PieceEnd>
 size_t fill(const Lexer<HostClasses>& lexer, Bytes p, uint32_t* ends, size_t most, PieceEnd piece_end) {
-  const Pattern& pattern = lexer.pattern;
   const Bytes start = p, end = lexer.end;
   size_t count = 0;
   auto one_by_one = [&](Bytes far) {
@@ -36,11 +35,11 @@ size_t fill(const Lexer<HostClasses>& lexer, Bytes p, uint32_t* ends, size_t mos
     return true;
   };
 #ifdef TEXT_BLOCKS
+  const Pattern& pattern = lexer.pattern;
   if (family != Pattern::None && masks::covers(pattern)) {
-    const bool three_digits = family != Pattern::Gpt2 && pattern.digits == 3;
     while (count < most && p < end && p - start < ptrdiff_t(0x80000000)) {
       const wide::Block block(p, end);
-      masks::Masks m = masks::classify<family == Pattern::O200k>(block, three_digits);
+      masks::Masks m = masks::classify<family == Pattern::O200k>(block);
       const uint64_t word_ends = masks::word_ends(block, m);
       uint64_t begins = masks::starts<family>(block, pattern, m);
       begins &= begins - 1;  // that of the first piece is no end
@@ -96,18 +95,12 @@ const Pages& pages() {
       page.plain = !(page.numbers | page.spaces | page.marks);
     };
     for (uint32_t i = 2; i < 32; i++) fill(pages.two[i], i << 6);
-    for (uint32_t i = 0; i < 1024; i++) {
-      const uint32_t first = i << 6;
-      fill(pages.three[i], first);
-      if (first < 0x800 || (first >= 0xD800 && first < 0xE000)) {  // overlong forms, surrogates
-        pages.three[i].plain = pages.three[i].valid = false;
-      }
-    }
+    for (uint32_t i = 0; i < 1024; i++) fill(pages.three[i], i << 6);
     for (int lead = 0; lead < 16; lead++) {
       pages.whole[lead] = 0xFF;
       for (int i = 0; i < 64; i++) {
         const Page& page = pages.three[lead << 6 | i];
-        if (~page.letters || page.upper || page.lower || !page.valid) pages.whole[lead] = 0;
+        if (~page.letters || page.upper || page.lower) pages.whole[lead] = 0;
       }
     }
     return pages;

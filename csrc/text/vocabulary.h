@@ -94,6 +94,16 @@ class Vocabulary {
   // The id of a piece that is one token, or none.
   uint32_t whole(std::string_view piece) const { return whole_.find(tokens, piece); }
   uint32_t id_of(uint32_t symbol) const { return ids_[symbol]; }
+  // Whether each byte of a piece is certain to stay a token, and those tokens, where there are any; returns the
+  // end.
+  bool inert(const uint8_t* p, size_t n) const { return all_merge_ && merger_.inert(p, n); }
+  uint32_t* bytes(const uint8_t* p, size_t n, uint32_t* out) const {
+    for (size_t i = 0; i < n; i++) {
+      *out = byte_ids[p[i]];
+      out += *out != none;
+    }
+    return out;
+  }
   // Whether each token that whole() finds is also what its bytes merge to, so that merging alone finds it.
   bool all_merge() const { return all_merge_; }
   // The merges that are ever reached, in order, with ranks 0, 1, 2 ...

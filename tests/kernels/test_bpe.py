@@ -192,19 +192,34 @@ def test_a_memory_that_overflows_changes_nothing(trained, tik):
 def test_a_piece_whose_ids_were_lost_is_merged_again():
     """Short pieces of many ids say where these are; 150,000 of them overwrite each other there. Then texts of which
     all or some pieces are within the last 16 bytes."""
-    merges = bpe.train(bpe.WordCounts(), bpe.BYTE_ORDER, 300)
+    counts = bpe.WordCounts()
+    counts.add_words({b"zz": 2})
+    merges = bpe.train(counts, bpe.BYTE_ORDER, 300)  # that of the two alone
     tokens = vocabulary(merges)
     encoder = bpe.Encoder(tokens, merges, bpe.split_pattern("qwen2"))
     rng = random.Random(11)
-    words = [bytes(rng.choices(b"abcdefgh", k=rng.randint(5, 15))) for _ in range(150_000)]
+    words = [b"zz" + bytes(rng.choices(b"abcdefgh", k=rng.randint(4, 12))) for _ in range(150_000)]
     text = b" ".join(words)
-    expected = np.array([tokens.index(bytes([b])) for b in range(256)], np.uint32)[
-        np.frombuffer(text, np.uint8)
-    ]
+    ids = np.array([tokens.index(bytes([b])) for b in range(256)], np.uint32)
+
+    def expected(part):
+        part = np.frombuffer(part.replace(b"zz", b"Z"), np.uint8)
+        return np.where(part == ord("Z"), np.uint32(256), ids[part])
+
+    assert tokens[256:] == [b"zz"]
     for _ in range(3):
-        assert np.array_equal(encoder.encode(text), expected)
+        assert np.array_equal(encoder.encode(text), expected(text))
     for size in range(40):
-        assert np.array_equal(encoder.encode(text[:size]), expected[:size])
+        assert np.array_equal(encoder.encode(text[:size]), expected(text[:size]))
+
+
+@FUZZ
+@given(points=st.lists(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60))
+def test_pieces_in_which_nothing_merges(trained, tik, points):
+    """They are their bytes, and are not remembered: alone, again, beside others, and longer than a slot."""
+    rare = "".join(points)
+    for text in (rare, rare * 2, "the " + rare + " the", rare[:5], rare[:3] + "'s", "\u0800\u0800" + rare):
+        assert trained[3].encode(text).tolist() == tik.encode_ordinary(text)
 
 
 def test_words_never_met_before_neither_grow_memory_nor_slow_it():
@@ -390,12 +405,25 @@ LONG = st.lists(st.tuples(FRAGMENTS, st.integers(1, 9)), max_size=60).map(
 )
 
 
+# First and later bytes beside which UTF-8 ends to be valid, and characters of several bytes, some of them cut.
+ODD = st.lists(
+    st.sampled_from(
+        [bytes([byte]) for byte in b"\x80\x8f\x90\x9f\xa0\xbf\xc0\xc1\xc2\xe0\xed\xf0\xf4\xf5\xff"]
+    )
+    | FRAGMENTS.map(str.encode)
+    | st.characters(exclude_categories=["Cs"]).map(str.encode)
+    | st.characters(categories=["Nd", "Nl", "No"]).map(str.encode)
+    | st.characters(min_codepoint=0x800).map(lambda c: c.encode("utf-8", "surrogatepass")[:-1]),
+    max_size=100,
+).map(b"".join)
+
+
 @pytest.mark.parametrize("name", list(bpe.PATTERNS))
 @FUZZ
-@given(text=LONG, place=st.integers(0, 10**6), byte=st.integers(0, 255))
-def test_every_instruction_set_cuts_the_same(name, text, place, byte):
+@given(text=LONG, place=st.integers(0, 10**6), byte=st.integers(0, 255), odd=ODD)
+def test_every_instruction_set_cuts_the_same(name, text, place, byte, odd):
     """Blocks of 64 bytes against one character after the other, on texts with valid and invalid UTF-8."""
-    texts = [text.encode(), bytearray(text.encode())]
+    texts = [text.encode(), bytearray(text.encode()), odd]
     if text:
         texts[1][place % len(texts[1])] = byte
     modules = [bpe.load_isa(isa) for isa in runnable()]

@@ -5,7 +5,7 @@ import torch
 from .. import _native
 from .._memory import in_chunks
 from ._tiles import tiles
-from .reference import refuse_codes
+from .reference import CODES
 
 WIDEST = 128
 
@@ -45,7 +45,7 @@ def backward(dout, q, k, v, out, lse, cu_seqlens, scale):
 
 
 def forward_paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale):
-    refuse_codes("cuda", k_pages)
+    _refuse_codes(k_pages)
     (q,), dim = _in_steps(q)
     tokens, heads, wide = q.shape
     out, requests = torch.empty_like(q), len(context_lens)
@@ -60,7 +60,7 @@ def forward_paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale
 
 
 def write_pages(k, v, k_pages, v_pages, slots):
-    refuse_codes("cuda", k_pages)
+    _refuse_codes(k_pages)
     tokens, kv_heads, dim = k.shape
     (k_at, k_row), (v_at, v_row) = (_native.rows(t, k.dtype, "cuda") for t in (k, v))
     _native.launch(
@@ -100,3 +100,10 @@ def _in_steps(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], int]:
 
 def _out_of_steps(t: torch.Tensor, dim: int) -> torch.Tensor:
     return t if t.shape[-1] == dim else t[..., :dim].contiguous()
+
+
+def _refuse_codes(k_pages) -> None:
+    if k_pages.dtype is CODES:
+        raise NotImplementedError(
+            f"attention: cuda has no int8 pages, got k_pages {tuple(k_pages.shape)}; PYENGINE_BACKEND=triton has them"
+        )

@@ -18,14 +18,6 @@ CODES = torch.uint8  # the type of pages of codes
 SCALE_BYTES = PAGE_SIZE * 4  # of a head, behind its codes
 
 
-def refuse_codes(backend: str, k_pages: torch.Tensor) -> None:
-    """Raise NotImplementedError for pages of codes, in the name of a backend that has none."""
-    if k_pages.dtype is CODES:
-        raise NotImplementedError(
-            f"attention: {backend} has no int8 pages, got k_pages {tuple(k_pages.shape)}"
-        )
-
-
 def forward(q, k, v, cu_seqlens, scale):
     """(out, lse): q (T, H, D), k and v (T, K, D), cu_seqlens (B + 1,); out like q, lse (T, H) float."""
     out = torch.empty_like(q)

@@ -17,7 +17,7 @@ import triton.language as tl
 
 from .._triton import dot, dot_onto
 from ._tiles import tiles
-from .reference import PAGE_SIZE, refuse_codes
+from .reference import CODES, PAGE_SIZE
 
 WARPS = 8
 PROGRAMS = 512  # that decoding aims at: about four an SM of the largest cards
@@ -134,16 +134,16 @@ def halves(words):
 
 
 @triton.jit
-def page_scores(queries, others, keys, D, PAIR: tl.constexpr, PAGE: tl.constexpr, DIM: tl.constexpr):
+def page_scores(queries, others, keys, D, PACK: tl.constexpr, PAGE: tl.constexpr, DIM: tl.constexpr):
     """q k^T (GROUP, PAGE) with one page of a head's keys, whatever lies in slots that nobody wrote.
 
     bfloat16 keys lie in pairs of neighbouring dimensions: read as words, 16 bytes a thread, the first of each pair
     meets the even dimensions of the queries and the second the odd ones.
     """
-    rows = tl.arange(0, DIM // PAIR)
+    rows = tl.arange(0, DIM // PACK)
     place = rows[:, None] * PAGE + tl.arange(0, PAGE)[None, :]
-    found = tl.load(keys + place, (rows * PAIR < D)[:, None], other=0)
-    if PAIR == 1:
+    found = tl.load(keys + place, (rows * PACK < D)[:, None], other=0)
+    if PACK == 1:
         return dot(queries, found)
     even, odd = halves(found)
     odd = tl.where((rows * 2 + 1 < D)[:, None], odd, 0.0)
@@ -151,20 +151,61 @@ def page_scores(queries, others, keys, D, PAIR: tl.constexpr, PAGE: tl.constexpr
 
 
 @triton.jit
-def page_values(p, acc, values, seen, padded, PAIR: tl.constexpr, PAGE: tl.constexpr, DIM: tl.constexpr):
+def page_values(p, acc, values, seen, padded, PACK: tl.constexpr, PAGE: tl.constexpr, DIM: tl.constexpr):
     """acc + p v (GROUP, DIM) with one page of a head's values; those of slots not `seen` count for nothing.
 
     bfloat16 values lie in pairs of neighbouring slots.
     """
-    rows, dims = tl.arange(0, PAGE // PAIR), tl.arange(0, DIM)
+    rows, dims = tl.arange(0, PAGE // PACK), tl.arange(0, DIM)
     place = rows[:, None] * padded + dims[None, :]
     found = tl.load(values + place, (dims < padded)[None, :], other=0)
-    if PAIR == 1:
+    if PACK == 1:
         return dot_onto(p.to(found.dtype), tl.where((rows < seen)[:, None], found, 0.0), acc)
     first, second = tl.split(tl.reshape(p.to(tl.bfloat16), (p.shape[0], PAGE // 2, 2)))
     even, odd = halves(found)
     acc = dot_onto(first, tl.where((rows * 2 < seen)[:, None], even, 0.0), acc)
     return dot_onto(second, tl.where((rows * 2 + 1 < seen)[:, None], odd, 0.0), acc)
+
+
+@triton.jit
+def codes_of(words, place: tl.constexpr, dtype: tl.constexpr):
+    """The numbers that byte `place` of each word stands for, without their scale: -127 to 127, exact in any type."""
+    whole = ((words >> (8 * place)) & 0xFF) - 128
+    return whole.to(tl.float32).to(dtype)  # the interpreter of Triton 3.6 makes no bfloat16 of a whole number
+
+
+@triton.jit
+def code_scores(first, second, third, fourth, keys, D, PAGE: tl.constexpr, DIM: tl.constexpr):
+    """page_scores() with keys as codes, four neighbouring dimensions a word, each of which meets every fourth dimension
+    of the queries: `first` to `fourth`."""
+    rows, slots = tl.arange(0, DIM // 4), tl.arange(0, PAGE)
+    found = tl.load(keys + rows[:, None] * PAGE + slots[None, :], (rows * 4 < D)[:, None], other=0)
+    scores = dot(first, codes_of(found, 0, first.dtype))
+    scores = dot_onto(second, codes_of(found, 1, first.dtype), scores)
+    scores = dot_onto(third, codes_of(found, 2, first.dtype), scores)
+    scores = dot_onto(fourth, codes_of(found, 3, first.dtype), scores)
+    return scores * tl.load(keys + tl.cdiv(D, 4) * PAGE + slots).to(tl.float32, bitcast=True)[None, :]
+
+
+@triton.jit
+def alternate(t):
+    """The even and the odd columns of t (N, M)."""
+    return tl.split(tl.reshape(t, (t.shape[0], t.shape[1] // 2, 2)))
+
+
+@triton.jit
+def code_values(p, acc, values, seen, padded, dtype: tl.constexpr, PAGE: tl.constexpr, DIM: tl.constexpr):
+    """page_values() with values as codes, four neighbouring slots a word; products are of numbers of `dtype`."""
+    rows, dims, slots = tl.arange(0, PAGE // 4), tl.arange(0, DIM), tl.arange(0, PAGE)
+    found = tl.load(values + rows[:, None] * padded + dims[None, :], (dims < padded)[None, :], other=0)
+    scales = tl.load(values + PAGE // 4 * padded + slots).to(tl.float32, bitcast=True)
+    even, odd = alternate((p * tl.where(slots < seen, scales, 0.0)[None, :]).to(dtype))
+    first, third = alternate(even)
+    second, fourth = alternate(odd)
+    acc = dot_onto(first, codes_of(found, 0, dtype), acc)
+    acc = dot_onto(second, codes_of(found, 1, dtype), acc)
+    acc = dot_onto(third, codes_of(found, 2, dtype), acc)
+    return dot_onto(fourth, codes_of(found, 3, dtype), acc)
 
 
 @triton.jit
@@ -188,7 +229,7 @@ def request_of(row, q_start, requests, BLOCK: tl.constexpr):
 @triton.jit
 def attention_paged_kernel(q, k_pages, v_pages, out, peaks, totals, parts, block_table, q_start, context_lens,
                            scale_log2, requests, width, spans, H, K, D, padded, k_page, v_page,
-                           SPAN: tl.constexpr, ALONE: tl.constexpr, PAIR: tl.constexpr, PAGE: tl.constexpr,
+                           SPAN: tl.constexpr, ALONE: tl.constexpr, PACK: tl.constexpr, PAGE: tl.constexpr,
                            GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """One query row, all heads of one kv head's group, and every so manieth span of SPAN pages of its context.
 
@@ -204,11 +245,14 @@ def attention_paged_kernel(q, k_pages, v_pages, out, peaks, totals, parts, block
     table = block_table + request.to(tl.int64) * width
     mine = members < group
     first = (row.to(tl.int64) * H + kv_head * group + members)[:, None] * D
-    halved = tl.arange(0, DIM // PAIR)[None, :] * PAIR
-    queries = tl.load(q + first + halved, mine[:, None] & (halved < D), other=0.0)
-    others = queries
-    if PAIR == 2:
-        others = tl.load(q + first + halved + 1, mine[:, None] & (halved + 1 < D), other=0.0)
+    words = tl.arange(0, DIM // PACK)[None, :] * PACK
+    queries = tl.load(q + first + words, mine[:, None] & (words < D), other=0.0)
+    second, third, fourth = queries, queries, queries  # of those that there are, the numbers of each word
+    if PACK >= 2:
+        second = tl.load(q + first + words + 1, mine[:, None] & (words + 1 < D), other=0.0)
+    if PACK == 4:
+        third = tl.load(q + first + words + 2, mine[:, None] & (words + 2 < D), other=0.0)
+        fourth = tl.load(q + first + words + 3, mine[:, None] & (words + 3 < D), other=0.0)
     peak = tl.full((GROUP,), float("-inf"), tl.float32)
     total = tl.zeros((GROUP,), tl.float32)
     acc = tl.zeros((GROUP, DIM), tl.float32)
@@ -232,15 +276,25 @@ def attention_paged_kernel(q, k_pages, v_pages, out, peaks, totals, parts, block
         span_peak = tl.where(begins, float("-inf"), span_peak)
         span_total = tl.where(begins, 0.0, span_total)
         span_acc = tl.where(begins, 0.0, span_acc)
-        scores = page_scores(queries, others, k_pages + page * k_page, D, PAIR, PAGE, DIM) * scale_log2
+        if PACK == 4:
+            keys = k_pages + page * k_page
+            scores = code_scores(queries, second, third, fourth, keys, D, PAGE, DIM) * scale_log2
+        else:
+            scores = page_scores(queries, second, k_pages + page * k_page, D, PACK, PAGE, DIM) * scale_log2
         scores = tl.where((slots < seen)[None, :], scores, float("-inf"))
         higher = tl.maximum(span_peak, tl.max(scores, 1))
         fade = tl.exp2(span_peak - higher)
         p = tl.exp2(scores - higher[:, None])
         span_total = span_total * fade + tl.sum(p, 1)
-        span_acc = page_values(
-            p, span_acc * fade[:, None], v_pages + page * v_page, seen, padded, PAIR, PAGE, DIM
-        )
+        if PACK == 4:
+            values = v_pages + page * v_page
+            span_acc = code_values(
+                p, span_acc * fade[:, None], values, seen, padded, queries.dtype, PAGE, DIM
+            )
+        else:
+            span_acc = page_values(
+                p, span_acc * fade[:, None], v_pages + page * v_page, seen, padded, PACK, PAGE, DIM
+            )
         span_peak = higher
         ends = (step % SPAN == SPAN - 1) | (step == count - 1)
         if ALONE:
@@ -285,8 +339,55 @@ def fold_spans_kernel(peaks, totals, parts, out, q_start, context_lens, requests
 
 
 @triton.jit
+def places_in_page(dims, place, padded, PACK: tl.constexpr, PAGE: tl.constexpr):
+    """Where a token's keys and values lie, as new_pages() says: PACK numbers that a dot product takes together lie
+    side by side."""
+    keys = (dims // PACK) * (PAGE * PACK) + place * PACK + dims % PACK
+    return keys, (place // PACK) * (padded * PACK) + dims * PACK + place % PACK
+
+
+@triton.jit
+def to_codes(x):
+    """(bytes, scale) of a token's numbers in a head, as the reference makes them; NaN where one is no number."""
+    most = tl.max(tl.abs(x))
+    sound = (tl.sum((x != x).to(tl.int32)) == 0) & (most < float("inf"))
+    usable = sound & (most > 0)
+    inverse = tl.div_rn(
+        tl.full((1,), 127.0, tl.float32), tl.where(usable, most, 1.0) + tl.zeros((1,), tl.float32)
+    )
+    inverse = tl.where(usable, tl.minimum(inverse, 3.4028234663852886e38), 0.0)
+    scaled = tl.minimum(tl.maximum(tl.where(sound, x, 0.0) * inverse, -127.0), 127.0)
+    whole = (scaled + 12582912.0) - 12582912.0  # to the nearest, ties to even
+    scale = tl.where(sound, most * 0.007874015748031496, float("nan"))
+    return (whole.to(tl.int32) + 128).to(tl.uint8), scale
+
+
+@triton.jit
+def write_codes_kernel(k, v, k_pages, v_pages, k_scales, v_scales, slots, k_row, v_row, K, D, padded, k_page, v_page,
+                       PAGE: tl.constexpr, DIM: tl.constexpr):  # fmt: skip
+    """write_pages_kernel for pages of codes: k_pages and v_pages in bytes, k_scales and v_scales the same memory in
+    floats; k_page and v_page are the bytes of a head's share of a page."""
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    dims = tl.arange(0, DIM)
+    slot = tl.load(slots + token)
+    page = (slot // PAGE).to(tl.int64) * K + head
+    place = slot % PAGE
+    k_place, v_place = places_in_page(dims, place, padded, 4, PAGE)
+    key, k_scale = to_codes(tl.load(k + token * k_row + head * D + dims, dims < D, other=0.0).to(tl.float32))
+    value, v_scale = to_codes(
+        tl.load(v + token * v_row + head * D + dims, dims < D, other=0.0).to(tl.float32)
+    )
+    lost = (k_scale + v_scale) * 0.0  # NaN where either is
+    tl.store(k_pages + page * k_page + k_place, key, dims < (D + 3) // 4 * 4)
+    tl.store(v_pages + page * v_page + v_place, value, dims < D)
+    tl.store(k_scales + page * (k_page // 4) + (D + 3) // 4 * PAGE + place, k_scale + lost)
+    tl.store(v_scales + page * (v_page // 4) + padded * (PAGE // 4) + place, v_scale + lost)
+
+
+@triton.jit
 def write_pages_kernel(k, v, k_pages, v_pages, slots, k_row, v_row, K, D, padded, k_page, v_page,
-                       PAIR: tl.constexpr, PAGE: tl.constexpr, DIM: tl.constexpr):  # fmt: skip
+                       PACK: tl.constexpr, PAGE: tl.constexpr, DIM: tl.constexpr):  # fmt: skip
     """The key and value of one token and head; k_row and v_row are the numbers from one token to the next."""
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
@@ -294,9 +395,7 @@ def write_pages_kernel(k, v, k_pages, v_pages, slots, k_row, v_row, K, D, padded
     slot = tl.load(slots + token)
     page = (slot // PAGE).to(tl.int64) * K + head
     place = slot % PAGE
-    # the layouts of new_pages(): PAIR numbers that a dot product takes together lie side by side
-    k_place = (dims // PAIR) * (PAGE * PAIR) + place * PAIR + dims % PAIR
-    v_place = (place // PAIR) * (padded * PAIR) + dims * PAIR + place % PAIR
+    k_place, v_place = places_in_page(dims, place, padded, PACK, PAGE)
     key = tl.load(k + token * k_row + head * D + dims, dims < D)
     tl.store(k_pages + page * k_page + k_place, key, dims < D)
     value = tl.load(v + token * v_row + head * D + dims, dims < D)
@@ -349,32 +448,32 @@ def backward(dout, q, k, v, out, lse, cu_seqlens, scale):
 
 
 def forward_paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale):
-    refuse_codes("triton", k_pages)
     (tokens, heads, dim), kv_heads = q.shape, k_pages.shape[1]
     out = torch.empty_like(q)
     if not tokens:
         return out
     requests, width = block_table.shape
+    pack = _pack(k_pages)
     span = span_pages(width)
     spans = triton.cdiv(width, span)
     shares = min(spans, triton.cdiv(PROGRAMS, tokens * kv_heads))  # of a row: no result depends on it
     sizes = {
         "SPAN": span, "PAGE": PAGE_SIZE, "BLOCK": min(256, triton.next_power_of_2(requests)),
-        "GROUP": max(16, triton.next_power_of_2(heads // kv_heads)), "DIM": max(32, _dim(dim)),
+        "GROUP": max(16, triton.next_power_of_2(heads // kv_heads)), "DIM": max(32, 16 * pack, _dim(dim)),
     }  # fmt: skip
     peaks = totals = parts = None
     if shares > 1:
         each = tokens, kv_heads, spans, heads // kv_heads
         peaks, totals = (q.new_empty(each, dtype=torch.float32) for _ in range(2))
         parts = q.new_empty((*each, dim), dtype=torch.float32)
-    if _pair(q) == 2:
+    if pack > 1:
         k_words, v_words = k_pages.view(torch.int32), v_pages.view(torch.int32)
     else:
         k_words, v_words = k_pages, v_pages
     attention_paged_kernel[(tokens, kv_heads, shares)](
         q, k_words, v_words, out, peaks, totals, parts, block_table, q_start, context_lens, scale * LOG2E,
         requests, width, spans, heads, kv_heads, dim, *_strides(k_words, v_words, dim), ALONE=shares == 1,
-        PAIR=_pair(q), **sizes, num_stages=3, **EXACT,
+        PACK=pack, **sizes, num_stages=3, **EXACT,
     )  # fmt: skip
     if shares > 1:
         fold_spans_kernel[(tokens, kv_heads)](
@@ -385,12 +484,29 @@ def forward_paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale
 
 
 def write_pages(k, v, k_pages, v_pages, slots):
-    refuse_codes("triton", k_pages)
     tokens, kv_heads, dim = k.shape
-    if tokens:
+    if not tokens:
+        return
+    numbers = k.stride(0), v.stride(0), kv_heads, dim, *_strides(k_pages, v_pages, dim)
+    if k_pages.dtype is CODES:
+        scales = (part.view(torch.float32) for part in (k_pages, v_pages))
+        write_codes_kernel[(tokens, kv_heads)](
+            k,
+            v,
+            k_pages,
+            v_pages,
+            *scales,
+            slots,
+            *numbers,
+            PAGE=PAGE_SIZE,
+            DIM=_dim(dim),
+            num_warps=1,
+            **EXACT,
+        )
+    else:
         write_pages_kernel[(tokens, kv_heads)](
-            k, v, k_pages, v_pages, slots, k.stride(0), v.stride(0), kv_heads, dim,
-            *_strides(k_pages, v_pages, dim), PAIR=_pair(k), PAGE=PAGE_SIZE, DIM=_dim(dim), num_warps=1,
+            k, v, k_pages, v_pages, slots, *numbers,
+            PACK=_pack(k_pages), PAGE=PAGE_SIZE, DIM=_dim(dim), num_warps=1,
         )  # fmt: skip
 
 
@@ -438,8 +554,9 @@ def _strides(k_pages, v_pages, dim: int) -> tuple[int, int, int]:
     return -(-dim // 16) * 16, k_pages[0, 0].numel(), v_pages[0, 0].numel()
 
 
-def _pair(t) -> int:
-    return 2 if t.dtype == torch.bfloat16 else 1
+def _pack(pages) -> int:
+    """Numbers in a word of a page."""
+    return 4 // pages.dtype.itemsize
 
 
 def _dim(dim: int) -> int:

@@ -252,8 +252,8 @@ def test_spans_are_folded_in_one_order(backend, dtype, monkeypatch):
 
 
 def skip_without_codes(backend):
-    if backend.name in ("triton", "cuda", "hopper"):
-        pytest.skip("Triton has no int8 pages")
+    if backend.name in ("cuda", "hopper"):
+        pytest.skip("there are no int8 pages in CUDA C++")
 
 
 def as_codes(tensors, backend):
@@ -273,9 +273,11 @@ def test_codes_are_the_references(backend, dim, dtype):
     """Equal numbers and scales, also of zeros, of the smallest and largest numbers, and of what is no number."""
     skip_without_codes(backend)
     tensors, _ = inputs([70], 4, 2, dim, dtype)
+    # Triton's interpreter widens the bfloat16 numbers under 2^-126 to zero
+    tiny = 1e-30 if backend.variant == "interpreter" and dtype is torch.bfloat16 else 1e-40
     with torch.no_grad():
         for t in tensors[1:]:
-            t[1], t[2], t[3] = 0, t[2] * 1e-40, t[3].sign() * 3e38
+            t[1], t[2], t[3] = 0, t[2] * tiny, t[3].sign() * 3e38
         tensors[1][4, 0, 0], tensors[2][5, 1, dim // 2] = float("nan"), float("-inf")
     ours, _ = as_codes(tensors, backend)
     truth = [t.fill_(255) for t in new_pages(2, 2, dim, torch.int8)]
@@ -305,6 +307,8 @@ def test_codes_within_the_stated_bound(backend, case, dtype):
     most = v.abs().amax((0, 2)).repeat_interleave(group)
     bound = ((torch.expm1(2 * score) + 64 / 32512 + 1e-5) * most)[..., None]
     rounding = truth.abs() / 256 if dtype is torch.bfloat16 else 0
+    if backend.variant == "interpreter" and dtype is torch.bfloat16:
+        rounding = rounding + most[:, None] / 256  # it cuts weights off where the hardware rounds them
     assert ((ours - truth).abs() <= bound + rounding).all()
     exact = plain(*(t.detach().double() for t in tensors), bounds, scale)
     assert (ours - exact).norm() < 0.015 * exact.norm()
@@ -315,8 +319,9 @@ def test_codes_within_the_stated_bound(backend, case, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(4, 2, 33), (16, 1, 16), (3, 3, 128)], ids=str)
 def test_codes_have_the_same_bits_in_any_chunks(backend, shape, dtype):
-    if backend.name != "cpu":
-        pytest.skip("plain torch promises no bits, and Triton has no int8 pages")
+    skip_without_codes(backend)
+    if backend.name == "reference":
+        pytest.skip("plain torch promises no bits")
     lengths = [130, 1, 67]
     tensors, _ = inputs(lengths, *shape, dtype)
     random = torch.Generator().manual_seed(5)
@@ -339,8 +344,9 @@ def test_codes_have_the_same_bits_in_any_chunks(backend, shape, dtype):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("part", [0, 1, 2])
 def test_no_number_among_codes_spoils_only_who_sees_it(backend, part, bad):
-    if backend.name != "cpu":
-        pytest.skip("plain torch multiplies later values with zero, and Triton has no int8 pages")
+    skip_without_codes(backend)
+    if backend.name == "reference":
+        pytest.skip("plain torch multiplies later values with zero")
     tensors, _ = inputs([100], 4, 2, 32, torch.float32)
     pages, numbers = as_codes(tensors, backend)
     clean = attention_paged(tensors[0].detach(), *pages, *numbers)

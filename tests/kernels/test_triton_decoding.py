@@ -26,7 +26,7 @@ LAYER = ["rmsnorm_fwd", "linear_fwd", "rope_fwd", "write_pages", "attention_page
 HEAD = ["rmsnorm_fwd", "linear_fwd", "uniform", "sample_choose", "sample_tiles", "sample_merge"]
 
 
-def answers(backend: str, graphs, file=None) -> list[tuple[list[int], list[float]]]:
+def answers(backend: str, graphs, file=None, kept="auto") -> list[tuple[list[int], list[float]]]:
     """Of a model, or of the same in the 4 and 8 bits of a file; its last layers' widths leave some of it whole."""
     model = Transformer(CONFIG, seed=1)
     with torch.no_grad():
@@ -36,18 +36,21 @@ def answers(backend: str, graphs, file=None) -> list[tuple[list[int], list[float
         if file:
             gguf.save(model, file, "Q4_1")
             model = gguf.load(file)
-        runner = ModelRunner(model, 3, 96, graphs=graphs)
+        runner = ModelRunner(model, 3, 96, kv_dtype=kept, graphs=graphs)
         engine = Engine(model, runner=runner, max_batch=3, step_tokens=96)
         found = engine.generate(prompts, SamplingParams(max_tokens=4, temperature=0.0))
     return [(answer.ids, answer.logprobs) for answer in found]
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="needs Triton's interpreter")
-@pytest.mark.parametrize("quantised", [False, True])
-def test_decodes_as_the_reference_does(quantised, tmp_path):
+@pytest.mark.parametrize("quantised, kept", [(False, "auto"), (True, "auto"), (False, "int8")])
+def test_decodes_as_the_reference_does(quantised, kept, tmp_path):
     """Prompts, then captured steps whose inputs are staged: all of the road to a card but the card."""
     graphs, file = StandIn(), tmp_path / "model.gguf" if quantised else None
-    ours, reference = answers("triton", graphs, file), answers("reference", StandIn(), file)
+    ours, reference = (
+        answers(backend, stand_in, file, kept)
+        for backend, stand_in in (("triton", graphs), ("reference", StandIn()))
+    )
     assert sum(replay.replays for replay in graphs.captured) >= 2
     assert [ids for ids, _ in ours] == [ids for ids, _ in reference]
     for (_, a), (_, b) in zip(ours, reference, strict=True):

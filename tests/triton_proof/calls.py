@@ -113,9 +113,11 @@ def _attention(dim: int, heads: int, kv_heads: int) -> dict[str, Callable[[], ob
     qkv = t(4096, heads + 2 * kv_heads, dim)
     bounds, positions = host(0, 4096), host(*range(4096))
     lse = t(4096, heads, dtype=F32)
-    pages = [page.to("meta") for page in new_pages(64, kv_heads, dim, BF16)]
+    pages, codes = (
+        [page.to("meta") for page in new_pages(64, kv_heads, dim, kept)] for kept in (BF16, torch.int8)
+    )
 
-    def paged(rows: int) -> Callable[[], object]:
+    def paged(rows: int, pages: list[torch.Tensor] = pages) -> Callable[[], object]:
         numbers = t(rows, 128, dtype=I32), t(rows + 1, dtype=I32), t(rows, dtype=I32)
         return lambda: attention.forward_paged(t(rows, heads, dim), *pages, *numbers, 0.125)
 
@@ -130,7 +132,10 @@ def _attention(dim: int, heads: int, kv_heads: int) -> dict[str, Callable[[], ob
         f"attention backward {dim}": lambda: attention.backward(q, q, k, k, q, lse, bounds, 0.125),
         f"attention_paged {dim}, few rows": paged(16),
         f"attention_paged {dim}, many rows": paged(64),
+        f"attention_paged {dim}, int8, few rows": paged(16, codes),
+        f"attention_paged {dim}, int8, many rows": paged(64, codes),
         f"write_pages {dim}": lambda: attention.write_pages(k, k, *pages, t(4096, dtype=I32)),
+        f"write_pages {dim}, int8": lambda: attention.write_pages(k, k, *codes, t(4096, dtype=I32)),
     }
 
 

@@ -3,7 +3,8 @@
 // Forward: 16 or 32 queries a warp, 4 warps; keys and values pass by 64 at a time from the document's start,
 // with a running maximum and sum (online softmax). Keys are loaded while probabilities meet values, values
 // while queries meet keys, so one buffer of each suffices and two blocks share an SM. Pages are read as they
-// lie; the steps are those of packed rows, so that the bits are too.
+// lie; the steps are those of packed rows, so that the bits are too. Codes stay bytes in shared memory: few
+// warps have rows when decoding, and there the bytes are what is waited for.
 //
 // Backward: probabilities are computed again from the log-sum-exp. One kernel in two instances: a block owns
 // queries and walks over keys (dq), or owns keys and walks over queries (dk, dv), so nothing is added with
@@ -13,6 +14,7 @@
 //
 // 4 D flops and one exponential a pair forward, 14 D and two backward, on tensor cores in bf16. A warp that
 // would see only masked pairs skips the tile.
+#include <cfloat>
 #include <type_traits>
 
 #include "ops.h"
@@ -21,7 +23,8 @@
 namespace {
 
 constexpr int kPage = 64;
-constexpr size_t kShared = 99 << 10;  // bytes a block may have on every card
+constexpr int kScaleBytes = kPage * sizeof(float);  // of a head in a page of codes, behind these
+constexpr size_t kShared = 99 << 10;                // bytes a block may have on every card
 
 // Sides of tiles: what registers hold unspilled, and kShared.
 template <class T, int DIM>
@@ -72,6 +75,7 @@ struct Packed {
   int heads, kv_heads, dim;
   int first, begin, end, head;  // of this block
 
+  static constexpr bool kScaled = false;
   using Keys = ByColumn<T, DIM>;
   using Values = ByRow<T, DIM>;
   static constexpr int kKeysBytes = kPage * DIM * sizeof(T), kValuesBytes = kKeysBytes;
@@ -99,11 +103,16 @@ struct Packed {
   __device__ void mend_values(Values, int) const {}
 };
 
-// What the two layouts of pages share: rows are the newest queries of one request, one after the other, each
-// with all heads of the group of one kv head.
-template <class T>
+// Bytes of a head's keys and of its values in a page of codes.
+__device__ inline int64_t key_bytes(int dim) { return (dim + 3) / 4 * 4 * kPage + kScaleBytes; }
+__device__ inline int64_t value_bytes(int dim) { return (dim + 15) / 16 * 16 * kPage + kScaleBytes; }
+
+// What the layouts of pages share: rows are the newest queries of one request, one after the other, each with
+// all heads of the group of one kv head. P is what pages hold: T, or bytes of codes.
+template <class T, class P>
 struct Request {
-  const T *q, *k_pages, *v_pages;
+  const T* q;
+  const P *k_pages, *v_pages;
   T* out;
   const int32_t *table, *q_start, *contexts;
   int requests, width, heads, kv_heads, dim;
@@ -142,10 +151,11 @@ struct Request {
   __device__ int padded() const { return (page_dim + 15) / 16 * 16; }
 };
 
-template <class T, int DIM>
+template <class T, class P, int DIM>
 struct Paged;
 template <int DIM>
-struct Paged<bf16, DIM> : Request<bf16> {
+struct Paged<bf16, bf16, DIM> : Request<bf16, bf16> {
+  static constexpr bool kScaled = false;
   using Keys = Paired<kPage>;
   using Values = Paired<DIM>;
   static constexpr int kKeysBytes = DIM / 2 * Keys::kStride * 4, kValuesBytes = kPage / 2 * Values::kStride * 4;
@@ -153,11 +163,11 @@ struct Paged<bf16, DIM> : Request<bf16> {
   __device__ static Values values_in(void* memory) { return {static_cast<uint32_t*>(memory)}; }
   __device__ void load_keys(Keys keys, int start) const {
     int pairs = (page_dim + 1) / 2;
-    load_paired<DIM / 2>(keys, pairs, kPage, k_pages + page(start) * pairs * kPage * 2, kPage);
+    load_words<DIM / 2>(keys, pairs, kPage, k_pages + page(start) * pairs * kPage * 2, kPage);
   }
   __device__ void load_values(Values values, int start) const {
-    load_paired<kPage / 2>(values, (context - start + 1) / 2, padded(),
-                           v_pages + page(start) * kPage * padded(), padded());
+    load_words<kPage / 2>(values, (context - start + 1) / 2, padded(), v_pages + page(start) * kPage * padded(),
+                          padded());
   }
   __device__ void mend_values(Values values, int start) const {
     int left = context - start;
@@ -165,7 +175,8 @@ struct Paged<bf16, DIM> : Request<bf16> {
   }
 };
 template <int DIM>
-struct Paged<float, DIM> : Request<float> {
+struct Paged<float, float, DIM> : Request<float, float> {
+  static constexpr bool kScaled = false;
   using Keys = ByRow<float, kPage>;
   using Values = ByRow<float, DIM>;
   static constexpr int kKeysBytes = kPage * DIM * sizeof(float), kValuesBytes = kKeysBytes;
@@ -182,6 +193,39 @@ struct Paged<float, DIM> : Request<float> {
   }
   __device__ void mend_values(Values, int) const {}
 };
+// Codes, and each token's scales behind those of its page and head: the keys' meet scores, the values' weights.
+template <class T, int DIM>
+struct Paged<T, uint8_t, DIM> : Request<T, uint8_t> {
+  static constexpr bool kScaled = true;
+  using Keys = Coded<kPage>;
+  using Values = Coded<DIM>;
+  static constexpr int kKeysBytes = DIM / 4 * Keys::kStride * 4, kValuesBytes = kPage / 4 * Values::kStride * 4;
+  __device__ static Keys keys_in(void* memory) { return {static_cast<uint32_t*>(memory)}; }
+  __device__ static Values values_in(void* memory) { return {static_cast<uint32_t*>(memory)}; }
+  __device__ int words() const { return (this->page_dim + 3) / 4; }  // of a key
+  __device__ const uint8_t* keys_at(int start) const {
+    return this->k_pages + this->page(start) * key_bytes(this->page_dim);
+  }
+  __device__ const uint8_t* values_at(int start) const {
+    return this->v_pages + this->page(start) * value_bytes(this->page_dim);
+  }
+  __device__ void load_keys(Keys keys, int start) const {
+    load_words<DIM / 4>(keys, words(), kPage, keys_at(start), kPage);
+  }
+  __device__ void load_values(Values values, int start) const {
+    load_words<kPage / 4>(values, (this->context - start + 3) / 4, this->padded(), values_at(start),
+                          this->padded());
+  }
+  // 2 kPage scales, with their keys, zeros where nobody wrote.
+  __device__ void load_scales(float* scales, int start) const {
+    static_assert(kThreads == 2 * kPage, "one a thread");
+    int token = threadIdx.x % kPage;
+    const uint8_t* behind = (int)threadIdx.x < kPage ? keys_at(start) + words() * kPage * 4
+                                                     : values_at(start) + this->padded() * kPage;
+    copy_async<4>(scales + threadIdx.x, behind + token * sizeof(float), token < this->context - start);
+  }
+  __device__ void mend_values(Values, int) const {}
+};
 
 template <class T, int DIM, int R, class Source>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>) attention_fwd_kernel(Source source, float scale_log2) {
@@ -190,12 +234,19 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) attention_fwd_kernel(Sou
   Tile<T, DIM> queries{reinterpret_cast<T*>(memory)};
   auto keys = Source::keys_in(memory + kRows * DIM * sizeof(T));
   auto values = Source::values_in(memory + kRows * DIM * sizeof(T) + Source::kKeysBytes);
+  auto scales =
+      reinterpret_cast<float*>(memory + kRows * DIM * sizeof(T) + Source::kKeysBytes +
+                               Source::kValuesBytes);  // kScaled: of a page's keys, then of its values
   if (!source.find(kRows)) return;
+  auto load_keys = [&](int start) {
+    source.load_keys(keys, start);
+    if constexpr (Source::kScaled) source.load_scales(scales, start);
+  };
 
   int rows = source.rows() < kRows ? source.rows() : kRows, dim = source.dim;
   int seen = source.position(rows - 1) + 1;  // keys that any of them sees
   load_tile<kRows>(queries, rows, dim, [&](int row) { return source.q + source.place(row) * dim; });
-  source.load_keys(keys, 0);
+  load_keys(0);
 
   const int top = threadIdx.x / kWarp * R * 16;  // of this warp's rows
   const int first_position = source.position(top);
@@ -228,7 +279,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) attention_fwd_kernel(Sou
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
               float& score = scores[r][n][2 * half + i];
-              score = 8 * n + lane() % 4 * 2 + i < hidden ? score * scale_log2 : -INFINITY;
+              int column = 8 * n + lane() % 4 * 2 + i;
+              if constexpr (Source::kScaled) score *= scales[column];
+              score = column < hidden ? score * scale_log2 : -INFINITY;
               higher = fmaxf(higher, score);
             }
           higher = fmaxf(peak[r][half], row_max(higher));
@@ -240,6 +293,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) attention_fwd_kernel(Sou
               float& score = scores[r][n][2 * half + i];
               score = exp2_fast(score - higher);
               sum += score;
+              if constexpr (Source::kScaled) {
+                int column = 8 * n + lane() % 4 * 2 + i;
+                score =
+                    column < hidden ? score * scales[kPage + column] : 0.0f;  // a later one may be no number
+              }
             }
           total[r][half] = total[r][half] * fade + sum;
           peak[r][half] = higher;
@@ -255,7 +313,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) attention_fwd_kernel(Sou
     wait_for_copies();  // of values; and the keys are read
     source.mend_values(values, start);
     __syncthreads();
-    if (start + kPage < seen) source.load_keys(keys, start + kPage);
+    if (start + kPage < seen) load_keys(start + kPage);
     if (mine) {
 #pragma unroll
       for (int step = 0; step < kPage / kStep; ++step) {
@@ -301,6 +359,59 @@ __global__ void write_pages_kernel(const T* k, const T* v, T* k_pages, T* v_page
   if (inside)
     v_pages[((page * (kPage / kPair) + place / kPair) * padded + d) * kPair + place % kPair] =
         v[token * v_row + at];
+}
+
+// The largest |x| of a row, the same in all lanes of a warp; infinity where one is no number.
+template <class T>
+__device__ inline float largest(const T* row, int dim) {
+  float most = 0.0f;
+  for (int d = lane(); d < dim; d += kWarp) {
+    float x = to_float(row[d]);
+    most = fmaxf(most, x == x ? fabsf(x) : INFINITY);
+  }
+  for (int offset = kWarp / 2; offset > 0; offset /= 2)
+    most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, offset));
+  return most;
+}
+
+// What a row's numbers become codes by, as the reference has it: bytes, and the scale of what they stand for.
+struct Coding {
+  float inverse, scale;
+  __device__ explicit Coding(float most) : inverse(0.0f), scale(NAN) {
+    if (!(most < INFINITY)) return;
+    if (most > 0.0f) inverse = fminf(127.0f / most, FLT_MAX);
+    scale = most * (float)(1.0 / 127);
+  }
+  __device__ uint8_t code(float x) const {
+    float whole = scale == scale ? rintf(fminf(fmaxf(x * inverse, -127.0f), 127.0f)) : 0.0f;
+    return (uint8_t)((int)whole + 128);
+  }
+};
+
+// The same as codes; one warp a token and head. A key that is no number takes the scale of its value with it,
+// and the other way.
+template <class T>
+__global__ void write_codes_kernel(const T* k, const T* v, uint8_t* k_pages, uint8_t* v_pages,
+                                   const int32_t* slots, int64_t k_row, int64_t v_row, int64_t rows,
+                                   int kv_heads, int dim) {
+  int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / kWarp;
+  if (i >= rows) return;
+  int64_t token = i / kv_heads, page = (int64_t)(slots[token] / kPage) * kv_heads + i % kv_heads;
+  int head = (int)(i % kv_heads), place = slots[token] % kPage;
+  int columns = (dim + 3) / 4 * 4, padded = (dim + 15) / 16 * 16;
+  const T *key = k + token * k_row + head * dim, *value = v + token * v_row + head * dim;
+  uint8_t *keys = k_pages + page * key_bytes(dim), *values = v_pages + page * value_bytes(dim);
+  Coding of_key(largest(key, dim)), of_value(largest(value, dim));
+  for (int d = lane(); d < columns; d += kWarp) {
+    bool inside = d < dim;  // those that are left of a word stand for zero
+    keys[(d / 4 * kPage + place) * 4 + d % 4] = inside ? of_key.code(to_float(key[d])) : 128;
+    if (inside) values[(place / 4 * padded + d) * 4 + place % 4] = of_value.code(to_float(value[d]));
+  }
+  if (lane() == 0) {
+    float lost = (of_key.scale + of_value.scale) * 0.0f;  // NaN where either is
+    reinterpret_cast<float*>(keys + columns * kPage)[place] = of_key.scale + lost;
+    reinterpret_cast<float*>(values + padded * kPage)[place] = of_value.scale + lost;
+  }
 }
 
 // ---- backward
@@ -474,7 +585,8 @@ int with_width(int64_t dim, F f) {
 
 template <int R, class T, int DIM, class Source>
 int launch_forward(int64_t blocks, Source source, float scale, void* stream) {
-  constexpr size_t kBytes = kWarps * R * 16 * DIM * sizeof(T) + Source::kKeysBytes + Source::kValuesBytes;
+  constexpr size_t kBytes = kWarps * R * 16 * DIM * sizeof(T) + Source::kKeysBytes + Source::kValuesBytes +
+                            (Source::kScaled ? 2 * kScaleBytes : 0);
   static_assert(kBytes <= kShared, "queries and a page beside them");
   return launch(attention_fwd_kernel<T, DIM, R, Source>, blocks, kThreads, kBytes, stream, source,
                 scale * kLog2e);
@@ -525,8 +637,8 @@ int attention_backward(const T* dout, const T* q, const T* k, const T* v, const 
   });
 }
 
-template <class T>
-int attention_paged(const T* q, const T* k_pages, const T* v_pages, T* out, const int32_t* table,
+template <class T, class P>
+int attention_paged(const T* q, const P* k_pages, const P* v_pages, T* out, const int32_t* table,
                     const int32_t* q_start, const int32_t* contexts, int64_t tokens, int64_t requests,
                     int64_t table_width, int64_t heads, int64_t kv_heads, int64_t dim, int64_t page_dim,
                     float scale, void* stream) {
@@ -534,37 +646,43 @@ int attention_paged(const T* q, const T* k_pages, const T* v_pages, T* out, cons
   int64_t tiles = requests ? tokens * (heads / kv_heads) / kRows + requests : 0;
   return with_width(dim, [&](auto width) {
     constexpr int DIM = decltype(width)::value;
-    Paged<T, DIM> source;
-    static_cast<Request<T>&>(source) = {q,
-                                        k_pages,
-                                        v_pages,
-                                        out,
-                                        table,
-                                        q_start,
-                                        contexts,
-                                        (int)requests,
-                                        (int)table_width,
-                                        (int)heads,
-                                        (int)kv_heads,
-                                        (int)dim,
-                                        (int)page_dim,
-                                        0,
-                                        0,
-                                        0,
-                                        0,
-                                        0,
-                                        0};
+    Paged<T, P, DIM> source;
+    static_cast<Request<T, P>&>(source) = {q,
+                                           k_pages,
+                                           v_pages,
+                                           out,
+                                           table,
+                                           q_start,
+                                           contexts,
+                                           (int)requests,
+                                           (int)table_width,
+                                           (int)heads,
+                                           (int)kv_heads,
+                                           (int)dim,
+                                           (int)page_dim,
+                                           0,
+                                           0,
+                                           0,
+                                           0,
+                                           0,
+                                           0};
     return launch_forward<R, T, DIM>(tiles * kv_heads, source, scale, stream);
   });
 }
 
-template <class T>
-int write_pages(const T* k, const T* v, T* k_pages, T* v_pages, const int32_t* slots, int64_t k_row,
+template <class T, class P>
+int write_pages(const T* k, const T* v, P* k_pages, P* v_pages, const int32_t* slots, int64_t k_row,
                 int64_t v_row, int64_t tokens, int64_t kv_heads, int64_t dim, void* stream) {
-  constexpr int kPair = 4 / sizeof(T);
-  int64_t numbers = tokens * kv_heads * ((dim + kPair - 1) / kPair * kPair);
-  return launch(write_pages_kernel<T>, (numbers + 255) / 256, 256, 0, stream, k, v, k_pages, v_pages, slots,
-                k_row, v_row, tokens * kv_heads, kv_heads, dim);
+  int64_t rows = tokens * kv_heads;
+  if constexpr (std::is_same<P, uint8_t>::value) {
+    return launch(write_codes_kernel<T>, (rows * kWarp + 255) / 256, 256, 0, stream, k, v, k_pages, v_pages,
+                  slots, k_row, v_row, rows, kv_heads, dim);
+  } else {
+    constexpr int kPair = 4 / sizeof(T);
+    int64_t numbers = rows * ((dim + kPair - 1) / kPair * kPair);
+    return launch(write_pages_kernel<T>, (numbers + 255) / 256, 256, 0, stream, k, v, k_pages, v_pages, slots,
+                  k_row, v_row, rows, kv_heads, dim);
+  }
 }
 
 #define ATTENTION(T)                                                                                          \
@@ -574,10 +692,12 @@ int write_pages(const T* k, const T* v, T* k_pages, T* v_pages, const int32_t* s
   template int attention_backward(const T*, const T*, const T*, const T*, const T*, const float*, float*, T*, \
                                   T*, T*, const int32_t*, const int32_t*, int64_t, int64_t, int64_t, int64_t, \
                                   float, void*);                                                              \
-  template int attention_paged(const T*, const T*, const T*, T*, const int32_t*, const int32_t*,              \
+  PAGES(T, T) PAGES(T, uint8_t)
+#define PAGES(T, P)                                                                                           \
+  template int attention_paged(const T*, const P*, const P*, T*, const int32_t*, const int32_t*,              \
                                const int32_t*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, \
                                float, void*);                                                                 \
-  template int write_pages(const T*, const T*, T*, T*, const int32_t*, int64_t, int64_t, int64_t, int64_t,    \
+  template int write_pages(const T*, const T*, P*, P*, const int32_t*, int64_t, int64_t, int64_t, int64_t,    \
                            int64_t, void*);
 ATTENTION(float)
 ATTENTION(bf16)

@@ -25,10 +25,14 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
   bind::def(m, "attention_backward_bf16", &attention_backward<bf16>);
   bind::def(m, "attention_hopper_rows", &attention_hopper_rows);
   bind::def(m, "attention_forward_hopper", &attention_forward_hopper);
-  bind::def(m, "attention_paged_f32", &attention_paged<float>);
-  bind::def(m, "attention_paged_bf16", &attention_paged<bf16>);
-  bind::def(m, "write_pages_f32", &write_pages<float>);
-  bind::def(m, "write_pages_bf16", &write_pages<bf16>);
+  bind::def(m, "attention_paged_f32_f32", &attention_paged<float, float>);
+  bind::def(m, "attention_paged_f32_u8", &attention_paged<float, uint8_t>);
+  bind::def(m, "attention_paged_bf16_bf16", &attention_paged<bf16, bf16>);
+  bind::def(m, "attention_paged_bf16_u8", &attention_paged<bf16, uint8_t>);
+  bind::def(m, "write_pages_f32_f32", &write_pages<float, float>);
+  bind::def(m, "write_pages_f32_u8", &write_pages<float, uint8_t>);
+  bind::def(m, "write_pages_bf16_bf16", &write_pages<bf16, bf16>);
+  bind::def(m, "write_pages_bf16_u8", &write_pages<bf16, uint8_t>);
   bind::def(m, "linear_forward_hopper_f32", &linear_forward_hopper<float>);
   bind::def(m, "linear_forward_hopper_bf16", &linear_forward_hopper<bf16>);
   bind::def(m, "linear_dx_hopper", &linear_dx_hopper);

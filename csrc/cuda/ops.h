@@ -35,14 +35,15 @@ int64_t attention_hopper_rows();
 int attention_forward_hopper(const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse,
                              const int32_t* tiles, int64_t tokens, int64_t tile_count, int64_t heads,
                              int64_t kv_heads, int64_t dim, float scale, void* stream);
-// dim: of q and out, where columns from page_dim on are zeros; page_dim: of the pages.
-template <class T>
-int attention_paged(const T* q, const T* k_pages, const T* v_pages, T* out, const int32_t* table,
+// dim: of q and out, where columns from page_dim on are zeros; page_dim: of the pages. P: what pages hold, T or
+// uint8_t for codes.
+template <class T, class P>
+int attention_paged(const T* q, const P* k_pages, const P* v_pages, T* out, const int32_t* table,
                     const int32_t* q_start, const int32_t* contexts, int64_t tokens, int64_t requests,
                     int64_t table_width, int64_t heads, int64_t kv_heads, int64_t dim, int64_t page_dim,
                     float scale, void* stream);
-template <class T>
-int write_pages(const T* k, const T* v, T* k_pages, T* v_pages, const int32_t* slots, int64_t k_row,
+template <class T, class P>
+int write_pages(const T* k, const T* v, P* k_pages, P* v_pages, const int32_t* slots, int64_t k_row,
                 int64_t v_row, int64_t tokens, int64_t kv_heads, int64_t dim, void* stream);
 
 // kernels/linear on Hopper alone (linear_hopper.cu): x (m, k), weight (n, k), y and dy (m, n). Rows of all

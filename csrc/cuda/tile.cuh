@@ -235,9 +235,16 @@ struct Paired {
   static constexpr int kStride = N + 8, kChunks = N / 4;
   uint32_t* words;
 };
-// Starts copies of ROWS rows that lie `stride` words apart, as load_tile does.
-template <int ROWS, int N>
-__device__ inline void load_paired(Paired<N> to, int rows, int columns, const void* from, int stride) {
+// As pages of a KV cache hold codes, bytes of a number plus 128: rows (K / 4, N, 4). A code is a whole number
+// that both types hold exactly, so a factor is made of bytes on its way to the registers.
+template <int N>
+struct Coded {
+  static constexpr int kStride = N + 8, kChunks = N / 4;
+  uint32_t* words;
+};
+// Starts copies of ROWS rows of words that lie `stride` of them apart, as load_tile does.
+template <int ROWS, class Words>
+__device__ inline void load_words(Words to, int rows, int columns, const void* from, int stride) {
   constexpr int kChunks = to.kChunks;
   const int c = threadIdx.x % kChunks;
 #pragma unroll 4
@@ -256,6 +263,15 @@ __device__ inline void drop_second(Paired<N> in, int row) {
   for (int word = 0; word < 4; ++word) in.words[row * in.kStride + threadIdx.x % kChunks * 4 + word] &= 0xffff;
 }
 
+// The number that byte `i` of a word stands for: of 2^23 and the byte, what is more than 2^23 + 128.
+__device__ inline float coded(uint32_t word, int i) {
+  union {
+    uint32_t bits;
+    float value;
+  } u{0x4b000000u | (word >> 8 * i & 0xff)};
+  return u.value - 8388736.0f;
+}
+
 // The 16 x 16 numbers at step `step` of K and columns 16 n to 16 n + 15, as two right factors of multiply_add.
 template <int WIDTH>
 __device__ inline void load_right(uint32_t (&out)[4], ByColumn<bf16, WIDTH> from, int step, int n) {
@@ -269,6 +285,15 @@ template <int N>
 __device__ inline void load_right(uint32_t (&out)[4], Paired<N> from, int step, int n) {
   const uint32_t* corner = from.words + (8 * step + lane() % 4) * from.kStride + 16 * n + lane() / 4;
   for (int i = 0; i < 4; ++i) out[i] = corner[i % 2 * 4 * from.kStride + i / 2 * 8];
+}
+template <int N>
+__device__ inline void load_right(uint32_t (&out)[4], Coded<N> from, int step, int n) {
+  const uint32_t* corner = from.words + (4 * step + lane() % 4 / 2) * from.kStride + 16 * n + lane() / 4;
+  int half = lane() % 2 * 16;  // of a word: a pair
+  for (int i = 0; i < 4; ++i) {
+    uint32_t pair = corner[i % 2 * 2 * from.kStride + i / 2 * 8] >> half;
+    out[i] = pack_bf16(coded(pair, 0), coded(pair, 1));
+  }
 }
 
 // sums[r] (16, 8 N) += left[r] right, of step `step` of K: a right factor is read once for R left ones.
@@ -329,6 +354,31 @@ __device__ inline void multiply(float (&sums)[R][N][4], const Left<float> (&left
       for (int r = 0; r < R; ++r)
 #pragma unroll
         for (int i = 0; i < 4; ++i) part[r][i] = fmaf(left[r].value[i / 2][k], two.value[i % 2], part[r][i]);
+    }
+#pragma unroll
+    for (int r = 0; r < R; ++r)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[r][n][i] += part[r][i];
+  }
+}
+
+template <int R, int N, int WIDTH>
+__device__ inline void multiply(float (&sums)[R][N][4], const Left<float> (&left)[R], Coded<WIDTH> right,
+                                int step) {
+  const uint32_t* corner = right.words + 4 * step * right.kStride + lane() % 4 * 2;
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+    float part[R][4] = {};
+#pragma unroll
+    for (int row = 0; row < kStep / 4; ++row) {
+      auto two = load_pack<uint32_t, 2>(corner + row * right.kStride + 8 * n);
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+#pragma unroll
+        for (int r = 0; r < R; ++r)
+#pragma unroll
+          for (int i = 0; i < 4; ++i)
+            part[r][i] = fmaf(left[r].value[i / 2][4 * row + k], coded(two.value[i % 2], k), part[r][i]);
     }
 #pragma unroll
     for (int r = 0; r < R; ++r)

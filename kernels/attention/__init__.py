@@ -153,7 +153,8 @@ def examples(device: str) -> list[Example]:
         made.append((attention, (q, k, v, bounds), {}))
         table = torch.tensor([[3, 0], [1, 2]], dtype=torch.int32, device=device)
         q_start, lengths = (torch.tensor(n, dtype=torch.int32, device=device) for n in ([0, 2, 5], [5, 70]))
-        made.append((_through_pages, (q[:5].detach(), k.detach(), v.detach(), table, q_start, lengths), {}))
+        requests = q[:5].detach(), k.detach(), v.detach(), table, q_start, lengths
+        made += [(_through_pages, (*requests, kept), {}) for kept in (dtype, torch.int8)]
     # Several tiles a document, and more of them than a card has SMs, for kernels whose blocks take one after another.
     bounds = torch.tensor([0, 130, 135, 395], dtype=torch.int32, device=device)
     for heads, dim in ((24, 64), (4, 128)):
@@ -161,9 +162,9 @@ def examples(device: str) -> list[Example]:
     return made
 
 
-def _through_pages(q, k, v, block_table, q_start, context_lens):
+def _through_pages(q, k, v, block_table, q_start, context_lens, kept):
     """Requests whose tokens are the rows of k and v: all written into pages first, and the queries' own as read."""
-    pages = new_pages(block_table.numel(), k.shape[1], k.shape[2], k.dtype, k.device)
+    pages = new_pages(block_table.numel(), k.shape[1], k.shape[2], kept, k.device)
     places = [
         page * PAGE_SIZE + i
         for row, length in zip(block_table.tolist(), context_lens.tolist(), strict=True)

@@ -5,7 +5,6 @@ import torch
 from .. import _native
 from .._memory import in_chunks
 from ._tiles import tiles
-from .reference import CODES
 
 WIDEST = 128
 
@@ -45,14 +44,13 @@ def backward(dout, q, k, v, out, lse, cu_seqlens, scale):
 
 
 def forward_paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale):
-    _refuse_codes(k_pages)
     (q,), dim = _in_steps(q)
     tokens, heads, wide = q.shape
     out, requests = torch.empty_like(q), len(context_lens)
     numbers = block_table, q_start.contiguous(), context_lens.contiguous()
     _native.launch(
-        "attention_paged", (q.dtype,), q.device,
-        *addresses(q, q, k_pages, v_pages, out),
+        "attention_paged", (q.dtype, k_pages.dtype), q.device,
+        *addresses(q, q), *addresses(k_pages, k_pages, v_pages), *addresses(q, out),
         *(_native.address(t, torch.int32, t.numel(), "cuda") for t in numbers),
         tokens, requests, block_table.shape[1], heads, k_pages.shape[1], wide, dim, scale,
     )  # fmt: skip
@@ -60,12 +58,11 @@ def forward_paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale
 
 
 def write_pages(k, v, k_pages, v_pages, slots):
-    _refuse_codes(k_pages)
     tokens, kv_heads, dim = k.shape
     (k_at, k_row), (v_at, v_row) = (_native.rows(t, k.dtype, "cuda") for t in (k, v))
     _native.launch(
-        "write_pages", (k.dtype,), k.device,
-        k_at, v_at, *addresses(k, k_pages, v_pages),
+        "write_pages", (k.dtype, k_pages.dtype), k.device,
+        k_at, v_at, *addresses(k_pages, k_pages, v_pages),
         _native.address(slots, torch.int32, tokens, "cuda"),
         k_row, v_row, tokens, kv_heads, dim,
     )  # fmt: skip
@@ -100,10 +97,3 @@ def _in_steps(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], int]:
 
 def _out_of_steps(t: torch.Tensor, dim: int) -> torch.Tensor:
     return t if t.shape[-1] == dim else t[..., :dim].contiguous()
-
-
-def _refuse_codes(k_pages) -> None:
-    if k_pages.dtype is CODES:
-        raise NotImplementedError(
-            f"attention: cuda has no int8 pages, got k_pages {tuple(k_pages.shape)}; PYENGINE_BACKEND=triton has them"
-        )

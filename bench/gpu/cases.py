@@ -653,7 +653,7 @@ def _cases() -> list[Case]:
         tags = frozenset({"quick"} if quick else ())
         for backend in backends:
             called = name + called_so[backend] if len(backends) > 1 else name
-            needs = seconds if backend == backends[0] else seconds / 2
+            needs = seconds if backend == backends[0] else seconds / 3
             case = Case(
                 area, called, lambda place: make(place, *arguments), versus, goals, needs, tags, backend
             )
@@ -666,7 +666,8 @@ def _cases() -> list[Case]:
                 backends=("triton", "cuda", "hopper"))  # fmt: skip
     for heads, dim, length in ((16, 128, 2048), (16, 128, 8192), (32, 64, 4096)):
         add("attention backward", f"causal D={dim} S={length}", _attention, heads, dim, length, True,
-            versus="SDPA FLASH", goals=(0.85, 1.2, 1.5), quick=length == 4096, backends=("triton", "cuda"))  # fmt: skip
+            versus="SDPA FLASH", goals=(0.85, 1.2, 1.5), quick=length == 4096,
+            backends=("triton", "cuda", "hopper"))  # fmt: skip
     add("attention forward", "packed, 64 to 2,048 tokens, D=64", _packed_attention,
         versus="SDPA FLASH, padded", goals=(1.5, 2.0, 3.0))  # fmt: skip
     for requests, context in ((64, 1024), (8, 8192), (1, 65536)):

@@ -140,6 +140,24 @@ def attention_backward_by_warps(lengths: list[int], heads: int, dim: int) -> Wor
     )
 
 
+HOPPER_PASSING = 64  # rows that pass by at once, of csrc/cuda/attention_backward_hopper.cu
+
+
+def attention_backward_on_hopper(lengths: list[int], heads: int, dim: int) -> Work:
+    """The same 14 D flops by a kernel of Hopper's own engines, in tiles of 64 x 64 computed whole. Half of its products
+    read all that shared memory gives. Kernels that add dq with atomics, 10 D flops, are published at 0.7 of a large
+    product where D = 128; this one, written without a card, is expected to reach less of its own."""
+    tiles = [-(-n // HOPPER_PASSING) for n in lengths]
+    scores = sum(n * (n + 1) // 2 for n in tiles) * HOPPER_PASSING**2 * heads
+    return Work(
+        bytes=2 * 10 * sum(lengths) * heads * dim,
+        products=14 * dim * scores,
+        exps=2 * scores,
+        launches=2,
+        reach=0.6 if dim > 64 else 0.48,
+    )
+
+
 def attention_backward(lengths: list[int], heads: int, dim: int) -> Work:
     """The scores are computed by two kernels, so 14 D flops and two exponentials a pair; 10 D are what is counted
     as useful. Plain Triton is published at about 0.3 of a large product here."""

@@ -427,24 +427,6 @@ struct Gradients {
   float scale;
 };
 
-// The products of a row of dout and of out, by lanes that hold 16 bytes each, for 16 R rows from `top` on.
-template <int R, class T, int DIM, class From>
-__device__ inline void row_products(Tile<T, DIM> douts, int top, int rows, int dim, float* sums, From out) {
-  constexpr int kNumbers = douts.kNumbers, kChunks = douts.kChunks;
-  for (int at = 0; at < 16 * R; at += kWarp / kChunks) {
-    int row = top + at + lane() / kChunks, c = lane() % kChunks;
-    float sum = 0.0f;
-    if (row < rows && c * kNumbers < dim) {
-      auto a = load_pack<T, kNumbers>(douts.chunk(row, c));
-      auto b = load_pack<T, kNumbers>(out(row) + c * kNumbers);
-      for (int i = 0; i < kNumbers; ++i) sum += to_float(a.value[i]) * to_float(b.value[i]);
-    }
-    for (int offset = kChunks / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-    if (c == 0) sums[row] = sum;
-  }
-  __syncwarp();
-}
-
 // KEYS: the rows that a block owns are keys, and queries of all heads of their group pass by; else the reverse.
 template <class T, int DIM, bool KEYS>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>) attention_bwd_kernel(Gradients<T> g) {
@@ -499,8 +481,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) attention_bwd_kernel(Gra
   if (!KEYS) {
     wait_for_copies();
     __syncthreads();
-    row_products<R>(own_other, top, rows, dim, floats,
-                    [&](int row) { return g.out + query(first + row, head); });
+    row_products<R, T, DIM>(
+        top, rows, dim, floats, [&](int row, int c) { return own_other.chunk(row, c); },
+        [&](int row, int c) { return g.out + query(first + row, head) + c * own.kNumbers; });
 #pragma unroll
     for (int r = 0; r < R; ++r)
 #pragma unroll

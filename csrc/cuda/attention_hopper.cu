@@ -19,22 +19,16 @@
 // hopper.cuh.
 #include <type_traits>
 
-#include "hopper.cuh"
+#include "attention_hopper.cuh"
 #include "ops.h"
 
 namespace {
 
-constexpr int kSide = 128;  // queries of a piece of work, and keys that pass by at once
-constexpr int kStages = 2;  // tiles of keys, and of values, that room is for
-constexpr int kGroups = 2;  // warpgroups that multiply
-constexpr int kBlock = (kGroups + 1) * kWarpgroup;
-constexpr int kMultiplying = 240, kCopying = 24;  // registers of a thread
-static_assert((kGroups * kMultiplying + kCopying) * kWarpgroup <= 65536, "an SM's registers");
-constexpr int kPanelBytes = kSide * kRowOfPanel;
+constexpr int kStages = 2;  // tiles of keys, and of values, that room is for; of as many rows as a piece has
 
 template <int DIM>
 struct Shared {
-  static constexpr int kPanels = DIM / kPanel, kTile = kPanels * kPanelBytes;
+  static constexpr int kTile = kTileOf<DIM, kSide>;
   unsigned char queries[kTile], keys[kStages][kTile], values[kStages][kTile];
   bf16 results[kSide * DIM];
   Barrier queries_in, queries_free, keys_in[kStages], keys_free[kStages], values_in[kStages],
@@ -58,30 +52,17 @@ struct Work {
 
 #if HAS_HOPPER
 
-// One piece of work.
-struct Piece {
-  int first, begin, end, head;
-  __device__ Piece(const Work& work, int64_t index) {
-    const int32_t* tile = work.tiles + index / work.heads * 3;
-    first = tile[0], begin = tile[1], end = tile[2], head = (int)(index % work.heads);
-  }
-  __device__ int steps() const { return (first - begin) / kSide + 1; }
-};
-// The pieces lie longest first, and blocks take them in turns that run to and fro, so that all end about
-// together. Which is a block's n-th, or one beyond them all.
-__device__ inline int64_t piece_of(int n, int64_t pieces) {
-  int64_t blocks = gridDim.x, place = n % 2 ? blocks - 1 - blockIdx.x : blockIdx.x;
-  return n * blocks + place < pieces ? n * blocks + place : pieces;
-}
-
-template <int DIM>
-__device__ inline void copy_tile(unsigned char* tile, const TensorMap* map, int head, int row, Barrier* in) {
-  arrive_expecting(in, Shared<DIM>::kTile);
-  for (int panel = 0; panel < Shared<DIM>::kPanels; ++panel)
-    copy_panel(tile + panel * kPanelBytes, map, panel * kPanel, head, row, in);
-}
+// Tiles of keys that pass by: as far as the queries themselves.
+__device__ inline int steps_of(const Piece& piece) { return (piece.first - piece.begin) / kSide + 1; }
 
 // ---- the warp that copies
+
+template <int DIM>
+__device__ inline void copy_expected(unsigned char* tile, const TensorMap* map, int head, int row,
+                                     Barrier* in) {
+  arrive_expecting(in, Shared<DIM>::kTile);
+  copy_tile<DIM, kSide>(tile, map, head, row, in);
+}
 
 template <int DIM>
 __device__ inline void copy_pieces(Shared<DIM>& shared, const Maps& maps, const Work& work) {
@@ -89,25 +70,23 @@ __device__ inline void copy_pieces(Shared<DIM>& shared, const Maps& maps, const 
   Turn<kStages> turn;
   int last_parity = 0;
   for (int n = 0; piece_of(n, work.pieces) < work.pieces; ++n) {
-    Piece piece(work, piece_of(n, work.pieces));
+    const Piece piece(work.tiles, work.heads, piece_of(n, work.pieces));
     const int kv_head = piece.head / (work.heads / work.kv_heads);
     wait(&shared.queries_free, (n + 1) % 2);
-    if (asks) copy_tile<DIM>(shared.queries, &maps.q, piece.head, piece.first, &shared.queries_in);
-    for (int step = 0; step < piece.steps(); ++step, turn.next()) {
+    if (asks) copy_expected<DIM>(shared.queries, &maps.q, piece.head, piece.first, &shared.queries_in);
+    for (int step = 0; step < steps_of(piece); ++step, turn.next()) {
       const int stage = turn.stage(), row = piece.begin + step * kSide, rows = piece.end - row;
       unsigned char* values = shared.values[stage];
       wait(&shared.keys_free[stage], turn.parity() ^ 1);
-      if (asks) copy_tile<DIM>(shared.keys[stage], &maps.k, kv_head, row, &shared.keys_in[stage]);
+      if (asks) copy_expected<DIM>(shared.keys[stage], &maps.k, kv_head, row, &shared.keys_in[stage]);
       wait(&shared.values_free[stage], turn.parity() ^ 1);
       const bool whole = rows >= kSide;
       if (asks)
-        copy_tile<DIM>(values, &maps.v, kv_head, row, whole ? &shared.values_in[stage] : &shared.last_in);
+        copy_expected<DIM>(values, &maps.v, kv_head, row, whole ? &shared.values_in[stage] : &shared.last_in);
       if (whole) continue;
       wait(&shared.last_in, last_parity);
       last_parity ^= 1;
-      for (int panel = 0; panel < DIM / kPanel; ++panel)
-        for (int at = rows * kRowOfPanel + 16 * lane(); at < kPanelBytes; at += 16 * kWarp)
-          store_pack<uint32_t, 4>(reinterpret_cast<uint32_t*>(values + panel * kPanelBytes + at), {});
+      clear_rows<DIM, kSide>(values, rows);
       publish_to_engines();
       __syncwarp();
       if (asks) arrive(&shared.values_in[stage]);
@@ -152,7 +131,7 @@ __device__ inline void soften(float (&scores)[kSide / 8][4], float (&peak)[2], f
 template <int DIM>
 __device__ inline void multiply_pieces(Shared<DIM>& shared, const Work& work, int group) {
   constexpr int kColumns = kSide / 8, kTurnThreads = kGroups * kWarpgroup;
-  const int top = group * (kSide / kGroups) + threadIdx.x % kWarpgroup / kWarp * 16;  // of this warp's rows
+  const int top = group * kGroupRows + threadIdx.x % kWarpgroup / kWarp * 16;  // of this warp's rows
   const int my_turn = 1 + group, their_turn = 2 - group;
   Tile<bf16, DIM> results{shared.results};
   Turn<kStages> turn;
@@ -160,28 +139,24 @@ __device__ inline void multiply_pieces(Shared<DIM>& shared, const Work& work, in
   auto start_scores = [&](float (&scores)[kColumns][4], int stage) {
     begin_products();
 #pragma unroll
-    for (int step = 0; step < DIM / kStep; ++step) {
-      int at = step * kStep / kPanel * kPanelBytes + step * kStep % kPanel * 2;
-      const unsigned char* queries = shared.queries + group * (kSide / kGroups) * kRowOfPanel + at;
-      multiply_panels<false, false>(scores, factor_in_rows(queries), factor_in_rows(shared.keys[stage] + at),
-                                    step > 0);
-    }
+    for (int step = 0; step < DIM / kStep; ++step)
+      multiply_panels<false, false>(scores, along_head<kSide>(shared.queries, group * kGroupRows, step),
+                                    along_head<kSide>(shared.keys[stage], 0, step), step > 0);
     end_batch();
   };
   auto start_outputs = [&](float (&acc)[DIM / 8][4], const Kept<bf16, kColumns>& p, int stage, bool onto) {
     begin_products();
 #pragma unroll
     for (int step = 0; step < kSide / kStep; ++step)
-      multiply_columns(acc, p.steps[step].word,
-                       factor_in_columns<kSide>(shared.values[stage] + step * kStep * kRowOfPanel),
+      multiply_columns(acc, p.steps[step].word, along_rows<kSide>(shared.values[stage], step),
                        onto || step > 0);
     end_batch();
   };
 
   if (group == 1) tell_others(their_turn, kTurnThreads);
   for (int n = 0; piece_of(n, work.pieces) < work.pieces; ++n) {
-    Piece piece(work, piece_of(n, work.pieces));
-    const int steps = piece.steps(), row = top + lane() / 4;
+    const Piece piece(work.tiles, work.heads, piece_of(n, work.pieces));
+    const int steps = steps_of(piece), row = top + lane() / 4;
     float peak[2] = {-INFINITY, -INFINITY}, total[2] = {}, fade[2];
     float scores[kColumns][4], acc[DIM / 8][4];
     Kept<bf16, kColumns> p;
@@ -246,7 +221,6 @@ __global__ void __launch_bounds__(kBlock, 1)
   SHARED_MEMORY(unsigned char, memory);
   auto& shared = at_round_address<Shared<DIM>>(memory);
   if (threadIdx.x == 0) {
-    constexpr int kReaders = kGroups * kWarpgroup / kWarp;
     for (Barrier* in : {&shared.queries_in, &shared.last_in}) init_barrier(in, 1);
     init_barrier(&shared.queries_free, kReaders);
     for (int stage = 0; stage < kStages; ++stage) {

@@ -25,6 +25,7 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
   bind::def(m, "attention_backward_bf16", &attention_backward<bf16>);
   bind::def(m, "attention_hopper_rows", &attention_hopper_rows);
   bind::def(m, "attention_forward_hopper", &attention_forward_hopper);
+  bind::def(m, "attention_backward_hopper", &attention_backward_hopper);
   bind::def(m, "attention_paged_f32_f32", &attention_paged<float, float>);
   bind::def(m, "attention_paged_f32_u8", &attention_paged<float, uint8_t>);
   bind::def(m, "attention_paged_bf16_bf16", &attention_paged<bf16, bf16>);

@@ -257,8 +257,12 @@ __device__ inline void multiply_panels(float (&d)[N][4], uint64_t a, uint64_t b,
 #ifdef PYENGINE_HOST_SHIM
   shim::multiply_panels(d, a, b, onto, A_ACROSS, B_ACROSS);
 #else
-  static_assert(N == 16 || N == 32, "128 or 256 columns");
-  if constexpr (N == 16)
+  static_assert(N == 8 || N == 16 || N == 32, "64, 128 or 256 columns");
+  if constexpr (N == 8)
+    asm volatile(WGMMA("64", NUMBERS_32, "%32", "%33", "%34", ", %35, %36")
+                 : SUMS_32(d)
+                 : "l"(a), "l"(b), "r"((int)onto), "n"((int)A_ACROSS), "n"((int)B_ACROSS));
+  else if constexpr (N == 16)
     asm volatile(WGMMA("128", NUMBERS_64, "%64", "%65", "%66", ", %67, %68")
                  : SUMS_64(d)
                  : "l"(a), "l"(b), "r"((int)onto), "n"((int)A_ACROSS), "n"((int)B_ACROSS));
@@ -286,7 +290,14 @@ __device__ inline void multiply_columns(float (&d)[N][4], const uint32_t (&a)[4]
 #endif
 }
 
-// ---- rings of stages, and work dealt to blocks that stay
+// ---- blocks: two warpgroups that multiply and one that copies, with what is left of the registers; rings of
+// stages between them
+
+constexpr int kGroups = 2;  // that multiply
+constexpr int kBlock = (kGroups + 1) * kWarpgroup;
+constexpr int kReaders = kGroups * kWarpgroup / kWarp;  // warps that multiply
+constexpr int kMultiplying = 240, kCopying = 24;        // registers of a thread
+static_assert((kGroups * kMultiplying + kCopying) * kWarpgroup <= 65536, "an SM's registers");
 
 // A place in a ring of stages, and the parity of the phase in which it is filled.
 template <int STAGES>

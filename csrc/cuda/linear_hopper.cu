@@ -22,11 +22,7 @@ namespace {
 constexpr int kRows = 128, kColumns = 256;  // of a tile
 constexpr int kDepth = 64;                  // of K in a stage
 constexpr int kStages = 4;
-constexpr int kGroups = 2;  // warpgroups that multiply
-constexpr int kBlock = (kGroups + 1) * kWarpgroup;
-constexpr int kMultiplying = 240, kCopying = 24;  // registers of a thread
-constexpr int kBand = 16;                         // tiles that lie above each other and are taken in turn
-constexpr int kReaders = kGroups * kWarpgroup / kWarp;
+constexpr int kBand = 16;        // tiles that lie above each other and are taken in turn
 constexpr int kResultRows = 16;  // of a warp
 constexpr int kResults = 2;      // panels of a warp, one written while the other is read
 

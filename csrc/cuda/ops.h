@@ -29,12 +29,17 @@ int attention_backward(const T* dout, const T* q, const T* k, const T* v, const 
                        float* delta, T* dq, T* dk, T* dv, const int32_t* by_query, const int32_t* by_key,
                        int64_t tile_count, int64_t heads, int64_t kv_heads, int64_t dim, float scale,
                        void* stream);
-// The forward on Hopper alone (attention_hopper.cu): heads of 64 or 128, tiles of attention_hopper_rows(),
-// scale above 0; tokens: of q, k and v.
+// The same on Hopper alone (attention_hopper.cu, attention_backward_hopper.cu): heads of 64 or 128, tiles of
+// attention_hopper_rows(), scale above 0 in the forward; tokens: of q, k and v.
 int64_t attention_hopper_rows();
 int attention_forward_hopper(const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse,
                              const int32_t* tiles, int64_t tokens, int64_t tile_count, int64_t heads,
                              int64_t kv_heads, int64_t dim, float scale, void* stream);
+int attention_backward_hopper(const bf16* dout, const bf16* q, const bf16* k, const bf16* v, const bf16* out,
+                              const float* lse, float* delta, bf16* dq, bf16* dk, bf16* dv,
+                              const int32_t* by_query, const int32_t* by_key, int64_t tokens,
+                              int64_t tile_count, int64_t heads, int64_t kv_heads, int64_t dim, float scale,
+                              void* stream);
 // dim: of q and out, where columns from page_dim on are zeros; page_dim: of the pages. P: what pages hold, T or
 // uint8_t for codes.
 template <class T, class P>

@@ -419,3 +419,22 @@ __device__ inline void write_rows(Tile<T, DIM> tile, int first, int rows, int di
       store_pack<T, kNumbers>(to(row) + c * kNumbers, load_pack<T, kNumbers>(tile.chunk(row, c)));
   }
 }
+
+// Products of rows with rows, 16 R of them from `top` on, by a warp: sums[row], of whose numbers lane after
+// lane takes 16 bytes, chunk c at first(row, c) and second(row, c).
+template <int R, class T, int DIM, class First, class Second>
+__device__ inline void row_products(int top, int rows, int dim, float* sums, First first, Second second) {
+  constexpr int kNumbers = Tile<T, DIM>::kNumbers, kChunks = Tile<T, DIM>::kChunks;
+  for (int at = 0; at < 16 * R; at += kWarp / kChunks) {
+    int row = top + at + lane() / kChunks, c = lane() % kChunks;
+    float sum = 0.0f;
+    if (row < rows && c * kNumbers < dim) {
+      auto a = load_pack<T, kNumbers>(first(row, c));
+      auto b = load_pack<T, kNumbers>(second(row, c));
+      for (int i = 0; i < kNumbers; ++i) sum += to_float(a.value[i]) * to_float(b.value[i]);
+    }
+    for (int offset = kChunks / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+    if (c == 0) sums[row] = sum;
+  }
+  __syncwarp();
+}

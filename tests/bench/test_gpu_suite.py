@@ -14,6 +14,9 @@ from bench.gpu.cases import CASES, Case
 from bench.gpu.prediction import (
     H100,
     Work,
+    attention_backward,
+    attention_backward_by_warps,
+    attention_backward_on_hopper,
     attention_forward,
     attention_forward_by_warps,
     attention_forward_on_hopper,
@@ -69,7 +72,7 @@ def test_the_level_is_the_best_goal_reached():
 def test_names_choose_cases():
     assert [CASES[i].area for i in suite.choose(CASES, ["adamw"], False)] == ["adamw"] * 2
     hopper = suite.choose(CASES, ["Hopper's engines"], False)
-    assert hopper == list(range(len(CASES) - 10, len(CASES)))  # last, see there
+    assert hopper == list(range(len(CASES) - 13, len(CASES)))  # last, see there
     with pytest.raises(SystemExit, match="attention forward"):
         suite.choose(CASES, ["no such thing"], False)
 
@@ -119,6 +122,13 @@ def test_the_document_tells_the_prediction():
             flops = 4 * dim * heads * pairs(documents)
             cells = " | ".join(f"{1e3 * t:.2f} ({flops / t / 1e12:.0f})" for t in times)
             assert f"| {dim} | {length:,} | {cells} |" in page
+    for heads, dim, length in ((16, 128, 2048), (16, 128, 8192), (32, 64, 4096)):
+        documents = [length] * (16384 // length)
+        kernels = (attention_backward, attention_backward_by_warps, attention_backward_on_hopper)
+        times = [kernel(documents, heads, dim).predicted(H100) for kernel in kernels]
+        flops = 10 * dim * heads * pairs(documents)
+        cells = " | ".join(f"{1e3 * t:.2f} ({flops / t / 1e12:.0f})" for t in times)
+        assert f"| backward | {dim} | {length:,} | {cells} |" in page
     for n, k in ((4096, 4096), (3072, 768)):
         sizes, flops = (16384, n, k), 2 * 16384 * n * k
         triton, ours, backward = (

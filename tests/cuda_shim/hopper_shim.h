@@ -69,7 +69,8 @@ struct PanelCopy {
   TensorMap map;
   unsigned panel;
   int64_t corner[3];
-  unsigned batch;  // of a copy to there
+  unsigned batch;         // of a copy to there
+  std::vector<char> was;  // and the panel when it began, which must not change
 
   // Calls f(number in shared memory, its place in the tensor or null outside of it).
   template <class F>
@@ -96,7 +97,7 @@ inline void copy_panel(void* panel, const TensorMap& map, int column, int head, 
   change_and_wait(
       [&] {
         std::memset(panel, 0xff, map.bytes());
-        block->panels.push_back({barrier, map, shared_address(panel), {column, head, row}, 0});
+        block->panels.push_back({barrier, map, shared_address(panel), {column, head, row}, 0, {}});
         return true;  // who waits for the barrier fetches the panel
       },
       at_once);
@@ -131,19 +132,29 @@ inline void wait_for_phase(PhaseBarrier* barrier, int parity) {
                   });
 }
 
-// To memory: a panel is read when its batch is waited for.
+// To memory: a panel is read when its batch is waited for, and must be then as it was.
 inline void store_panel(const void* panel, const TensorMap& map, int column, int head, int row) {
   check_panel(shared_address(panel), map);
-  me().stores.push_back({nullptr, map, shared_address(panel), {column, head, row}, me().store_batch});
+  const char* first = static_cast<const char*>(panel);
+  me().stores.push_back({nullptr,
+                         map,
+                         shared_address(panel),
+                         {column, head, row},
+                         me().store_batch,
+                         std::vector<char>(first, first + map.bytes())});
 }
 inline void end_stores() { ++me().store_batch; }
 inline void wait_for_stores(unsigned left) {
   let_others_run();  // these may be the ones that are not to touch a panel yet
   auto& stores = me().stores;
-  for (; !stores.empty() && stores.front().batch + left < me().store_batch; stores.erase(stores.begin()))
-    stores.front().each([&](const char* number, char* place) {
-      if (place) std::memcpy(place, number, stores.front().map.number);
+  for (; !stores.empty() && stores.front().batch + left < me().store_batch; stores.erase(stores.begin())) {
+    const PanelCopy& copy = stores.front();
+    if (std::memcmp(at_shared(copy.panel), copy.was.data(), copy.was.size()))
+      stop("a panel changed while it was read");
+    copy.each([&](const char* number, char* place) {
+      if (place) std::memcpy(place, number, copy.map.number);
     });
+  }
 }
 // A thread is at its end.
 inline void check_end() {

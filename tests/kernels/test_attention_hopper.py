@@ -5,7 +5,6 @@ The shim spoils what is copied or multiplied until it is waited for, and stops w
 
 import pytest
 import torch
-from pyengine.kernels import attention
 from pyengine.kernels._select import use_backend
 from pyengine.kernels.attention import reference
 
@@ -43,6 +42,13 @@ def forward(tensors, bounds, scale=0.125):
     return torch.ops.pyengine.attention(*(t.detach() for t in tensors), bounds, scale)
 
 
+def backward(tensors, bounds, scale=0.125):
+    """Gradients for the outputs' own values, a gradient as good as any."""
+    tensors = [t.detach() for t in tensors]
+    out, lse = forward(tensors, bounds, scale)
+    return torch.ops.pyengine.attention_backward(out, *tensors, out, lse, bounds, scale)
+
+
 def test_the_log_of_the_sum_is_the_references(hopper):
     tensors, bounds = inputs([200, 3, 129], 4, 2, 64, BF16, hopper.device)
     _, ours = forward(tensors, bounds)
@@ -55,15 +61,14 @@ def test_other_documents_do_not_matter(hopper, worst):
     """Neither by their place nor by numbers that are none, which lie in the same tiles of keys and values."""
     lengths = [70, 150, 40]
     tensors, bounds = inputs(lengths, 2, 1, 128, BF16, hopper.device)
-    out, lse = forward(tensors, bounds)
-    alone = forward(
-        [t[70:220] for t in tensors], torch.tensor([0, 150], dtype=torch.int32, device=hopper.device)
-    )
+    results = [f(tensors, bounds) for f in (forward, backward)]
+    own = [t[70:220] for t in tensors], torch.tensor([0, 150], dtype=torch.int32, device=hopper.device)
+    alone = [f(*own) for f in (forward, backward)]
     with torch.no_grad():
         for t in tensors:
             t[:70], t[220:] = worst, worst
-    dirty = forward(tensors, bounds)
-    for ours, other, spoilt in zip((out, lse), alone, dirty, strict=True):
+    dirty = [f(tensors, bounds) for f in (forward, backward)]
+    for ours, other, spoilt in zip(*(sum(r, ()) for r in (results, alone, dirty)), strict=True):
         assert torch.equal(ours[70:220], other) and torch.equal(ours[70:220], spoilt[70:220])
 
 
@@ -72,20 +77,21 @@ def test_other_documents_do_not_matter(hopper, worst):
 )
 def test_what_it_has_not_is_the_cuda_backends(hopper, dtype, dim, scale):
     tensors, bounds = inputs([70, 3], 2, 1, dim, dtype, hopper.device)
-    ours = forward(tensors, bounds, scale)
+    ours = [f(tensors, bounds, scale) for f in (forward, backward)]
     with use_backend("cuda"):
-        assert all(map(torch.equal, ours, forward(tensors, bounds, scale)))
+        for function, mine in zip((forward, backward), ours, strict=True):
+            assert all(map(torch.equal, mine, function(tensors, bounds, scale)))
 
 
 def test_an_odd_address_is_copied(hopper):
     """Rows that start at 2 bytes past a multiple of 16, which the copy engine does not take."""
     (q, k, v), bounds = inputs([9], 2, 2, 64, BF16, hopper.device)
     odd = [torch.cat([t.detach().flatten()[:1], t.detach().flatten()])[1:].view(t.shape) for t in (q, k, v)]
-    with torch.no_grad():
-        assert torch.equal(attention(*odd, bounds), attention(q, k, v, bounds))
+    for function in (forward, backward):
+        assert all(map(torch.equal, function(odd, bounds), function((q, k, v), bounds)))
 
 
-def test_races(hopper):
-    """Each wait of the kernel at least once, small enough for every GPU thread to be one of the system."""
-    out, lse = forward(*inputs([260, 3], 2, 1, 64, BF16, hopper.device))
-    assert out.isfinite().all() and lse.isfinite().all()
+@pytest.mark.parametrize("function, lengths", [(forward, [260, 3]), (backward, [130, 3])])
+def test_races(hopper, function, lengths):
+    """Each wait of the kernels at least once, small enough for every GPU thread to be one of the system."""
+    assert all(t.isfinite().all() for t in function(*inputs(lengths, 2, 1, 64, BF16, hopper.device)))

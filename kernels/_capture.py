@@ -89,24 +89,55 @@ class Step:
         address, count = self._words.buffer_info()
         refused = self._module.replay(address, count, self._threads)
         if refused >= 0:
-            raise ValueError(f"replay: call {refused}, {self.names[refused]}, refuses what it was given")
+            raise self.refusal(refused)
 
-    def decode(self, most: int, loop: Sequence[int]) -> int:
-        """Replay up to `most` decode steps, what each sampled being the next one's input; how many it was.
-
-        loop: the rest of what csrc/cpu/decode.h takes, where inputs and outputs lie. ValueError as in replay().
-        """
-        address, count = self._words.buffer_info()
-        done, refused = self._module.decode(address, count, self._threads, most, *loop)
-        if refused >= 0:
-            raise ValueError(f"replay: call {refused}, {self.names[refused]}, refuses what it was given")
-        return done
+    def refusal(self, call: int) -> ValueError:
+        """What is wrong where a kernel refuses its new inputs."""
+        return ValueError(f"replay: call {call}, {self.names[call]}, refuses what it was given")
 
     def note(self, name: str, arguments: tuple) -> None:
         caller, function, kinds = self._module.entry(name)
         self._words.extend((caller, function, len(arguments)))
         self._words.frombytes(struct.pack(f"={kinds}", *arguments))
         self.names.append(name)
+
+
+class Decoder:
+    """Decode steps that follow each other in one call: what a step sampled is the next one's input.
+
+    A step is one captured for all rows, or several for rows one behind the other, each captured on one thread and with
+    an arena of its own, which run at once. parts: of each (its rows, the step, the addresses of ids (rows,) int64 that
+    it sampled and of their logprobs (rows,) float32 or 0). threads: of the whole.
+    """
+
+    def __init__(self, parts: Sequence[tuple[int, Step, int, int]], threads: int):
+        self._parts, self._threads = parts, threads
+        self._module = parts[0][1]._module
+        self._programs, self._rows = array("Q"), 0
+
+    def run(self, rows: int, most: int, loop: Sequence[int]) -> int:
+        """Up to `most` steps of which the first `rows` rows are requests; how many it was: the last is one in which a
+        request sampled an id that ends it.
+
+        loop: the rest of what csrc/cpu/decode.h takes, where inputs and outputs lie. ValueError as in replay().
+        """
+        if rows != self._rows:
+            self._describe(rows)
+        address, _ = self._programs.buffer_info()
+        done, part, refused = self._module.decode(address, len(self._parts), self._threads, most, *loop)
+        if refused >= 0:
+            raise self._parts[part][1].refusal(refused)
+        return done
+
+    def _describe(self, rows: int) -> None:
+        first = 0
+        programs = array("Q")
+        for size, step, ids, logprobs in self._parts:
+            programs.extend(
+                (*step._words.buffer_info(), first, max(0, min(size, rows - first)), ids, logprobs)
+            )
+            first += size
+        self._programs, self._rows = programs, rows
 
 
 class _Recorder:

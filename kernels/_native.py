@@ -101,6 +101,17 @@ def one_torch_thread() -> Iterator[None]:
         _threads = wish
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Kernels called inside run on the caller's thread alone."""
+    global _threads
+    wish, _threads = _threads, 1
+    try:
+        yield
+    finally:
+        _threads = wish
+
+
 def kernel(name: str, *dtypes: torch.dtype):
     """The CPU entry point `name` for these types, as in kernel("linear_forward", torch.float32)."""
     return getattr(cpu, _entry(name, dtypes))

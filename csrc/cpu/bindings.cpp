@@ -62,32 +62,30 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
     parallel::Region region(threads);
     return replay::run(reinterpret_cast<const replay::Word*>(words), count);
   });
-  // (steps done, the call that refused its inputs or -1)
-  m.def("decode", [](std::uintptr_t words, int64_t count, int threads, int64_t most, int64_t rows,
-                     std::uintptr_t ids, std::uintptr_t positions, std::uintptr_t slots, std::uintptr_t lengths,
-                     std::uintptr_t sample_positions, std::uintptr_t block_table, int64_t width,
-                     std::uintptr_t sampled, std::uintptr_t logprobs, std::uintptr_t stops, int64_t stop_count,
-                     std::uintptr_t all_sampled, std::uintptr_t all_logprobs) {
-    py::gil_scoped_release release;
-    parallel::Region region(threads);
-    const auto* stop = (const int64_t*)stops;
-    const decode::Loop loop{rows,
-                            (int64_t*)ids,
-                            (int32_t*)positions,
-                            (int32_t*)slots,
-                            (int32_t*)lengths,
-                            (int64_t*)sample_positions,
-                            (const int32_t*)block_table,
-                            width,
-                            (const int64_t*)sampled,
-                            (const float*)logprobs,
-                            stop,
-                            stop + stop_count,
-                            (int64_t*)all_sampled,
-                            (float*)all_logprobs};
-    const decode::Result result = decode::steps((const replay::Word*)words, count, most, loop);
-    return std::make_pair(result.done, result.refused);
-  });
+  // programs: six words each, as in decode::Program. Returns (steps done, program that refused, its call), the
+  // latter -1 where none did.
+  m.def("decode",
+        [](std::uintptr_t programs, int64_t count, int threads, int64_t most, std::uintptr_t ids,
+           std::uintptr_t positions, std::uintptr_t slots, std::uintptr_t lengths,
+           std::uintptr_t sample_positions, std::uintptr_t block_table, int64_t width, std::uintptr_t stops,
+           int64_t stop_count, std::uintptr_t sampled, std::uintptr_t logprobs) {
+          static_assert(sizeof(decode::Program) == 6 * sizeof(int64_t));
+          py::gil_scoped_release release;
+          const auto* stop = (const int64_t*)stops;
+          const decode::Loop loop{(int64_t*)ids,
+                                  (int32_t*)positions,
+                                  (int32_t*)slots,
+                                  (int32_t*)lengths,
+                                  (int64_t*)sample_positions,
+                                  (const int32_t*)block_table,
+                                  width,
+                                  stop,
+                                  stop + stop_count,
+                                  (int64_t*)sampled,
+                                  (float*)logprobs};
+          const auto result = decode::steps((const decode::Program*)programs, count, threads, most, loop);
+          return std::make_tuple(result.done, result.program, result.refused);
+        });
   m.attr("RMSNORM_BLOCK") = kNormBlock;
   def(m, "rmsnorm_forward_f32_f32", &rmsnorm_forward<float, float>);
   def(m, "rmsnorm_forward_bf16_bf16", &rmsnorm_forward<bf16, bf16>);

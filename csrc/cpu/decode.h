@@ -1,37 +1,44 @@
 // Decode steps one after the other without Python: what a captured step sampled is written to where it reads
 // its inputs, one token further for each request.
+//
+// A step is one program whose calls share out their work, or several programs that run at once, each on one
+// thread for rows of its own: no row depends on another, so that nothing is shared but the weights, and nobody
+// waits before the end of the step.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "attention.h"
+#include "parallel.h"
 #include "replay.h"
 
 namespace decode {
 
-// Where a step of `rows` requests, one token each, reads and writes.
+// One captured step: rows [first, first + rows) of the batch, and what it gives for each of them.
+struct Program {
+  const replay::Word* words;
+  int64_t count;
+  int64_t first, rows;     // dummies behind them are computed and left as they are
+  const int64_t* sampled;  // (rows,)
+  const float* logprobs;   // (rows,) or null
+};
+
+// What steps of the whole batch read and write.
 struct Loop {
-  int64_t rows;                          // dummies behind them stay as they are
   int64_t* ids;                          // (rows,) the tokens computed
   int32_t *positions, *slots, *lengths;  // (rows,) of these, and of the requests with them
   int64_t* sample_positions;             // (rows,)
   const int32_t* block_table;            // (rows, width): has the pages of all these steps
   int64_t width;
-  const int64_t* sampled;            // (rows,) what a step gives
-  const float* logprobs;             // (rows,) or null
   const int64_t *stops, *stops_end;  // ids that end a request
-  int64_t* all_sampled;              // (rows, most) what all steps gave
-  float* all_logprobs;               // (rows, most)
+  int64_t* sampled;                  // (rows, most) what all steps gave
+  float* logprobs;                   // (rows, most)
 
-  // Whether row r has ended: by an id that ends its request or another's, or by one that is no sample.
-  bool ends(int64_t r) const {
-    const bool lost = logprobs && logprobs[r] != logprobs[r];
-    return lost || sampled[r] < 0 || std::find(stops, stops_end, sampled[r]) != stops_end;
-  }
-
-  void advance(int64_t r) const {
-    ids[r] = sampled[r];
+  // Row r goes on with what was sampled.
+  void advance(int64_t r, int64_t sample) const {
+    ids[r] = sample;
     const int64_t at = ++positions[r];
     ++lengths[r], ++sample_positions[r];
     if (at % attention::kPage != 0) {
@@ -41,27 +48,46 @@ struct Loop {
           block_table[r * width + page] * attention::kPage;  // or the caller's to say, before a next step
     }
   }
+
+  // Notes what a program gave in a step and moves its rows on. Whether a row has ended: by an id that ends its
+  // request or another's, or by one that is no sample.
+  bool follow(const Program& program, int64_t step, int64_t most) const {
+    bool ended = false;
+    for (int64_t i = 0; i < program.rows; ++i) {
+      const int64_t r = program.first + i, sample = program.sampled[i];
+      sampled[r * most + step] = sample;
+      ended |= sample < 0 || std::find(stops, stops_end, sample) != stops_end;
+      if (program.logprobs) {
+        const float score = logprobs[r * most + step] = program.logprobs[i];
+        ended |= score != score;
+      }
+      advance(r, sample);
+    }
+    return ended;
+  }
 };
 
 struct Result {
   int64_t done;     // steps
-  int64_t refused;  // the call that refused its inputs, or -1
+  int64_t program;  // that refused its inputs, or -1
+  int64_t refused;  // its call that did
 };
 
-// Up to `most` steps of the program in words[0, count); ends early behind a step in which a row has ended.
-inline Result steps(const replay::Word* words, int64_t count, int64_t most, const Loop& loop) {
+// Up to `most` steps of the programs; ends early behind a step in which a row has ended.
+inline Result steps(const Program* programs, int64_t count, int threads, int64_t most, const Loop& loop) {
+  parallel::Region region(threads);
+  std::vector<int64_t> refused(count, -1);
   for (int64_t step = 0; step < most; ++step) {
-    if (const int64_t refused = replay::run(words, count); refused >= 0) return {step, refused};
+    auto run = [&](int64_t i) { refused[i] = replay::run(programs[i].words, programs[i].count); };
+    count == 1 ? run(0) : parallel::parallel_for(count, threads, run);
     bool ended = false;
-    for (int64_t r = 0; r < loop.rows; ++r) {
-      loop.all_sampled[r * most + step] = loop.sampled[r];
-      if (loop.logprobs) loop.all_logprobs[r * most + step] = loop.logprobs[r];
-      ended |= loop.ends(r);
-      loop.advance(r);
+    for (int64_t i = 0; i < count; ++i) {
+      if (refused[i] >= 0) return {step, i, refused[i]};
+      ended |= loop.follow(programs[i], step, most);
     }
-    if (ended) return {step + 1, -1};
+    if (ended) return {step + 1, -1, -1};
   }
-  return {most, -1};
+  return {most, -1, -1};
 }
 
 }  // namespace decode

@@ -30,7 +30,8 @@ constexpr int kRows = kLanes == 16 ? 6 : 4;  // rows of x in a tile
 constexpr int64_t kLittle = 512;             // bytes of W that one row asks for in advance
 constexpr int64_t kRowBytes = 1 << 18;       // of quantised x a task: a quarter of L2
 constexpr int64_t kMostTiles = 64;           // of rows a task
-constexpr int64_t kSweepBytes = 1 << 14;     // of a panel that meets all tiles of a task: half of L1
+constexpr int64_t kTaskBytes = 1 << 15;  // of W times rows of x, at least: a task costs a line of cache its way
+constexpr int64_t kSweepBytes = 1 << 14;  // of a panel that meets all tiles of a task: half of L1
 
 // One way to store codes. Groups: scales an output has in a block.
 template <int Bits_, int Groups_, class Scale_, bool Minimum_>
@@ -258,7 +259,8 @@ void multiply(const Rows& x, const uint8_t* weight, const T* bias, Out* out, int
   // panels.
   const int64_t fit = std::clamp<int64_t>(kRowBytes / (kRows * blocks * kBlock), 1, kMostTiles);
   const int64_t row_blocks = divide_up(tiles, fit);
-  const int64_t width = std::max<int64_t>(1, panels * row_blocks / (16 * threads));
+  const int64_t work = x.rows * panels * blocks * F::kRecord / kTaskBytes;
+  const int64_t width = divide_up(panels * row_blocks, std::clamp<int64_t>(work, 2 * threads, 16 * threads));
   const int64_t shares = divide_up(panels, width);
   const int64_t sweeps = divide_up(blocks * F::kRecord, kSweepBytes);
   parallel::parallel_for(row_blocks * shares, threads, [&](int64_t task) {

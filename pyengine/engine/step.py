@@ -2,8 +2,9 @@
 
 Buffers are made once and written in place, so that a step of decoding (one token a request) can be captured
 for each size of batch and replayed as one call (kernels/_capture.py; on a GPU kernels/_graph.py); sizes above 16 are
-rounded up, and the rows between are dummies that write to a page of their own. Steps with prompts in them, whose
-shapes seldom come again, run as Python. Both run the same `Transformer.forward`.
+rounded up, and the rows between are dummies that write to a page of their own. On the CPU such steps follow each other
+without Python in between for as long as nobody looks, and where rows are many each thread computes some by itself.
+Steps with prompts in them, whose shapes seldom come again, run as Python. Both run the same `Transformer.forward`.
 
 The model's own parameters are read: on the CPU matrices as a copy packed for the kernels, refreshed when a
 parameter's version has moved, everything else in place; on a GPU all in place, so new weights cost nothing. There the
@@ -14,14 +15,24 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..kernels import PackedWeight, _native, _select, attention_append, decoder, new_pages, uniform
-from ..kernels._capture import Arena, Step, capture
+from ..kernels import (
+    PackedWeight,
+    QuantizedWeight,
+    _native,
+    _select,
+    attention_append,
+    decoder,
+    new_pages,
+    uniform,
+)
+from ..kernels._capture import Arena, Decoder, capture
 from ..kernels._graph import Graphs, Outputs
 from ..kernels._memory import to_device
 from ..kernels.rope.table import table
@@ -33,6 +44,11 @@ CACHE_BYTES = 1 << 30
 ALIGN = 64  # of each buffer
 DUMMY = ()  # what a dummy's row of the block table holds
 KV_DTYPES = ("auto", "int8")
+SHARED_CACHE = 32 << 20  # bytes of weights that a processor's cores keep in common, about
+SHARE, LARGE_SHARE = (
+    4,
+    16,
+)  # rows that a thread must have to compute them alone, with such weights and with larger
 MOST_CAPTURED = 256  # steps; those with drafts come in many sizes
 NATIVE_OPS = ("embedding", "rmsnorm", "linear", "quantized", "rope", "attention", "swiglu", "sample")
 
@@ -83,7 +99,8 @@ class ModelRunner:
         self._stamp = self._now()
         # by size and ending: what replays it, and where its results are
         self._captured: dict[tuple[int, int, str], tuple[Any, Outputs]] = {}
-        self._arena = Arena()
+        self._decoders: dict[tuple[int, str], tuple[Decoder, bool, list[Outputs]]] = {}  # by size and ending
+        self._arenas: list[Arena] = []
         self._setting: tuple | None = None
         self._capturable = False
 
@@ -144,11 +161,29 @@ class ModelRunner:
 
     def _decode(self, size: int, ending: str, most: int) -> tuple[list[int], list[float]]:
         """Up to `most` steps of one token for each request that the inputs hold, without Python in between."""
-        key = size, size, ending
-        if key not in self._captured:
-            self._replay(*key)
-        step, result = self._captured[key]
-        return self._inputs.decode(step, result, most)
+        if (size, ending) not in self._decoders:
+            with _native.one_torch_thread():
+                self._decoders[size, ending] = self._make_decoder(size, ending)
+        return self._inputs.decode(*self._decoders[size, ending], most)
+
+    def _make_decoder(self, size: int, ending: str) -> tuple[Decoder, bool, list[Outputs]]:
+        """(decode steps of `size` rows, whether they score, their outputs). Where rows are enough, each thread has some
+        of its own: products of many rows compute longer than they read, so that each may read all weights, and
+        activations never leave a core."""
+        threads = _native.threads()
+        shares = max(
+            1, min(threads, size // (SHARE if _bytes(self._weights) <= SHARED_CACHE else LARGE_SHARE))
+        )
+        parts, outputs, first = [], [], 0
+        with _native.one_thread() if shares > 1 else nullcontext():
+            for share in range(shares):
+                rows = (share + 1) * size // shares - first
+                step, result = self._capture(partial(self._compute, rows, rows, rows, ending, first), share)
+                ids, logprobs = result[0].data_ptr(), result[1].data_ptr() if ending == "scores" else 0
+                parts.append((rows, step, ids, logprobs))
+                outputs.append(result)
+                first += rows
+        return Decoder(parts, threads), ending == "scores", outputs
 
     def _replay(self, tokens: int, requests: int, ending: str) -> Outputs:
         """A step in which every token is sampled after, captured for its numbers of tokens and requests."""
@@ -166,11 +201,14 @@ class ModelRunner:
             self._captured[key] = step, result
         return result
 
-    def _capture(self, compute: Callable[[], Outputs]) -> tuple[Any, Outputs]:
-        """(what replays a step, its outputs, computed once); nothing replays one that no graph can hold."""
+    def _capture(self, compute: Callable[[], Outputs], share: int = 0) -> tuple[Any, Outputs]:
+        """(what replays a step, its outputs, computed once); nothing replays one that no graph can hold. share: which
+        of steps that run at once."""
         if self._graphs is None:
             compute()  # may make tables, which must not be captured
-            with capture(self._arena) as step:
+            if share == len(self._arenas):
+                self._arenas.append(Arena())
+            with capture(self._arenas[share]) as step:
                 result = compute()
             return step, result
         try:
@@ -185,12 +223,14 @@ class ModelRunner:
             return None, compute()
 
     @torch.no_grad()
-    def _compute(self, tokens: int, rows: int, ready: int, ending: str) -> Outputs:
+    def _compute(self, tokens: int, rows: int, ready: int, ending: str, first: int = 0) -> Outputs:
         """The forward pass over the buffers' first `tokens` of `rows` requests: for those `ready`, by its `ending`,
-        "scores" (ids and logprobs), "ids" alone, or "logits" to sample from behind it."""
+        "scores" (ids and logprobs), "ids" alone, or "logits" to sample from behind it. Of one token a request, those
+        from `first` on."""
         b = self._inputs
-        slots, table = b.slots[:tokens], b.block_table[:rows]
-        starts, lengths = b.starts[: rows + 1], b.lengths[:rows]
+        here, requests = slice(first, first + tokens), slice(first, first + rows)
+        slots, table, lengths = b.slots[here], b.block_table[requests], b.lengths[requests]
+        starts = b.starts[: rows + 1]  # of one token each, the same wherever they begin
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             return attention_append(q, k, v, *self._cache[layer], slots, table, starts, lengths)
@@ -198,7 +238,7 @@ class ModelRunner:
         if self._persistent and tokens == rows == ready <= decoder.MOST_ROWS:
             logits = self._persist(tokens)
         else:
-            hidden = self.model(b.ids[:tokens], b.positions[:tokens], attend, self._weights)
+            hidden = self.model(b.ids[here], b.positions[here], attend, self._weights)
             if ready == 0:
                 return b.ids[:0], b.temperature[:0]  # only the middles of prompts
             if ready != tokens:
@@ -206,7 +246,7 @@ class ModelRunner:
             logits = self.model.logits(hidden, self._weights)
         if ending == "logits":
             return (logits,)
-        u, *filters = self._sampling(ready)
+        u, *filters = self._sampling(ready, first)
         return draw(logits, u, filters, ending == "scores")
 
     def _persist(self, rows: int) -> torch.Tensor:
@@ -244,11 +284,11 @@ class ModelRunner:
             device,
         )
 
-    def _sampling(self, ready: int) -> list[torch.Tensor]:
+    def _sampling(self, ready: int, first: int = 0) -> list[torch.Tensor]:
         """What draw() takes besides logits: u, and the filters."""
-        b = self._inputs
-        u = uniform(b.seeds[:ready], b.sample_positions[:ready])
-        return [u, *(t[:ready] for t in (b.temperature, b.top_k, b.top_p, b.min_p))]
+        b, here = self._inputs, slice(first, first + ready)
+        u = uniform(b.seeds[here], b.sample_positions[here])
+        return [u, *(t[here] for t in (b.temperature, b.top_k, b.top_p, b.min_p))]
 
     def _copy_pages(self, copies: list[tuple[int, int]]) -> None:
         sources, targets = to_device(torch.tensor(copies), self.model.device).unbind(1)
@@ -264,6 +304,7 @@ class ModelRunner:
         if setting != self._setting:
             self._setting = setting
             self._captured.clear()
+            self._decoders.clear()
             modules = [_select.select(op, self.model.device) for op in NATIVE_OPS]
             native = all(module.__name__.endswith(".cpu") for module in modules)
             self._capturable = self._graphs is not None or native
@@ -346,7 +387,7 @@ class Inputs:
         self._stops = np.empty(0, np.int64)  # all ids that end one of these
         self._stops_at = 0, 0  # address and size
         self._made = np.empty(0, np.int64), np.empty(0, np.float32)  # ids and logprobs, by decode()
-        self._outputs_at = [0, 0]
+        self._results_at = [0, 0]
 
     def upload(self) -> None:
         """Copy what was written to the device, behind what runs there."""
@@ -419,34 +460,32 @@ class Inputs:
         self._decoding, self._computed, self._size = list(requests), computed, size
         self._held, self._counts = held, counts
 
-    def decode(self, step: Step, result: Outputs, most: int) -> tuple[list[int], list[float]]:
-        """Replay a captured step that samples, up to `most` times, after fill_decode(): (ids, logprobs), of each
-        request as many neighbours as steps were computed. The buffers then hold what a next step takes.
+    def decode(
+        self, decoder: Decoder, scored: bool, outputs: Any, most: int
+    ) -> tuple[list[int], list[float]]:
+        """Up to `most` decode steps after fill_decode(): (ids, logprobs), of each request as many neighbours as steps
+        were computed. The buffers then hold what a next step takes. outputs: kept alive, not read.
 
         Only plain C++ and numpy: weights that have passed through the caches have pushed torch's code out of them,
         and it would take 40 us more to fetch a few numbers.
         """
         rows, decoding = len(self._decoding), self._decoding
         self._decoding = []  # for as long as a refused step may leave the buffers half written
-        outputs = self._outputs(rows * most)
-        done = step.decode(
-            most,
-            (
-                rows, *self._addresses, self._block_table.shape[1], result[0].data_ptr(),
-                result[1].data_ptr() if len(result) > 1 else 0, *self._stops_at, *self._outputs_at,
-            ),
+        ids, logprobs = self._results(rows * most)
+        done = decoder.run(
+            rows, most,
+            (*self._addresses, self._block_table.shape[1], *self._stops_at, *self._results_at),
         )  # fmt: skip
         self._decoding, self._computed = decoding, [at + done for at in self._computed]
         if done < most:
-            outputs = [part.reshape(rows, most)[:, :done].ravel() for part in outputs]
-        ids = outputs[0].tolist()
-        return ids, outputs[1].tolist() if len(result) > 1 else [math.nan] * len(ids)
+            ids, logprobs = (part.reshape(rows, most)[:, :done].ravel() for part in (ids, logprobs))
+        return ids.tolist(), logprobs.tolist() if scored else [math.nan] * len(ids)
 
-    def _outputs(self, size: int) -> list[np.ndarray]:
+    def _results(self, size: int) -> list[np.ndarray]:
         """Where decode() puts ids and logprobs."""
         if len(self._made[0]) < size:
             self._made = np.empty(size, np.int64), np.empty(size, np.float32)
-            self._outputs_at = [part.ctypes.data for part in self._made]
+            self._results_at = [part.ctypes.data for part in self._made]
         return [part[:size] for part in self._made]
 
     def _set_pages(self, requests: Sequence[Request], computed: Sequence[int]) -> None:
@@ -485,9 +524,22 @@ def _cache_type(kv_dtype: str, model: Any) -> torch.dtype:
     return torch.int8 if kv_dtype == "int8" else model.dtype
 
 
+def _fields(weights: Any) -> list[Any]:
+    """What a step reads from end to end."""
+    return [field for layer in weights.layers for field in layer if field is not None] + [weights.head]
+
+
 def _packed(weights: Any) -> list[PackedWeight]:
-    fields = [field for layer in weights.layers for field in layer] + [weights.head]
-    return [field for field in fields if isinstance(field, PackedWeight)]
+    return [field for field in _fields(weights) if isinstance(field, PackedWeight)]
+
+
+def _bytes(weights: Any) -> int:
+    def size(field: Any) -> int:
+        if isinstance(field, QuantizedWeight):
+            return sum(part.data.nbytes for part in field.parts)
+        return (field.data if isinstance(field, PackedWeight) else field).nbytes
+
+    return sum(map(size, _fields(weights)))
 
 
 def _bucket(requests: int) -> int:

@@ -162,9 +162,12 @@ def test_captured_steps_equal_python():
     assert [a.logprobs for a in captured] == [a.logprobs for a in python]
 
 
-@pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
-def test_steps_without_python_in_between_equal_single_ones(kv_dtype):
-    """17 requests as 20 rows, over ends of pages; each that ends leaves the others with new rows."""
+@pytest.mark.parametrize("kv_dtype, threads", [("auto", 1), ("auto", 3), ("int8", 2)])
+def test_steps_without_python_in_between_equal_single_ones(kv_dtype, threads, request):
+    """17 requests as 20 rows, which threads share, over ends of pages; each that ends leaves the others with new rows.
+    The answers are those of each alone."""
+    set_threads(threads)
+    request.addfinalizer(lambda: set_threads(None))
     model, asked = make(), [[i, *ids][:100] for i, ids in enumerate(prompts(17))]
     flat = SamplingParams(max_tokens=70, temperature=3.0, scored=False, stop=(3, 50, 51))
     for params in (PLAIN, flat):
@@ -178,6 +181,13 @@ def test_steps_without_python_in_between_equal_single_ones(kv_dtype):
             assert one.completion.ids == other.ids and one.completion.finish_reason == other.finish_reason
             assert str(one.completion.logprobs) == str(other.logprobs)  # NaN where not scored
         assert together.stats.steps == singly.stats.steps
+        alone = [
+            Engine(model, kv_dtype=kv_dtype).generate([ids], one)[0]
+            for ids, one in zip(asked, params, strict=True)
+        ]
+        assert [str((answer.ids, answer.logprobs)) for answer in alone] == [
+            str((answer.ids, answer.logprobs)) for answer in found
+        ]
 
 
 def test_logits_that_are_no_numbers_end_a_request_among_steps():

@@ -74,7 +74,7 @@ def test_chunks_preemption_and_prefixes_change_nothing(model):
 def test_captured_steps_equal_python(model):
     captured = Engine(model, max_batch=32, pages=200)
     ours = captured.generate(prompts(21), each(PLAIN, 21))
-    assert captured._runner._captured
+    assert captured._runner._decoders
     engine = Engine(model, max_batch=32, pages=200)
     engine._runner._can_capture = lambda: False
     assert [a.logprobs for a in ours] == [a.logprobs for a in engine.generate(prompts(21), each(PLAIN, 21))]

@@ -19,6 +19,7 @@ from bench.plain_torch import PlainTransformer, document_mask
 from pyengine.data.loader import make_batch
 from pyengine.model import ModelConfig, Transformer
 from pyengine.train.config import OptimizerConfig
+from pyengine.train.loop import WeightedBatch, Worker
 from pyengine.train.machine import keep_memory
 from pyengine.train.optimizer import Optimizer
 
@@ -41,7 +42,7 @@ def batch(config, rows, length, packed, seed=0):
         masks.append(document_mask(torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32)))
         sequences += [torch.randint(0, config.vocab_size, (n + 1,), generator=make).numpy() for n in lengths]
     made = make_batch([s[:-1] for s in sequences], [s[1:] for s in sequences])
-    return made, torch.cat(masks) if packed else None
+    return WeightedBatch.of(made), torch.cat(masks) if packed else None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
@@ -56,6 +57,7 @@ def test_step(paired, quick, compiled, shape, dtype):
     ids, targets, positions = (t.view(rows, length) for t in (packed.ids, packed.targets, packed.positions))
     ours, plain = Transformer(config, seed=1, dtype=dtype), PlainTransformer(Transformer(config, seed=1))
     optimizer = Optimizer(ours, SETTINGS)
+    worker = Worker(ours, optimizer, len(packed.ids))
     peer_optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
     plain_loss = torch.compile(plain.loss) if compiled else plain.loss
 
@@ -65,7 +67,7 @@ def test_step(paired, quick, compiled, shape, dtype):
     def our_step():
         torch.set_num_threads(1)
         set_threads(threads)
-        our_loss().mean().backward()
+        worker.gradients(packed, len(packed.ids))
         optimizer.step(1.0, min(1.0, 1.0 / (optimizer.grad_norm() + 1e-6)))
 
     def peer_loss():

@@ -33,6 +33,7 @@ from pyengine.model import ModelConfig, Transformer, save
 from pyengine.report.charts import Axis, Line, chart, smooth
 from pyengine.text import Tokenizer
 from pyengine.train.config import OptimizerConfig
+from pyengine.train.loop import WeightedBatch, Worker
 from pyengine.train.machine import keep_memory
 from pyengine.train.optimizer import Optimizer, schedule
 
@@ -47,6 +48,7 @@ class Ours:
     def __init__(self, model: Transformer, settings: OptimizerConfig, threads: int):
         self.model, self.settings, self.threads = model, settings, threads
         self.optimizer = Optimizer(model, settings)
+        self.worker = Worker(model, self.optimizer, micro_tokens=1 << 20)
 
     def losses(self, batch: Batch) -> torch.Tensor:
         torch.set_num_threads(1)
@@ -54,11 +56,12 @@ class Ours:
         return self.model.loss(batch.ids, batch.targets, batch.cu_seqlens, batch.positions)
 
     def step(self, batch: Batch, scale: float) -> float:
-        loss = self.losses(batch).mean()
-        loss.backward()
+        torch.set_num_threads(1)
+        set_threads(self.threads)
+        loss, _ = self.worker.gradients(WeightedBatch.of(batch), batch.trained)
         clip = self.settings.clip
         self.optimizer.step(scale, min(1.0, clip / (self.optimizer.grad_norm() + 1e-6)))
-        return loss.item()
+        return loss
 
 
 class Theirs:

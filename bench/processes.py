@@ -44,7 +44,7 @@ def main(shape: str, dtype: torch.dtype, rounds: int) -> None:
 def measure(run: Run, shape: str, dtype: torch.dtype, rounds: int) -> dict:
     """The numbers of the module's last line, after two rounds that are not counted."""
     config, rows, length, several = SHAPES[shape]
-    packed = WeightedBatch.of(batch(config, rows, length, several)[0])
+    packed = batch(config, rows, length, several)[0]
     total = packed.total_weight()
     model = Transformer(config, seed=1, dtype=dtype)
     one = Worker(model, Optimizer(model, SETTINGS), len(packed.ids))

@@ -7,32 +7,33 @@
 As with a CUDA graph, every address and size is frozen: inputs are written into the tensors that the step
 read, outputs are read from the tensors that it returned, and a step is captured for each size of batch. All
 memory that the calls touch is kept alive by the step. Torch's own row moves (table[ids], contiguous()) become
-kernel calls too; any other torch operator that would compute something is refused, because the replay would
-miss it.
+kernel calls too, and so does the sum of two gradients of one tensor; any other torch operator that would compute
+something is refused, because the replay would miss it. A step may go backward too (`gradients`): what autograd calls
+is noted as it is called.
 """
 
 import struct
 import weakref
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import _native
+from ._memory import large_empty
 
 # Operators that make or view memory and compute nothing.
 _HARMLESS = frozenset(
-    "empty empty_like new_empty empty_strided view _unsafe_view reshape _reshape_alias slice select "
+    "empty empty_like new_empty empty_strided new_empty_strided view _unsafe_view reshape _reshape_alias slice select "
     "split split_with_sizes narrow unbind detach alias t transpose permute unsqueeze squeeze expand "
     "as_strided".split()
 )
 
 
-_NEW = frozenset("empty empty_like new_empty empty_strided".split())
+_NEW = frozenset("empty empty_like new_empty empty_strided new_empty_strided".split())
 
 
 class Arena:
@@ -45,7 +46,8 @@ class Arena:
     ALIGN = 64
 
     def __init__(self, bytes: int = 1 << 28):
-        self._memory = np.empty(bytes, np.uint8)  # the system gives pages when they are first written
+        self.overflowed = False  # whether a tensor found no room
+        self._memory = large_empty([bytes], torch.uint8).numpy()  # pages come when they are written to
         self._base = self._memory.ctypes.data
         start = -self._base % self.ALIGN
         self._free = [(start, bytes - start)]  # (start, size), by start
@@ -59,6 +61,7 @@ class Arena:
                 block = self._memory[start : start + size]
                 weakref.finalize(block, self._give_back, start, size)  # with the last view of its tensor
                 return torch.from_numpy(block)[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        self.overflowed = True
         return tensor
 
     def holds(self, tensor: torch.Tensor) -> bool:
@@ -146,8 +149,10 @@ class _Recorder:
     def __init__(self, module, step: Step):
         self._module, self._step = module, step
 
-    def __getattr__(self, name: str) -> Callable:
+    def __getattr__(self, name: str) -> Any:
         function = getattr(self._module, name)
+        if not callable(function):
+            return function
 
         def run(*arguments):
             result = function(*arguments)
@@ -170,6 +175,11 @@ class _Guard(TorchDispatchMode):
             result = _gather(*args)
         elif name == "clone":
             result = _contiguous(args[0])
+        elif name == "copy_" and args[0].is_contiguous() and args[0].dtype == args[1].dtype:
+            result = _contiguous(args[1].expand_as(args[0]), args[0])
+        elif name in ("add", "add_") and len(args) == 2 and not kwargs:
+            out = args[0] if name == "add_" else self._arena.like(torch.empty_like(args[0]))
+            result = _add(args[0], args[1], out)
         elif name in _HARMLESS:
             result = function(*args, **(kwargs or {}))
         else:
@@ -192,8 +202,18 @@ def _gather(table: torch.Tensor, indices: list[torch.Tensor]) -> torch.Tensor:
     return out
 
 
-def _contiguous(source: torch.Tensor) -> torch.Tensor:
-    """A contiguous copy of a tensor whose blocks lie at one stride, such as columns of a matrix."""
+def _add(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """out = a + b, contiguous and of one shape and type."""
+    if not isinstance(b, torch.Tensor) or a.shape != b.shape:
+        raise RuntimeError("capture: the step adds what are not two tensors of one shape")
+    _native.kernel("add", a.dtype)(
+        *(_native.address(t, a.dtype, a.numel()) for t in (a, b, out)), a.numel(), _native.threads()
+    )
+    return out
+
+
+def _contiguous(source: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """A contiguous copy, in `out` if given, of a tensor whose blocks lie at one stride, such as columns of a matrix."""
     if source.device.type != "cpu":
         raise RuntimeError(
             f"capture: the step copies a tensor on {source.device}; it can replay the CPU's alone"
@@ -210,20 +230,22 @@ def _contiguous(source: torch.Tensor) -> torch.Tensor:
             blocks *= size
         else:
             raise RuntimeError(f"capture: cannot copy strides {source.stride()} of {tuple(source.shape)}")
-    out = torch.empty(source.shape, dtype=source.dtype)
+    out = torch.empty(source.shape, dtype=source.dtype) if out is None else out
     width = source.itemsize
     if _native.keep is None:
         raise RuntimeError("capture: the step copies a tensor after its recording has ended")
     _native.keep(source)
+    _native.keep(out)
     _native.cpu.copy_blocks(source.data_ptr(), out.data_ptr(), blocks, block * width, stride * width)
     return out
 
 
 @contextmanager
-def capture(arena: Arena | None = None) -> Iterator[Step]:
+def capture(arena: Arena | None = None, gradients: bool = False) -> Iterator[Step]:
     """Record the CPU kernel calls made inside the block; RuntimeError for what cannot be replayed.
 
-    What the block allocates comes from `arena`, which steps that never run at once may share.
+    What the block allocates comes from `arena`, which steps that never run at once may share. gradients: the block
+    may call backward(); a gradient that it makes is written again by each replay.
     """
     arena = arena or Arena()
     step, module = Step(), _native.cpu
@@ -235,7 +257,7 @@ def capture(arena: Arena | None = None) -> Iterator[Step]:
 
     _native.cpu, _native.keep = _Recorder(module, step), keep  # type: ignore[assignment]  # plays the module
     try:
-        with torch.no_grad(), _Guard(arena):
+        with torch.set_grad_enabled(gradients), _Guard(arena):
             yield step
     finally:
         _native.cpu, _native.keep = module, None

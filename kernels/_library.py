@@ -1,8 +1,8 @@
 """Registration with torch: one torch.library.Library for all ops.
 
 An op is registered as `pyengine::<op>` and `pyengine::<op>_backward`, each with a fake (shapes only) twin, so
-that torch.compile and torch.export see through it. Eager calls without gradients bypass the registry
-(4 us a call instead of 9).
+that torch.compile and torch.export see through it. Eager calls bypass the registry (4 us a call instead of 9;
+more where products have put torch's code out of the caches).
 """
 
 from collections.abc import Callable
@@ -30,9 +30,15 @@ def like_rows(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def register(schema: str, implementation: Callable, fake: Callable) -> Callable:
-    """Define `pyengine::<schema>`, run by `implementation` on every device; returns the callable op."""
+    """Define `pyengine::<schema>`, run by `implementation` on every device; returns what calls it: through the
+    registry while torch compiles, else the implementation itself."""
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema)
     LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"pyengine::{name}", fake, lib=LIBRARY)
-    return getattr(torch.ops.pyengine, name)
+    op = getattr(torch.ops.pyengine, name)
+
+    def call(*arguments):
+        return (op if torch.compiler.is_compiling() else implementation)(*arguments)
+
+    return call

@@ -110,6 +110,7 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
   def(m, "uniform", &uniform);
   def(m, "gather_rows", &gather_rows);
   def(m, "copy_blocks", &copy_blocks);
+  BOTH(add);
   BOTH(linear_pack);
   BOTH(linear_forward);
   BOTH(linear_backward);

@@ -50,9 +50,11 @@ void softmax_gradient(const float* z, T* out, int64_t n, double lse, float g, in
 }  // namespace
 
 template <class T>
-void cross_entropy_forward(const T* x, const T* weight, const int64_t* targets, float* nll, double* lse,
-                           float* kept, int64_t rows, int64_t channels, int64_t vocabulary,
-                           int64_t ignore_index, int threads) {
+int64_t cross_entropy_forward(const T* x, const T* weight, const int64_t* targets, float* nll, double* lse,
+                              float* kept, int64_t rows, int64_t channels, int64_t vocabulary,
+                              int64_t ignore_index, int threads) {
+  for (int64_t r = 0; r < rows; ++r)
+    if (targets[r] != ignore_index && (targets[r] < 0 || targets[r] >= vocabulary)) return r;
   const T* packed = packed_weight(weight, vocabulary, channels, threads);
   const int64_t panel_size = gemm::packed_size<T>(1, channels) / gemm::kPanel;  // numbers a column
   const int64_t step = rows_a_task(rows, threads);
@@ -77,6 +79,7 @@ void cross_entropy_forward(const T* x, const T* weight, const int64_t* targets, 
       nll[row0 + r] = targets[row0 + r] == ignore_index ? 0.0f : (float)lse[row0 + r] - target_logit[r];
     }
   });
+  return -1;
 }
 
 template <class T>
@@ -136,11 +139,11 @@ void cross_entropy_backward(const float* dnll, const T* x, const T* weight, cons
   }
 }
 
-#define INSTANTIATE(T)                                                                                         \
-  template void cross_entropy_forward<T>(const T*, const T*, const int64_t*, float*, double*, float*, int64_t, \
-                                         int64_t, int64_t, int64_t, int);                                      \
-  template void cross_entropy_backward<T>(const float*, const T*, const T*, const int64_t*, const double*,     \
-                                          const float*, T*, T*, float*, int64_t, int64_t, int64_t, int64_t,    \
+#define INSTANTIATE(T)                                                                                      \
+  template int64_t cross_entropy_forward<T>(const T*, const T*, const int64_t*, float*, double*, float*,    \
+                                            int64_t, int64_t, int64_t, int64_t, int);                       \
+  template void cross_entropy_backward<T>(const float*, const T*, const T*, const int64_t*, const double*,  \
+                                          const float*, T*, T*, float*, int64_t, int64_t, int64_t, int64_t, \
                                           int);
 INSTANTIATE(float)
 INSTANTIATE(bf16)

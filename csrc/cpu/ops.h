@@ -109,6 +109,11 @@ void gather_rows(const char* source, const int64_t* index, char* out, int64_t ro
 
 // out = blocks of block_bytes that lie stride_bytes apart in source.
 void copy_blocks(const char* source, char* out, int64_t blocks, int64_t block_bytes, int64_t stride_bytes);
+
+// out = a + b, which out may be, in float32 and rounded once.
+template <class T>
+void add(const T* a, const T* b, T* out, int64_t count, int threads);
+
 // weight (n, k) into the panels of gemm.h; packed holds gemm::packed_size<T>(n, k) numbers.
 template <class T>
 void linear_pack(const T* weight, T* packed, int64_t n, int64_t k, int threads);
@@ -142,10 +147,11 @@ void swiglu_backward(const T* dy, const T* gate_up, T* dgate_up, int64_t rows, i
 
 // nll and lse (rows) of logits x (rows, channels) weight (vocabulary, channels)^T; nll is 0 at ignore_index.
 // `kept`, if not null, is room for all logits, which backward then need not compute again.
+// Returns -1, or the index of the first target that is neither ignore_index nor in the vocabulary.
 template <class T>
-void cross_entropy_forward(const T* x, const T* weight, const int64_t* targets, float* nll, double* lse,
-                           float* kept, int64_t rows, int64_t channels, int64_t vocabulary,
-                           int64_t ignore_index, int threads);
+int64_t cross_entropy_forward(const T* x, const T* weight, const int64_t* targets, float* nll, double* lse,
+                              float* kept, int64_t rows, int64_t channels, int64_t vocabulary,
+                              int64_t ignore_index, int threads);
 
 // dx and dweight, where not null, of dnll (rows); dx_sum holds rows * channels floats where dx is wanted.
 template <class T>

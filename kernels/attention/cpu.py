@@ -9,7 +9,7 @@ from . import PAGE_SIZE, new_pages
 def forward(q, k, v, cu_seqlens, scale):
     tokens, heads, dim = q.shape
     kv_heads, dtype = k.shape[1], q.dtype
-    k_pages, v_pages = new_pages(_page_count(cu_seqlens), kv_heads, dim, dtype)
+    k_pages, v_pages = new_pages(_most_pages(tokens, cu_seqlens), kv_heads, dim, dtype)
     out, lse = torch.empty_like(q), torch.empty(tokens, heads)
     _native.kernel("attention_forward", dtype)(
         _native.address(q, dtype, tokens * heads * dim),
@@ -17,7 +17,7 @@ def forward(q, k, v, cu_seqlens, scale):
         _native.address(v, dtype, tokens * kv_heads * dim),
         _native.address(cu_seqlens, torch.int32, len(cu_seqlens)),
         len(cu_seqlens) - 1, heads, kv_heads, dim, scale,
-        k_pages.data_ptr(), v_pages.data_ptr(),
+        *(_native.address(pages, dtype, pages.numel()) for pages in (k_pages, v_pages)),
         _native.address(out, dtype, q.numel()),
         _native.address(lse, torch.float32, tokens * heads),
         _native.threads(),
@@ -27,7 +27,7 @@ def forward(q, k, v, cu_seqlens, scale):
 
 def backward(dout, q, k, v, out, lse, cu_seqlens, scale):
     tokens, heads, dim = q.shape
-    kv_heads, dtype, pages = k.shape[1], q.dtype, _page_count(cu_seqlens)
+    kv_heads, dtype, pages = k.shape[1], q.dtype, _most_pages(tokens, cu_seqlens)
     padded = -(-dim // 16) * 16
     room = torch.empty(3 * pages * kv_heads * PAGE_SIZE * padded, dtype=dtype)
     partial = torch.empty(2 * heads * pages * PAGE_SIZE * padded)
@@ -38,7 +38,9 @@ def backward(dout, q, k, v, out, lse, cu_seqlens, scale):
         _native.address(out, dtype, q.numel()),
         _native.address(lse, torch.float32, tokens * heads),
         _native.address(cu_seqlens, torch.int32, len(cu_seqlens)),
-        len(cu_seqlens) - 1, heads, kv_heads, dim, scale, room.data_ptr(), partial.data_ptr(),
+        len(cu_seqlens) - 1, heads, kv_heads, dim, scale,
+        _native.address(room, dtype, room.numel()),
+        _native.address(partial, torch.float32, partial.numel()),
         _native.address(dq, dtype, q.numel()),
         *(_native.address(t, dtype, k.numel()) for t in (dk, dv)),
         _native.threads(),
@@ -46,9 +48,9 @@ def backward(dout, q, k, v, out, lse, cu_seqlens, scale):
     return dq, dk, dv
 
 
-def _page_count(cu_seqlens) -> int:
-    bounds = cu_seqlens.tolist()
-    return sum(-(-(b - a) // PAGE_SIZE) for a, b in zip(bounds, bounds[1:], strict=False))
+def _most_pages(tokens, cu_seqlens) -> int:
+    """However the documents share out the tokens: a replayed step meets other bounds. Pages not written are free."""
+    return tokens // PAGE_SIZE + len(cu_seqlens) - 1
 
 
 def forward_paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale):

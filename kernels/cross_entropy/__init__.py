@@ -71,6 +71,15 @@ def _check(x, weight, targets) -> None:
         )
 
 
+def check_targets(targets: torch.Tensor, vocabulary: int) -> None:
+    """IndexError unless all targets, of which there are some, are ids."""
+    low, high = (int(bound) for bound in targets.aminmax())
+    if not 0 <= low <= high < vocabulary:
+        raise IndexError(
+            f"cross_entropy: targets reach from {low} to {high}, the vocabulary has {vocabulary} ids"
+        )
+
+
 def _keeps(x, weight) -> bool:
     small = x.shape[0] * weight.shape[0] * 4 <= KEEP_BYTES
     return small and getattr(select("cross_entropy", x.device), "KEEPS_LOGITS", False)
@@ -78,6 +87,9 @@ def _keeps(x, weight) -> bool:
 
 def _counted(targets, ignore_index):
     """Indices of the tokens that are not ignored; None if all are not."""
+    if targets.device.type == "cpu":  # not by torch: a captured step refuses what it would have to replay
+        counted = targets.numpy() != ignore_index
+        return None if counted.all() else torch.from_numpy(counted.nonzero()[0])
     counted = targets != ignore_index
     return None if counted.all() else counted.nonzero()[:, 0]
 
@@ -96,16 +108,13 @@ def _forward(x, weight, targets, ignore_index, keep):
     if index is not None:
         targets, index = targets[index], to_device(index, x.device)
         x = x[index]
+    backend = select("cross_entropy", x.device)
     # on a GPU the check would wait for the device; its kernels skip what is out of range
-    if targets.device.type == "cpu" and targets.numel():
-        low, high = (int(bound) for bound in targets.aminmax())
-        if not 0 <= low <= high < weight.shape[0]:
-            raise IndexError(
-                f"cross_entropy: targets reach from {low} to {high}, the vocabulary has {weight.shape[0]} ids"
-            )
+    if targets.device.type == "cpu" and targets.numel() and not getattr(backend, "CHECKS_TARGETS", False):
+        check_targets(targets, weight.shape[0])
     kept = [logits[: x.shape[0] * weight.shape[0]]] if keep else []
     targets = to_device(targets, x.device)
-    nll, lse = select("cross_entropy", x.device).forward(x, weight, targets, ignore_index, *kept)
+    nll, lse = backend.forward(x, weight, targets, ignore_index, *kept)
     return _spread(nll, index, every), _spread(lse, index, every), logits
 
 

@@ -3,14 +3,16 @@
 import torch
 
 from .. import _native
+from . import check_targets
 
 KEEPS_LOGITS = True  # forward fills `kept`, room for all logits, and backward then reads them
+CHECKS_TARGETS = True  # forward refuses those out of range, in a replayed step too
 
 
 def forward(x, weight, targets, ignore_index, kept=None):
     (rows, channels), vocabulary, dtype = x.shape, weight.shape[0], x.dtype
     nll, lse = (torch.empty(rows, dtype=kind) for kind in (torch.float32, torch.float64))
-    _native.kernel("cross_entropy_forward", dtype)(
+    wrong = _native.kernel("cross_entropy_forward", dtype)(
         _native.address(x, dtype, rows * channels),
         _native.address(weight, dtype, vocabulary * channels),
         _native.address(targets, torch.int64, rows),
@@ -19,6 +21,8 @@ def forward(x, weight, targets, ignore_index, kept=None):
         _native.address(kept, torch.float32, rows * vocabulary),
         rows, channels, vocabulary, ignore_index, _native.threads(),
     )  # fmt: skip
+    if wrong >= 0:
+        check_targets(targets, vocabulary)
     return nll, lse
 
 

@@ -51,7 +51,7 @@ def backward(dq, dk, dv, positions, qkv, q_weight, k_weight, theta, eps, divisor
             _native.address(angles, torch.float32, angles.numel()), angles.shape[1],
             _native.address(dqkv, dtype, dqkv.numel()),
             _native.address(partial, torch.float32, partial.numel()),
-            *(w.data_ptr() for w in weights),
+            *(_native.address(w, dtype, w.numel()) for w in weights),
             tokens, heads, kv_heads, dim, eps, _native.threads(),
         )  # fmt: skip
 

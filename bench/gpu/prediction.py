@@ -281,15 +281,16 @@ def muon(shapes: list[tuple[int, int]]) -> Work:
 def encoding(text: int, pieces: int, merged: int) -> Work:
     """BPE of so many bytes, of whose pieces `merged` are neither a token nor known.
 
-    Bytes: the text twice, its flags four times, and the sectors of the staged ids, written and read: 14 a byte;
-    begins, counts, sums, ids and what torch's scans read and write of them: 63 a piece. Instructions, read off the
-    source: 120 a byte to see where pieces begin; 1,150 a piece to cut, hash, compare and copy it, the longest of 32
-    counting for each; 400 on 32 lanes to merge one of about five merges. Nothing like it is published, so the share
-    reached is a guess.
+    Bytes: the text twice, a bit for each byte of it six times: 2.75 a byte; a word of 4 written and read twice, 1.1
+    ids: 16.4 a piece. Instructions, read off the source: 135 a byte to see where pieces begin and to list these
+    places; 1,200 a piece to cut, hash, compare, count and copy it, the longest of 32 counting for each; 630 on 16
+    lanes to merge one of about five merges, a quarter more as two share a warp and the longer one counts. Launches:
+    zeros, checks, starts, look-up, merges, counts, the copy that the host waits for, ids, and as much again as one
+    for that wait. Nothing like it is published, so the share reached is a guess.
     """
     return Work(
-        bytes=14 * text + 63 * pieces,
-        instructions=120 * text + 1150 * pieces + 32 * 400 * merged,
-        launches=24,
+        bytes=2.75 * text + 16.4 * pieces,
+        instructions=135 * text + 1200 * pieces + 1.25 * 16 * 630 * merged,
+        launches=9,
         reach=0.4,
     )

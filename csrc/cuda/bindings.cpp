@@ -48,9 +48,14 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
   bind::def(m, "adjust_logits", &adjust_logits);
   bind::def(m, "uniform", &uniform);
   m.attr("BPE_LONGEST") = kBpeLongest;
+  m.attr("BPE_WALK") = kBpeWalk;
+  m.attr("BPE_CONTEXT") = kBpeContext;
+  m.attr("BPE_HANDED") = kBpeHanded;
   m.attr("BPE_SLOT") = kBpeSlot;
-  bind::def(m, "bpe_starts", &bpe_starts);
-  bind::def(m, "bpe_look_up", &bpe_look_up);
-  bind::def(m, "bpe_merge", &bpe_merge);
+  m.attr("BPE_STATUS") = kBpeStatus;
+  bind::def(m, "bpe_work", &bpe_work);
+  bind::def(m, "bpe_zeros", &bpe_zeros);
+  bind::def(m, "bpe_count", &bpe_count);
+  bind::def(m, "bpe_hand_over", &bpe_hand_over);
   bind::def(m, "bpe_gather", &bpe_gather);
 }

@@ -90,20 +90,30 @@ int adjust_logits(const float* logits, const int32_t* ids, const int32_t* starts
                   void* stream);
 int uniform(const int64_t* seeds, const int64_t* positions, float* u, int64_t rows, void* stream);
 
-// kernels/bpe: the steps of encoding, in this order. image: see csrc/text/image.h. text holds documents one
-// after the other, `offsets` one more than these. starts: of bytes first (1: a piece begins), then of pieces,
-// with the text's end as one more. Ids are staged at the place of their piece's first byte.
-constexpr int64_t kBpeLongest = 256;  // bytes of a piece that are merged here; of longer ones the count is -3
-int bpe_starts(const uint8_t* image, const uint8_t* text, const int64_t* offsets, uint8_t* starts,
-               int64_t bytes, int64_t documents, void* stream);
-// counts: of ids; negative where they are not known. memory: `slots` (a power of 2) of kBpeSlot bytes, zeros at
-// first, kept from call to call; `call` numbers these, from 1 to 2^30 - 1.
+// kernels/bpe, in three calls. image: see csrc/text/image.h. text holds documents one after the other,
+// `offsets` one more than these. workspace: bpe_work bytes for a text of so many, of which the first bpe_zeros
+// are zeros. memory: `slots` (a power of 2) of kBpeSlot bytes, zeros at first, kept from call to call; `call`
+// numbers these, from 1 to 2^30 - 1. Ids are below 2^30.
+constexpr int64_t kBpeLongest = 256;  // bytes of a piece that are merged here; longer ones are handed over
+constexpr int64_t kBpeWalk = 4096;    // bytes that are cut by one thread; a longer stretch is handed over whole
+constexpr int64_t kBpeContext = 8;  // bytes behind what is handed over: the patterns look two characters ahead
+constexpr int64_t kBpeHanded = 12;
 constexpr int64_t kBpeSlot = 80;
-int bpe_look_up(const uint8_t* image, const uint8_t* text, const int64_t* starts, uint8_t* memory,
-                int32_t* staged, int32_t* counts, int64_t slots, int64_t call, int64_t pieces, void* stream);
-// missed: the pieces whose counts are negative, as many as `pieces`. Settles all but those of -3.
-int bpe_merge(const uint8_t* image, const uint8_t* text, const int64_t* starts, const int64_t* missed,
-              uint8_t* memory, int32_t* staged, int32_t* counts, int64_t pieces, void* stream);
-// ends: the counts, added up.
-int bpe_gather(const int64_t* starts, uint8_t* memory, const int32_t* staged, const int32_t* counts,
-               const int64_t* ends, int32_t* ids, int64_t pieces, void* stream);
+constexpr int64_t kBpeStatus = 64;
+int64_t bpe_work(int64_t bytes);
+int64_t bpe_zeros(int64_t bytes);
+// All but the ids themselves. The first kBpeStatus bytes of the workspace say then, as 32-bit numbers: how many
+// ids there are without those of pieces handed over, whether the offsets are bad (then nothing was done), and
+// of pieces handed over the bytes of what they are packed in and their number.
+int bpe_count(const uint8_t* image, const uint8_t* text, const int64_t* offsets, uint8_t* memory,
+              uint8_t* workspace, int64_t slots, int64_t call, int64_t bytes, int64_t documents,
+              int64_t multiprocessors, void* stream);
+// packed: three 32-bit numbers for each piece handed over (where it begins in the text and in what follows, and
+// how many of kBpeContext bytes behind it are of its document); then the bytes of each, and these.
+int bpe_hand_over(const uint8_t* text, const int64_t* offsets, uint8_t* workspace, uint8_t* packed,
+                  int64_t bytes, int64_t documents, int64_t pieces, int64_t packed_bytes, void* stream);
+// given: of the pieces handed over, in the text's order, where they begin, where the ids of each begin (one
+// more than pieces), all ids; places: room for as many numbers as pieces. ends: `documents` + 1.
+int bpe_gather(const int64_t* offsets, uint8_t* memory, uint8_t* workspace, const int32_t* given,
+               int32_t* places, int32_t* ids, int64_t* ends, int64_t bytes, int64_t documents, int64_t pieces,
+               int64_t piece_ids, void* stream);

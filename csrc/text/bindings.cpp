@@ -202,6 +202,7 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
                                  list.append(py::bytes(tokens[id].data(), tokens[id].size()));
                                return list;
                              })
+      .def_property_readonly("pattern", [](const Encoder& self) { return self.pattern; })
       .def_property_readonly("size", [](const Encoder& self) { return self.vocabulary.tokens.size(); })
       .def_property_readonly(
           "image", [](const Encoder& self) { return array_of(image_of(self.vocabulary, self.pattern)); })

@@ -21,6 +21,7 @@ from bench.gpu.prediction import (
     attention_forward_by_warps,
     attention_forward_on_hopper,
     decode_step,
+    encoding,
     linear_backward_on_hopper,
     one_after_another,
     pairs,
@@ -141,6 +142,26 @@ def test_the_document_tells_the_prediction():
         assert f"| {n:,} | {k:,} | {cells} |" in page
     fused = replace(decode_step(SIZES["0.6B"], [1024]), nodes=7 * 28 + 7)
     assert f"{1e3 * fused.predicted(H100):.2f} ms for 0.6B" in page
+
+
+def test_the_document_of_text_tells_the_prediction():
+    """docs/text.md: 64 MiB of English on an H100 with a fortieth of the pieces met first, with none, and 4 KB."""
+    page = " ".join((Path(__file__).parents[2] / "docs" / "text.md").read_text(encoding="utf-8").split())
+    size, short = 64 << 20, 4000
+    pieces = size * 10 // 43
+    first, later = (encoding(size, pieces, merged) for merged in (pieces // 40, 0))
+    few, terms = encoding(short, short * 10 // 43, 0), first.terms(H100)
+    memory, issue, fresh, known = (
+        size / t / 1e9
+        for t in (terms["memory"], terms["instructions"], first.predicted(H100), later.predicted(H100))
+    )
+    assert f"{first.bytes / size:.1f} bytes moved for each byte of English" in page
+    assert f"bounds at {memory:.0f} GB/s; some {first.instructions / size:.0f} lanes' instructions" in page
+    assert (
+        f"issue bounds at {issue:.0f} GB/s; {fresh:.0f} GB/s if 0.4 of that is reached, {known:.0f} once"
+        in page
+    )
+    assert f"{few.predicted(H100) * 1e6:.0f} us for one of 4 KB" in page
 
 
 def test_steps_in_turn_add_up():

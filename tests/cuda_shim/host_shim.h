@@ -296,6 +296,14 @@ T atomicAdd(T* address, T value) {
   return atomically(address, [&](T before) { return T(before + value); });
 }
 template <class T>
+T atomicOr(T* address, T value) {
+  return atomically(address, [&](T before) { return T(before | value); });
+}
+template <class T>
+T atomicAnd(T* address, T value) {
+  return atomically(address, [&](T before) { return T(before & value); });
+}
+template <class T>
 T atomicExch(T* address, T value) {
   return atomically(address, [&](T) { return value; });
 }

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pyengine.kernels import bpe
 from pyengine.kernels.bpe import cuda
 
+from tests.conftest import SHIMMED
 from tests.kernels.test_bpe import FRAGMENTS, corpus
 
 OP = "bpe"
@@ -55,7 +56,8 @@ def test_ids_are_those_of_the_encoder(backend, encoder, documents):
 def test_a_longer_text(backend, encoder):
     """Of several tiles, with documents that end in, at and between them."""
     text = corpus(seed=1, words=700).encode()
-    cuts = [0, 1, 1, 2048, 2049, 4096, 4096, len(text)]
+    text += text[: -len(text) % 2048]  # the last tile is full
+    cuts = [0, 1, 1, 2048, 2049, 4096, 4096, *range(4097, 4120), len(text), len(text)]
     check(encoder, [text[a:b] for a, b in zip(cuts, cuts[1:], strict=False)], backend.device)
 
 
@@ -66,6 +68,44 @@ RUNS = ["a", "ab", " ", "\n", " \n", "1", "'s", "'", "aA", "!", "!\n/", "中"]
 def test_runs_that_a_warp_holds_or_hands_over(backend, encoder, piece):
     for size in (255, 256, 257, 700):
         check(encoder, [piece * size, piece * (size // len(piece))], backend.device)
+
+
+@pytest.mark.parametrize(
+    "piece", [b"a", b" ", b"1", b"aA", b"'a", b"!\n/", "中".encode(), b"e\xcc\x81", b"\xff"]
+)
+def test_stretches_longer_than_one_thread_walks(backend, encoder, piece):
+    """Behind a word and before one, whatever is certain between; at the end of a document, one byte less and more."""
+    runs = [piece * (size // len(piece)) for size in (4161, 4096, 4097)]
+    check(encoder, [b"It's a" + runs[0] + b" b", runs[1], b"x", runs[2]], backend.device)
+
+
+def test_the_host_waits_once_and_for_long_pieces_twice(backend, encoder, monkeypatch):
+    if backend.name != "cuda":
+        pytest.skip("the host has nothing to wait for")
+    waits = []
+    for name in ("tolist", "cpu", "item", "nonzero", "unique", "__bool__", "__int__", "__index__"):
+        method = getattr(torch.Tensor, name)
+
+        def counted(*arguments, name=name, method=method):
+            waits.append(name)
+            return method(*arguments)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    for long, expected in ((b"", ["tolist"]), (b"ab" * 300, ["tolist", "cpu"])):
+        text = torch.frombuffer(bytearray(b"a b " + long), dtype=torch.uint8).to(backend.device)
+        offsets = torch.tensor([0, 2, len(text)], device=backend.device)
+        waits.clear()
+        bpe.encode_tensor(encoder, text, offsets)
+        assert waits == expected
+
+
+@pytest.mark.parametrize(
+    "wrong", [[0], [1, 12], [0, 11], [0, 9, 5, 12], [0, 13, 12], [0, 12, 12, 13], [-1, 12]]
+)
+def test_offsets_that_do_not_fit_are_refused(backend, encoder, wrong):
+    text = torch.zeros(12, dtype=torch.uint8, device=backend.device)
+    with pytest.raises(ValueError, match="offsets must rise from 0 to 12"):
+        bpe.encode_tensor(encoder, text, torch.tensor(wrong, device=backend.device))
 
 
 def test_pieces_handed_over_are_counted(backend, encoder):
@@ -154,3 +194,11 @@ def test_races(backend):
     merges = bpe.train(counts, bpe.BYTE_ORDER, 260)
     encoder = bpe.Encoder(bpe.spell(bpe.BYTE_ORDER, merges), merges, bpe.split_pattern("o200k"))
     check(encoder, [b"It's abcABC 12!! ca ca ca ca", b"cabab" * 8], backend.device)
+
+
+def test_races_between_tiles(backend):
+    """Blocks that count their ids at once, and add up what the others have written."""
+    merges = np.array([[97, 98, 0, 256]], np.uint32)
+    encoder = bpe.Encoder([*(bytes([b]) for b in range(256)), b"ab"], merges, bpe.split_pattern("gpt2"))
+    words = b" ab ba cab" * (450 if SHIMMED else 70000)
+    check(encoder, [words[:2500], words[2500:]], backend.device)

@@ -16,7 +16,7 @@ from pyengine.kernels import _native, set_threads
 
 from bench.conftest import ROWS
 from bench.plain_torch import PlainTransformer, document_mask
-from pyengine.data.loader import make_batch
+from pyengine.data.loader import Batch, make_batch
 from pyengine.model import ModelConfig, Transformer
 from pyengine.train.config import OptimizerConfig
 from pyengine.train.loop import WeightedBatch, Worker
@@ -30,6 +30,28 @@ SHAPES = {
     "gpt2": (ModelConfig(50_304, 768, 12, 12, 12, 64, 2048, qk_norm=False), 4, 256, False),
 }
 SETTINGS = OptimizerConfig(rule="adamw", lr=1e-4)
+
+
+class Ours:
+    """pyengine's step, as its trainer takes it."""
+
+    def __init__(self, model: Transformer, settings: OptimizerConfig, threads: int):
+        self.model, self.settings, self.threads = model, settings, threads
+        self.optimizer = Optimizer(model, settings)
+        self.worker = Worker(model, self.optimizer, micro_tokens=1 << 20)
+
+    def losses(self, batch: Batch) -> torch.Tensor:
+        torch.set_num_threads(1)
+        set_threads(self.threads)
+        return self.model.loss(batch.ids, batch.targets, batch.cu_seqlens, batch.positions)
+
+    def step(self, batch: Batch, scale: float) -> float:
+        torch.set_num_threads(1)
+        set_threads(self.threads)
+        loss, _ = self.worker.gradients(WeightedBatch.of(batch), batch.trained)
+        clip = self.settings.clip
+        self.optimizer.step(scale, min(1.0, clip / (self.optimizer.grad_norm() + 1e-6)))
+        return loss
 
 
 def batch(config, rows, length, packed, seed=0):
@@ -55,20 +77,10 @@ def test_step(paired, quick, compiled, shape, dtype):
     keep_memory()
     packed, mask = batch(config, rows, length, several)
     ids, targets, positions = (t.view(rows, length) for t in (packed.ids, packed.targets, packed.positions))
-    ours, plain = Transformer(config, seed=1, dtype=dtype), PlainTransformer(Transformer(config, seed=1))
-    optimizer = Optimizer(ours, SETTINGS)
-    worker = Worker(ours, optimizer, len(packed.ids))
+    ours = Ours(Transformer(config, seed=1, dtype=dtype), SETTINGS, threads)
+    plain = PlainTransformer(Transformer(config, seed=1))
     peer_optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
     plain_loss = torch.compile(plain.loss) if compiled else plain.loss
-
-    def our_loss():
-        return ours.loss(packed.ids, packed.targets, packed.cu_seqlens, packed.positions)
-
-    def our_step():
-        torch.set_num_threads(1)
-        set_threads(threads)
-        worker.gradients(packed, len(packed.ids))
-        optimizer.step(1.0, min(1.0, 1.0 / (optimizer.grad_norm() + 1e-6)))
 
     def peer_loss():
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
@@ -84,13 +96,14 @@ def test_step(paired, quick, compiled, shape, dtype):
     tokens = rows * length
     row = paired(
         f"training step {shape}, {tokens} tokens, {str(dtype)[6:]}",
-        ours=our_step,
+        ours=lambda: ours.step(packed, 1.0),
         peer=peer_step,
         peer_name="torch"
         + (" autocast" if dtype == torch.bfloat16 else "")
         + (" compiled" if compiled else ""),
         equal=lambda: (
-            (our_loss().mean() - peer_loss().mean()).abs() < (1e-4 if dtype == torch.float32 else 2e-2)
+            (ours.losses(packed).mean() - peer_loss().mean()).abs()
+            < (1e-4 if dtype == torch.float32 else 2e-2)
         ),
         flops=config.train_flops(length / 2) * tokens,
         dtype=dtype,

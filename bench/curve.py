@@ -22,10 +22,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pyengine.kernels import _native, set_threads
+from pyengine.kernels import _native
 
 from bench.__main__ import machine
-from bench.bench_train import SHAPES
+from bench.bench_train import SHAPES, Ours
 from pyengine.data.loader import Batch, make_batch
 from pyengine.errors import UserError
 from pyengine.files import atomic_write, write_json
@@ -33,35 +33,12 @@ from pyengine.model import ModelConfig, Transformer, save
 from pyengine.report.charts import Axis, Line, chart, smooth
 from pyengine.text import Tokenizer
 from pyengine.train.config import OptimizerConfig
-from pyengine.train.loop import WeightedBatch, Worker
 from pyengine.train.machine import keep_memory
-from pyengine.train.optimizer import Optimizer, schedule
+from pyengine.train.optimizer import schedule
 
 ADAMW = OptimizerConfig(rule="adamw", lr=6e-4, weight_decay=0.1, warmup=0.1)
 MUON = replace(ADAMW, rule="muon", muon_lr=0.02)
 VALIDATION = 16  # rows that are held out
-
-
-class Ours:
-    """pyengine's step, as its trainer takes it."""
-
-    def __init__(self, model: Transformer, settings: OptimizerConfig, threads: int):
-        self.model, self.settings, self.threads = model, settings, threads
-        self.optimizer = Optimizer(model, settings)
-        self.worker = Worker(model, self.optimizer, micro_tokens=1 << 20)
-
-    def losses(self, batch: Batch) -> torch.Tensor:
-        torch.set_num_threads(1)
-        set_threads(self.threads)
-        return self.model.loss(batch.ids, batch.targets, batch.cu_seqlens, batch.positions)
-
-    def step(self, batch: Batch, scale: float) -> float:
-        torch.set_num_threads(1)
-        set_threads(self.threads)
-        loss, _ = self.worker.gradients(WeightedBatch.of(batch), batch.trained)
-        clip = self.settings.clip
-        self.optimizer.step(scale, min(1.0, clip / (self.optimizer.grad_norm() + 1e-6)))
-        return loss
 
 
 class Theirs:

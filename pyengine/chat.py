@@ -48,11 +48,11 @@ class Command:
     top_p: float = 0.95
     """keep only the likeliest tokens that make up this share; 1 keeps all"""
     min_p: float = 0.0
-    """drop tokens less than so many times as likely as the likeliest; 0 keeps all"""
+    """drop tokens whose probability is below this share of the likeliest one's; 0 keeps all"""
     repetition_penalty: float = 1.0
-    """above 1: repeat less"""
+    """above 1 makes repetition less likely; 1 changes nothing"""
     max_tokens: int = 512
-    """length of an answer at most"""
+    """longest answer, in tokens"""
     seed: int | None = None
     """the same seed gives the same answers"""
     system: str = ""

@@ -5,10 +5,12 @@ name; the folder entry is flushed too. Rename is atomic on POSIX file systems, s
 holds either the old content or the new.
 """
 
+import errno
 import hashlib
 import json
 import math
 import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +48,16 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
         if error.filename is None and error.errno is not None:
             error.filename = os.fspath(path)
         raise
+
+
+@contextmanager
+def naming_database(path: str | os.PathLike) -> Iterator[None]:
+    """An error of SQLite in the block, which names no file, is an OSError that names `path`."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        full = "disk is full" in str(error)
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(error), os.fspath(path)) from error
 
 
 def sync_folder(folder: str | os.PathLike) -> None:

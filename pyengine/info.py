@@ -1,5 +1,6 @@
 """What this installation consists of and what its ops run on: `python -m pyengine.info`."""
 
+import argparse
 import os
 import platform
 from importlib import metadata
@@ -25,8 +26,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Print versions, processor, devices, and the backend of each op with the reason for it."""
+    about = "Print versions, processor, devices, and the backend of each op with the reason for it."
+    argparse.ArgumentParser(prog="pyengine.info", description=about).parse_args(arguments)
     console = Console(soft_wrap=True)
     console.print(", ".join(f"{name} {version}" for name, version in versions().items()))
     runnable = ", ".join(_native.runnable())

@@ -49,7 +49,7 @@ class Command:
     text: Path | None = None
     """text or JSONL to measure perplexity on; a run's held-out documents by default"""
     tokens: int = 16_384
-    """of the text to measure on"""
+    """tokens of the text to measure on"""
     device: str = "cpu"
     """where perplexity is measured: cpu, cuda or cuda:N"""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False

@@ -123,8 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return command.run(
         lambda: tyro.extras.subcommand_cli_from_dict(
             {"train": train, "encode": encode, "shards": shards, "show": show},
-            prog="python -m pyengine.tokenizer",
-            description=__doc__,
+            prog="pyengine.tokenizer",
+            description="Train a vocabulary, encode with it, see a text as a model sees it.",
             args=arguments,
         )
     )

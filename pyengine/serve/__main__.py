@@ -28,6 +28,7 @@ class Command:
     host: str = "127.0.0.1"
     """address to listen on; give an API key before opening it to others"""
     port: int = 8000
+    """port to listen on; 0 takes a free one"""
     name: str = ""
     """the model's id; by default the name of its folder"""
     api_key: str = os.environ.get("PYENGINE_API_KEY", "")
@@ -35,7 +36,7 @@ class Command:
     max_batch: int = 32
     """answers written at once; more wait"""
     pages: int = 0
-    """of 64 tokens in the cache; 0: enough for whole contexts, up to about 1 GiB"""
+    """pages of the cache, of 64 tokens each; 0: enough for whole contexts, up to about 1 GiB"""
     kv_dtype: KvDtype = "auto"
     """keys and values in the model's own type, or as int8: half of bfloat16's memory, so twice the answers"""
     device: str = "cpu"
@@ -43,9 +44,9 @@ class Command:
     max_waiting: int = 256
     """answers asked for and not finished; more are refused"""
     max_body: int = 1 << 20
-    """bytes of a request"""
+    """bytes of a request's body at most"""
     max_seconds: float = 600
-    """for one answer, which then ends where it is"""
+    """seconds for one answer, which then ends where it is"""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """show the traceback of a mistake"""
 

@@ -54,8 +54,8 @@ class Clean:
     rules: Literal["site", "web"] = "site"  # thresholds: of a chosen site, or as published for the open web
     languages: tuple[str, ...] = ("en",)  # kept; give "any" to keep all
     without: tuple[str, ...] = ()  # filters to switch off, such as c4 or gopher_quality
-    heldout: float = CleanConfig.heldout
-    workers: int = CleanConfig.workers
+    heldout: float = CleanConfig.heldout  # share of the documents kept aside for validation
+    workers: int = CleanConfig.workers  # processes
 
     def run(self) -> None:
         line = _Line()
@@ -82,10 +82,10 @@ class Clean:
 class Search:
     """Look something up in an index.sqlite."""
 
-    index: Positional[Path]
-    query: Positional[str]
+    index: Positional[Path]  # an index.sqlite, as `clean` and `pyengine.train` make it
+    query: Positional[str]  # words to look for
     k: int = 3  # passages shown
-    max_chars: int = 400
+    max_chars: int = 400  # of a passage
 
     def run(self) -> None:
         for hit in SearchIndex(self.index).search(self.query, self.k, self.max_chars):
@@ -111,9 +111,14 @@ class _Line:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    command = tyro.extras.subcommand_cli_from_dict({"crawl": Crawl, "clean": Clean, "search": Search})
+    command = tyro.extras.subcommand_cli_from_dict(
+        {"crawl": Crawl, "clean": Clean, "search": Search},
+        prog="pyengine.web",
+        description="The web stage by itself: fetch pages, clean them to text, look things up.",
+        args=arguments,
+    )
     return run(command.run, stopped="stopped; the same command goes on from here")
 
 

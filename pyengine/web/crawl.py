@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import html
 import re
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from resiliparse.parse.html import HTMLTree
 
 from .. import __version__
 from ..errors import UserError
-from ..files import file_hash, write_json
+from ..files import file_hash, naming_database, write_json
 from . import urls, warc
 from .extract import decode, select
 from .fetch import FAILURES, Answer, Fetcher, Refused, unfold
@@ -55,17 +56,17 @@ class CrawlConfig:
     hosts: tuple[str, ...] = ()  # more hosts in scope, as scheme://host:port
     allow_private: bool = False  # whether the hosts in scope may have private or loopback addresses
     sitemaps: bool = True  # whether to read the sitemaps that robots.txt names
-    max_pages: int = 10_000
-    max_pages_per_host: int = 0
+    max_pages: int = 10_000  # read in all
+    max_pages_per_host: int = 0  # read from one host
     max_depth: int = 20  # links from a seed
-    max_bytes: int = 0  # of all pages
+    max_bytes: int = 0  # of all pages together
     max_page_bytes: int = 5 << 20  # longer pages are cut
-    max_seconds: float = 0.0  # of this run
-    page_seconds: float = 30.0
-    max_redirects: int = 5
+    max_seconds: float = 0.0  # for this run
+    page_seconds: float = 30.0  # for one page
+    max_redirects: int = 5  # one after the other
     max_links: int = 5_000  # of one page
-    max_sitemaps: int = 50
-    retries: int = 3
+    max_sitemaps: int = 50  # named by one robots.txt or one index of sitemaps
+    retries: int = 3  # of a request that failed for a while
     backoff: float = 0.5  # seconds before the first retry; doubles with each
     max_queries: int = 30  # combinations of query parameters of one path
     trap_pages: int = 12  # so many pages of one shape of address with (nearly) one text are a trap
@@ -106,7 +107,7 @@ def crawl(
             raise UserError(f"{seed}: not a web address; expected something like https://example.org/")
     if config.scope not in ("host", "any"):
         raise UserError(f"scope must be 'host' or 'any', not {config.scope!r}")
-    with _locked(out):
+    with _locked(out), naming_database(out / "frontier.sqlite"):
         return asyncio.run(_Crawl([url for url in good if url], out, config, progress).run())
 
 
@@ -146,27 +147,37 @@ class _Crawl:
         config = self.config
         private = [(part.hostname or "", part.port or (443 if part.scheme == "https" else 80))
                    for part in map(urlsplit, self.scope)] if config.allow_private else []  # fmt: skip
-        for seed in self.seeds:
-            self._add(seed, 0)
-        self.frontier.commit()
         started = time.time()
         self.deadline = time.monotonic() + config.max_seconds if config.max_seconds else float("inf")
         try:
+            for seed in self.seeds:
+                self._add(seed, 0)
+            self.frontier.commit()
             async with Fetcher(
                 config.user_agent(), config.max_page_bytes, config.page_seconds, private
             ) as self.fetcher:
                 await self._all_hosts()
-        finally:  # also when interrupted: what was read stays read
-            self._commit()
-            self.warc.close()
-            if self.warc.pages:
-                self.frontier.set_warc(self.warc.path.name, self.warc.path.stat().st_size, closed=True)
-            else:
-                self.frontier.forget_warc(self.warc.path.name)
-            self.frontier.commit()
-            result = self._result()
-            self._write_manifest(result, started)
-            self.frontier.close()
+        except (OSError, sqlite3.Error):  # the disk takes no more; the next run finds all as after a kill
+            self.warc.abandon()
+            self.frontier.abandon()
+            raise
+        except BaseException:  # interrupted: what was read stays read
+            self._finish(started)
+            raise
+        return self._finish(started)
+
+    def _finish(self, started: float) -> CrawlResult:
+        """Close the WARC file, the manifest and the frontier."""
+        self._commit()
+        self.warc.close()
+        if self.warc.pages:
+            self.frontier.set_warc(self.warc.path.name, self.warc.path.stat().st_size, closed=True)
+        else:
+            self.frontier.forget_warc(self.warc.path.name)
+        self.frontier.commit()
+        result = self._result()
+        self._write_manifest(result, started)
+        self.frontier.close()
         return result
 
     async def _all_hosts(self) -> None:

@@ -65,6 +65,10 @@ class Frontier:
         self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self.db.close()
 
+    def abandon(self) -> None:
+        """Close without the changes since the last commit."""
+        self.db.close()
+
     # -- addresses
 
     def add(

@@ -12,12 +12,13 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
 from ..errors import UserError
-from ..files import sync_folder
+from ..files import naming_database, sync_folder
 
 _COMMON = frozenset(
     "a an and are as at be been by can did do does for from had has have he her his how i in is it its me my"
@@ -64,23 +65,8 @@ class SearchIndex:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         temporary.unlink(missing_ok=True)
         try:
-            db = sqlite3.connect(temporary)
-            db.execute("PRAGMA journal_mode=OFF")
-            db.execute(
-                "CREATE VIRTUAL TABLE passages USING fts5"
-                "(url UNINDEXED, title, text, tokenize='porter unicode61 remove_diacritics 2')"
-            )
-            count = 0
-            for document in documents:
-                rows = [
-                    (document.get("url", ""), document.get("title", ""), passage)
-                    for passage in passages(document["text"], document.get("title", ""), words)
-                ]
-                db.executemany("INSERT INTO passages VALUES (?, ?, ?)", rows)
-                count += len(rows)
-            db.execute("INSERT INTO passages(passages) VALUES ('optimize')")
-            db.commit()
-            db.close()
+            with naming_database(path), closing(sqlite3.connect(temporary)) as db:
+                count = _fill(db, documents, words)
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -107,6 +93,25 @@ class SearchIndex:
     def close(self) -> None:
         """Release the file."""
         self._db.close()
+
+
+def _fill(db: sqlite3.Connection, documents: Iterable[Mapping[str, str]], words: int) -> int:
+    db.execute("PRAGMA journal_mode=OFF")
+    db.execute(
+        "CREATE VIRTUAL TABLE passages USING fts5"
+        "(url UNINDEXED, title, text, tokenize='porter unicode61 remove_diacritics 2')"
+    )
+    count = 0
+    for document in documents:
+        rows = [
+            (document.get("url", ""), document.get("title", ""), passage)
+            for passage in passages(document["text"], document.get("title", ""), words)
+        ]
+        db.executemany("INSERT INTO passages VALUES (?, ?, ?)", rows)
+        count += len(rows)
+    db.execute("INSERT INTO passages(passages) VALUES ('optimize')")
+    db.commit()
+    return count
 
 
 def passages(text: str, title: str = "", words: int = 80) -> Iterator[str]:

@@ -7,13 +7,14 @@ only what the frontier has committed counts, and `recover` cuts a file left by a
 import os
 import platform
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
-from ..files import sync_folder
+from ..files import naming, sync_folder
 from .fetch import Answer
 
 _NOT_STORED = {
@@ -58,22 +59,30 @@ class WarcFile:
                 "WARC-Date": response.rec_headers.get_header("WARC-Date"),
             },
         )  # fmt: skip
-        self._writer.write_record(request)
-        offset = self._file.tell()
-        self._writer.write_record(response)
+        with naming(self.path):
+            self._writer.write_record(request)
+            offset = self._file.tell()
+            self._writer.write_record(response)
         self.pages += 1
         return offset
 
     def sync(self) -> int:
         """Put all records on disk; gives the file's length."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+        with naming(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            return self._file.tell()
 
     def close(self) -> None:
         """Finish: give the file its final name, or remove it if it holds no page."""
-        self._file.close()
+        with naming(self.path):
+            self._file.close()
         finish(self.path, keep=self.pages > 0)
+
+    def abandon(self) -> None:
+        """Close the file as it is, where the disk takes no more: `recover` will find it as after a kill."""
+        with suppress(OSError):
+            self._file.close()
 
 
 def part(path: Path) -> Path:

@@ -19,7 +19,7 @@ from .world import World
 
 @dataclass
 class Arguments:
-    """Generate the closed world and show, write or serve it."""
+    """Generate the closed world: show it, write it to a folder, or serve it as a site."""
 
     show: bool = False
     """print what the world holds, and one example of each kind of document"""
@@ -44,10 +44,10 @@ def show(world: World) -> None:
         print(f"\n== {kind}: {count}, for example {example.id}\n{example.text}")
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    arguments = tyro.cli(Arguments)
-    return run(lambda: act(arguments))
+    asked = tyro.cli(Arguments, args=arguments, prog="pyengine.world")
+    return run(lambda: act(asked))
 
 
 def act(arguments: Arguments) -> None:

@@ -1,5 +1,6 @@
 """The crawler against a server that misbehaves in every way it must survive."""
 
+import errno
 import gzip
 import json
 import sqlite3
@@ -10,6 +11,8 @@ import pytest
 
 from pyengine.errors import UserError
 from pyengine.web import CrawlConfig, crawl, read_documents
+from pyengine.web.frontier import Frontier
+from pyengine.web.warc import WarcFile
 from tests.web.small_site import HTML, page, serve
 
 FAST = CrawlConfig(delay=0, allow_private=True, backoff=0.02, retries=3)
@@ -189,6 +192,33 @@ def test_limits_stop_and_the_same_call_goes_on(tmp_path):
         again = crawl([seed], tmp_path, FAST)
         assert (again.pages, len(again.warcs)) == (31, 3)  # a run that reads nothing leaves no file
         assert all(site.asked.count(path) == 1 for path in answers)
+    assert sorted(stored(tmp_path)) == sorted(answers)
+
+
+@pytest.mark.parametrize("what", ["records", "database"])
+def test_a_full_disk_names_its_file_and_the_same_call_goes_on(tmp_path, monkeypatch, what):
+    answers = {"/": page(*(f"/p{i}" for i in range(150)))}
+    answers |= {f"/p{i}": page(text=i * "word ") for i in range(150)}
+    commits = iter(range(100))
+
+    def full(self, real):
+        if next(commits) == 1:
+            if what == "records":
+                raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
+            raise sqlite3.OperationalError("database or disk is full")
+        return real(self)
+
+    kind, name = (WarcFile, "sync") if what == "records" else (Frontier, "commit")
+    real = getattr(kind, name)
+    monkeypatch.setattr(kind, name, lambda self: full(self, real))
+    with serve(answers) as site:
+        seed = site.base + "/"
+        with pytest.raises(OSError) as caught:
+            crawl([seed], tmp_path, FAST)
+        wanted = "crawl-00000.warc.gz" if what == "records" else "frontier.sqlite"
+        assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path / wanted)
+        done = crawl([seed], tmp_path, FAST)
+    assert (done.pages, done.complete) == (151, True)
     assert sorted(stored(tmp_path)) == sorted(answers)
 
 

@@ -1,5 +1,7 @@
 """The search index: finds, ranks, cuts, and takes any text for a query."""
 
+import errno
+import sqlite3
 import subprocess
 import sys
 
@@ -72,6 +74,21 @@ def test_passages_hold_every_line_once_and_are_short():
     assert (
         list(passages("word " * 300, "")) and max(len(p.split()) for p in passages("word " * 300, "")) <= 80
     )
+
+
+def test_a_full_disk_names_the_index_and_leaves_nothing(tmp_path, monkeypatch):
+    real = sqlite3.connect
+
+    def small(*arguments, **options):
+        db = real(*arguments, **options)
+        db.execute("PRAGMA max_page_count = 12")
+        return db
+
+    monkeypatch.setattr(sqlite3, "connect", small)
+    with pytest.raises(OSError, match="full") as caught:
+        SearchIndex.build(tmp_path / "index.sqlite", DOCUMENTS * 50)
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path / "index.sqlite")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_and_broken_files_are_named(tmp_path):

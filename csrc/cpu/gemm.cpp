@@ -254,8 +254,11 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
   const int64_t row_blocks = divide_up(tiles, height);
   // A group of panels meets all tiles of a block while it is in cache: one, or more where tiles are low.
   const int64_t group = std::max(1, columns_of((int)divide_up(m, tiles)) / kVectors);
-  const int64_t shares = few ? divide_up(tasks / 2, row_blocks) : 1;
-  const int64_t width = std::max(divide_up(panels, shares), std::min(std::max<int64_t>(group, 2), panels));
+  // Rows that only wait for memory have smaller shares, of whole groups, so that threads end together.
+  const bool waits = few && group > 1;
+  const int64_t shares = few ? divide_up(waits ? 2 * tasks : tasks / 2, row_blocks) : 1;
+  const int64_t least = std::min(std::max<int64_t>(group, 2), panels), wide = divide_up(panels, shares);
+  const int64_t width = std::max(waits ? wide / group * group : wide, least);
   const int64_t column_blocks = divide_up(panels, width);
   auto first_row = [&](int64_t tile) { return tile * m / tiles; };
 

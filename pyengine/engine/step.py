@@ -4,7 +4,8 @@ Buffers are made once and written in place, so that a step of decoding (one toke
 for each size of batch and replayed as one call (kernels/_capture.py; on a GPU kernels/_graph.py); sizes above 16 are
 rounded up, and the rows between are dummies that write to a page of their own. On the CPU such steps follow each other
 without Python in between for as long as nobody looks, and where rows are many each thread computes some by itself.
-Steps with prompts in them, whose shapes seldom come again, run as Python. Both run the same `Transformer.forward`.
+Steps with prompts in them run as Python, and on the CPU from a capture when their sizes come again: of tokens, of
+requests and of those sampled, wherever the chunks begin and end. All run the same `Transformer.forward`.
 
 The model's own parameters are read: on the CPU matrices as a copy packed for the kernels, refreshed when a
 parameter's version has moved, everything else in place; on a GPU all in place, so new weights cost nothing. There the
@@ -49,7 +50,8 @@ SHARE, LARGE_SHARE = (
     4,
     16,
 )  # rows that a thread must have to compute them alone, with such weights and with larger
-MOST_CAPTURED = 256  # steps; those with drafts come in many sizes
+MOST_CAPTURED = 256  # steps; those with drafts or prompts come in many sizes
+MOST_MET = 4096  # sizes of steps with prompts that are remembered, to capture them when they come again
 NATIVE_OPS = ("embedding", "rmsnorm", "linear", "quantized", "rope", "attention", "swiglu", "sample")
 
 _version = attrgetter("_version")
@@ -97,8 +99,9 @@ class ModelRunner:
         self._weights = self._layout()
         self._parameters = list(model.parameters())
         self._stamp = self._now()
-        # by size and ending: what replays it, and where its results are
-        self._captured: dict[tuple[int, int, str], tuple[Any, Outputs]] = {}
+        # by what _compute() takes: what replays it, and where its results are
+        self._captured: dict[tuple[int, int, int, str], tuple[Any, Outputs]] = {}
+        self._met: set[tuple[int, int, int, str]] = set()  # sizes of steps with prompts
         self._decoders: dict[tuple[int, str], tuple[Decoder, bool, list[Outputs]]] = {}  # by size and ending
         self._arenas: list[Arena] = []
         self._setting: tuple | None = None
@@ -138,16 +141,12 @@ class ModelRunner:
             if plain and self._graphs is None and self._can_capture():
                 return self._decode(size, ending, plan.steps)
             self._inputs.upload()
-            result = self._replay(size, size, ending)
+            result = self._replay(size, size, size, ending)
         else:
             rows = [request for request in ready for _ in range(1 + len(request.draft))]
             tokens = self._inputs.fill(plan.chunks, rows)
             self._inputs.upload()
-            if len(rows) == tokens and len(self._captured) < MOST_CAPTURED:
-                result = self._replay(tokens, requests, ending)
-            else:
-                with _native.one_torch_thread():
-                    result = self._compute(tokens, requests, len(rows), ending)
+            result = self._replay(tokens, requests, len(rows), ending)
         if not plain:
             with _native.one_torch_thread():
                 u, *filters = self._sampling(len(rows))
@@ -185,21 +184,32 @@ class ModelRunner:
                 first += rows
         return Decoder(parts, threads), ending == "scores", outputs
 
-    def _replay(self, tokens: int, requests: int, ending: str) -> Outputs:
-        """A step in which every token is sampled after, captured for its numbers of tokens and requests."""
-        if not self._can_capture():
-            with _native.one_torch_thread():
-                return self._compute(tokens, requests, tokens, ending)
-        key = tokens, requests, ending
+    def _replay(self, tokens: int, requests: int, ready: int, ending: str) -> Outputs:
+        """_compute(), from its capture if it has one or is worth one."""
+        key = tokens, requests, ready, ending
+        capturable = self._can_capture()
         if key in self._captured:
             step, result = self._captured[key]
             step.replay()
             return result
         with _native.one_torch_thread():
-            step, result = self._capture(lambda: self._compute(tokens, requests, tokens, ending))
+            if not (capturable and self._comes_again(key)):
+                return self._compute(*key)
+            step, result = self._capture(partial(self._compute, *key))
         if step is not None:
             self._captured[key] = step, result
         return result
+
+    def _comes_again(self, key: tuple[int, int, int, str]) -> bool:
+        """Whether a step of these sizes is worth a capture: without prompts, or, on the CPU, if it was met before."""
+        tokens, _, ready, _ = key
+        if len(self._captured) >= MOST_CAPTURED:
+            return False
+        if tokens == ready or key in self._met:
+            return True
+        if self._graphs is None and len(self._met) < MOST_MET:
+            self._met.add(key)
+        return False
 
     def _capture(self, compute: Callable[[], Outputs], share: int = 0) -> tuple[Any, Outputs]:
         """(what replays a step, its outputs, computed once); nothing replays one that no graph can hold. share: which

@@ -190,6 +190,21 @@ def test_steps_without_python_in_between_equal_single_ones(kv_dtype, threads, re
         ]
 
 
+def test_steps_with_prompts_are_captured_when_their_sizes_come_again():
+    """Five prompts in chunks of 24 tokens, then one of several chunks: other ids, other boundaries, the same sizes."""
+    model, params = make(), SamplingParams(max_tokens=6, seed=1)
+    engine = Engine(model, max_batch=8, step_tokens=24)
+    for turn in range(4):
+        asked = [[(31 * turn + 7 * i + j * j) % 301 for j in range(10 + (9 + turn) * i)] for i in range(5)]
+        for work in (asked, [asked[3] * 3]):
+            answers, truth = engine.generate(work, params), Engine(model).generate(work, params)
+            assert [(a.ids, a.logprobs) for a in answers] == [(a.ids, a.logprobs) for a in truth]
+    sizes = engine._runner._captured
+    assert any(tokens > ready for tokens, _, ready, _ in sizes) and any(
+        ready == 0 for _, _, ready, _ in sizes
+    )
+
+
 def test_logits_that_are_no_numbers_end_a_request_among_steps():
     model = make()
     with torch.no_grad():

@@ -59,7 +59,7 @@ def test_answers_are_those_of_the_plain_engine(dtype):
     graphs = StandIn()
     ours = engine(model, graphs)
     assert answers(ours.generate(*asked)) == answers(engine(model).generate(*asked))
-    sizes = [size for size, _, _ in ours._runner._captured]
+    sizes = [size for size, _, _, _ in ours._runner._captured]
     assert len(sizes) == len(set(sizes)) == len(graphs.captured) > 2
     assert sum(replay.replays for replay in graphs.captured) > 10
 
@@ -70,7 +70,7 @@ def test_dummies_fill_a_bucket():
     asked = [[i, 5, i] for i in range(17)], each(SamplingParams(max_tokens=5), 17)
     ours = engine(model, StandIn(), max_batch=32)
     assert answers(ours.generate(*asked)) == answers(engine(model, max_batch=32).generate(*asked))
-    assert 20 in [size for size, _, _ in ours._runner._captured]
+    assert 20 in [size for size, _, _, _ in ours._runner._captured]
 
 
 def test_guesses_and_details_take_the_same_road():

@@ -8,8 +8,7 @@ namespace text {
 
 size_t encode_nothing(const Pattern& pattern, std::string_view text) {
   constexpr size_t most = 256, room = most + piece_slack + 16;
-  constexpr int line_bits = 14;  // 1 MiB
-  ShortPieces pieces;
+  ShortPieces pieces(14);  // 1 MiB
   uint32_t whole[1 + room], *const ends = whole + 1, longer[room], ids[room + 4];
   alignas(64) uint64_t lines[room];
   alignas(64) wide::Key keys[room];
@@ -19,7 +18,7 @@ size_t encode_nothing(const Pattern& pattern, std::string_view text) {
   size_t written = 0;
   while (p < end) {
     const size_t count = split(pattern, p, end, ends, most);
-    pieces.ask<line_bits>(p, end, ends, count, keys, lines, longer);
+    pieces.ask(p, end, ends, count, keys, lines, longer);
     uint32_t* out = ids;
     for (size_t i = 0; i < count; i++) out += 1 + pieces.find(keys[i], lines[i], out);
     written += size_t(out - ids);

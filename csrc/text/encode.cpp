@@ -98,7 +98,7 @@ __attribute__((noinline)) static void note(Workspace& w, const uint8_t* p, size_
 __attribute__((noinline)) static wide::Key ask_for_long(Workspace& w, const uint8_t* p, size_t size) {
   if (size > LongPieces::most_bytes) return {0, 0};
   const wide::Key key{hash_of(p, size), size};
-  w.long_pieces.prefetch(LongPieces::bucket_of(key.low));
+  w.long_pieces.prefetch(LongPieces::name_of(key.low));
   return key;
 }
 
@@ -146,7 +146,7 @@ void Encoder::learn(Workspace& w) const {
           for (size_t from : {size_t(0), cut}) {
             const size_t size = from ? piece.size - cut : cut;
             const wide::Key key = wide::key_of(piece.p + from, size, piece.p + piece.size);
-            const size_t line = ShortPieces::line_of(key);
+            const size_t line = w.short_pieces.line_of(key);
             w.short_pieces.prefetch(line);
             note(w, piece.p + from, size, key, line, 0, false, false);
           }
@@ -156,7 +156,7 @@ void Encoder::learn(Workspace& w) const {
       const std::string_view view(reinterpret_cast<const char*>(piece.p), piece.size);
       if (!is_short || piece.met) {
         const uint64_t hash = is_short ? hash_of(view.data(), view.size()) : piece.key.low;
-        if ((piece.count = uint32_t(w.long_pieces.find(LongPieces::bucket_of(hash), view, ids)))) continue;
+        if ((piece.count = uint32_t(w.long_pieces.find(LongPieces::name_of(hash), view, ids)))) continue;
       }
       const size_t waiting = is_short ? shorts.count : longs.count;
       for (size_t lane = 0; lane < waiting; lane++) {
@@ -204,17 +204,17 @@ void Encoder::announce(Unknown& piece, Workspace& w) const {
   const bool is_short = piece.size <= 15;
   if (is_short) w.short_pieces.prefetch_full(piece.key, piece.line);
   if (is_short && piece.count <= 4) return;
-  piece.bucket = LongPieces::bucket_of(is_short ? hash_of(piece.p, piece.size) : piece.key.low);
-  w.long_pieces.prefetch(piece.bucket);
+  piece.name = LongPieces::name_of(is_short ? hash_of(piece.p, piece.size) : piece.key.low);
+  w.long_pieces.prefetch(piece.name);
 }
 
 void Encoder::remember(const Unknown& piece, Workspace& w) const {
   const uint32_t* ids = w.unknown_ids.get() + piece.ids;
   const bool is_short = piece.size <= 15;
   if (is_short && piece.count <= 4) return w.short_pieces.add(piece.key, piece.line, ids, piece.count);
-  const uint32_t where[2] = {piece.count, piece.bucket};
+  const uint32_t where[2] = {piece.count, piece.name};
   if (is_short && !piece.met) w.short_pieces.add(piece.key, piece.line, where, ShortPieces::many);
-  w.long_pieces.add(piece.bucket, {reinterpret_cast<const char*>(piece.p), piece.size}, ids, piece.count);
+  w.long_pieces.add(piece.name, {reinterpret_cast<const char*>(piece.p), piece.size}, ids, piece.count);
 }
 
 // First all keys, so that their cache lines are on the way; then the ids of all pieces that are known; then the
@@ -224,6 +224,8 @@ void Encoder::encode_pieces(const uint8_t* p, const uint8_t* text_end, uint32_t*
   alignas(64) uint64_t lines[most_pieces + 16];
   alignas(64) wide::Key keys[most_pieces + 16];
   uint32_t longer[most_pieces];
+  if (w.short_pieces.crowded()) w.short_pieces.grow();
+  if (w.long_pieces.crowded()) w.long_pieces.grow();
   const size_t longs = w.short_pieces.ask(p, text_end, ends, count, keys, lines, longer);
   for (size_t j = 0; j < longs; j++) {
     const size_t i = longer[j];
@@ -232,7 +234,7 @@ void Encoder::encode_pieces(const uint8_t* p, const uint8_t* text_end, uint32_t*
   w.unknown.clear();
   struct {
     size_t piece;
-    uint32_t place, bucket;
+    uint32_t place, name;
   } placed[most_pieces];  // pieces of which only the number of ids is known so far
   size_t most_placed = 0;
   uint32_t *const begin = ids.room(ends[count - 1] + 4), *out = begin;
@@ -249,8 +251,8 @@ void Encoder::encode_pieces(const uint8_t* p, const uint8_t* text_end, uint32_t*
       continue;
     }
     if (size > 15) {
-      const uint32_t bucket = LongPieces::bucket_of(keys[i].low);
-      known = w.long_pieces.find(bucket, {reinterpret_cast<const char*>(piece), size}, out);
+      const uint32_t name = LongPieces::name_of(keys[i].low);
+      known = w.long_pieces.find(name, {reinterpret_cast<const char*>(piece), size}, out);
     } else if (known == 0) {
       known = w.short_pieces.find_moved(keys[i], lines[i], out);
     }
@@ -267,10 +269,10 @@ void Encoder::encode_pieces(const uint8_t* p, const uint8_t* text_end, uint32_t*
   }
   const size_t gaps = w.unknown.size();
   for (size_t j = 0; j < most_placed; j++) {
-    const auto& [piece, place, bucket] = placed[j];
+    const auto& [piece, place, name] = placed[j];
     const uint8_t* const start = p + ends[piece - 1];
     const size_t size = ends[piece] - ends[piece - 1];
-    if (!w.long_pieces.find(bucket, {reinterpret_cast<const char*>(start), size}, begin + place))
+    if (!w.long_pieces.find(name, {reinterpret_cast<const char*>(start), size}, begin + place))
       note(w, start, size, keys[piece], lines[piece], place, true, true);
   }
   if (w.unknown.size() > 0) {

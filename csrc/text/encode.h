@@ -71,7 +71,7 @@ struct Unknown {
   uint32_t ids, count;  // where they are now, in unknown_ids
   uint32_t same;        // the number of the piece that holds its ids: its own, or that of an equal one
   uint32_t parts;       // the number of the first of its two parts, or 0
-  uint32_t bucket;      // of LongPieces, if it goes there
+  uint32_t name;        // what LongPieces calls it, if it goes there
   bool met;             // remembered, but as more ids than its slot has room for
   bool placed;          // room for its ids is left among the others'
 };

@@ -107,8 +107,7 @@ inline uint32_t which_of_two(const void* line, const Key& key) {
 // Keys of 16 pieces, one behind the other, and the upper `bits` bits of their hashes: piece i is p + ends[i -
 // 1] to p + ends[i], of which the first 16 bytes at each begin can be read. Those of more than 15 bytes get
 // keys that no piece has; returns which they are.
-template <int bits>
-inline uint32_t sixteen_keys(const uint8_t* p, const uint32_t* ends, Key* keys, uint64_t* hashes) {
+inline uint32_t sixteen_keys(const uint8_t* p, const uint32_t* ends, int bits, Key* keys, uint64_t* hashes) {
   const __m512i begins = _mm512_loadu_si512(ends - 1);
   const __m512i sizes =
       _mm512_min_epu32(_mm512_sub_epi32(_mm512_loadu_si512(ends), begins), _mm512_set1_epi32(16));
@@ -120,6 +119,7 @@ inline uint32_t sixteen_keys(const uint8_t* p, const uint32_t* ends, Key* keys, 
   __m512i spread =
       _mm512_set_epi32(0x0C0C0C0C, 0x0C0C0C0C, 0x0C0C0C0C, 0x0C0C0C0C, 0x08080808, 0x08080808, 0x08080808,
                        0x08080808, 0x04040404, 0x04040404, 0x04040404, 0x04040404, 0, 0, 0, 0);
+  const __m128i unused = _mm_cvtsi32_si128(64 - bits);
   for (int i = 0; i < 16; i += 4) {
     auto load = [&](int j) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + (ends - 1)[i + j])); };
     const __m512i bytes = _mm512_inserti64x4(
@@ -134,7 +134,7 @@ inline uint32_t sixteen_keys(const uint8_t* p, const uint32_t* ends, Key* keys, 
     _mm512_storeu_si512(keys + i, key);
     _mm256_storeu_si256(
         reinterpret_cast<__m256i*>(hashes + i),
-        _mm512_castsi512_si256(_mm512_maskz_compress_epi64(0x55, _mm512_srli_epi64(sums, 64 - bits))));
+        _mm512_castsi512_si256(_mm512_maskz_compress_epi64(0x55, _mm512_srl_epi64(sums, unused))));
   }
   return _mm512_cmpeq_epu32_mask(sizes, _mm512_set1_epi32(16));
 }

@@ -10,7 +10,7 @@
 
 Text is str or bytes, any bytes: a byte outside of valid UTF-8 is a character of its own, neither letter,
 digit nor space. The ids are those of tiktoken and Hugging Face tokenizers for the same vocabulary. An
-encoder holds no lock while it encodes and keeps one memory of pieces, 24 MiB at most, for each thread that
+encoder holds no lock while it encodes and keeps one memory of pieces, 48 MiB at most, for each thread that
 encoded at the same time, and that of one array of ids, 64 MiB at most; neither depends on how much text went by.
 
 A pattern without a hand-written lexer has no `split_pattern`: the caller cuts the text (Python's `regex`) and

@@ -190,15 +190,15 @@ def test_a_memory_that_overflows_changes_nothing(trained, tik):
 
 
 def test_a_piece_whose_ids_were_lost_is_merged_again():
-    """Short pieces of many ids say where these are; 150,000 of them overwrite each other there. Then texts of which
-    all or some pieces are within the last 16 bytes."""
+    """Short pieces of many ids say where these are; 250,000 of them overwrite each other there, while both tables
+    are doubled. Then texts of which all or some pieces are within the last 16 bytes."""
     counts = bpe.WordCounts()
     counts.add_words({b"zz": 2})
     merges = bpe.train(counts, bpe.BYTE_ORDER, 300)  # that of the two alone
     tokens = vocabulary(merges)
     encoder = bpe.Encoder(tokens, merges, bpe.split_pattern("qwen2"))
     rng = random.Random(11)
-    words = [b"zz" + bytes(rng.choices(b"abcdefgh", k=rng.randint(4, 12))) for _ in range(150_000)]
+    words = [b"zz" + bytes(rng.choices(b"abcdefgh", k=rng.randint(4, 12))) for _ in range(250_000)]
     text = b" ".join(words)
     ids = np.array([tokens.index(bytes([b])) for b in range(256)], np.uint32)
 

@@ -32,6 +32,10 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
+SIZES = (  # integers of config.json
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "intermediate_size", "max_position_embeddings",
+)  # fmt: skip
 FAMILIES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 # Hugging Face's name of each of our names, "model.layers.N." before those of a layer.
 LAYER_NAMES = {
@@ -227,6 +231,9 @@ def _from_hf(path: Path) -> tuple[ModelConfig, torch.dtype]:
         raise UserError(f"{path}: model_type {family!r} is none of {', '.join(FAMILIES)}")
     rope = table.get("rope_parameters") or table.get("rope_scaling") or {}
     _only_plain(table, rope, path)
+    for key in SIZES:
+        if table.get(key) is not None and type(table[key]) is not int:
+            raise UserError(f"{path}: {key} = {table[key]!r}: expected an integer")
     try:
         hidden, heads = table["hidden_size"], table["num_attention_heads"]
         config = ModelConfig(

@@ -52,6 +52,9 @@ NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 SPECIAL_KINDS = (CONTROL, USER_DEFINED)
 
 
+MAX_IDS = 1 << 24  # no vocabulary comes near; a damaged file may name more than memory holds
+
+
 def load(path: Path, **options) -> dict[str, Any]:
     """The arguments of Tokenizer from a folder or file, by what it is."""
     if path.is_dir():
@@ -72,15 +75,21 @@ def load(path: Path, **options) -> dict[str, Any]:
 
 def load_huggingface(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text("utf-8"))
-        model = data["model"]
-        vocab, merges = model["vocab"], model["merges"]
-    except (ValueError, KeyError, TypeError) as error:
+        return _byte_level_bpe(json.loads(path.read_text("utf-8")), path)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a tokenizer.json with a BPE model ({error!r})") from None
+
+
+def _byte_level_bpe(data: dict[str, Any], path: Path) -> dict[str, Any]:
+    model = data["model"]
+    vocab, merges = model["vocab"], model["merges"]
     for name in ("continuing_subword_prefix", "end_of_word_suffix", "dropout", "byte_fallback"):
         if model.get(name):
             raise UserError(f"{path}: model.{name} is {model[name]!r}; only byte-level BPE can be loaded")
     added = {entry["content"]: entry["id"] for entry in data.get("added_tokens") or []}
+    for token, i in (*vocab.items(), *added.items()):
+        if type(i) is not int or not 0 <= i < MAX_IDS:
+            raise UserError(f"{path}: token {token!r} has the id {i!r}; expected an integer below {MAX_IDS}")
     tokens = [b""] * (max([*vocab.values(), *added.values()], default=-1) + 1)
     for token, i in vocab.items():
         if token not in added:

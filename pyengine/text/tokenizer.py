@@ -64,7 +64,7 @@ class Tokenizer:
         whole_pieces: a piece that is a token stays whole even if its merges lead elsewhere (as in tiktoken).
         normalizer: None or "NFC", applied to str before encoding (decoding gives the normalised text).
         """
-        self.pattern = bpe.portable(pattern)
+        self.pattern = _portable(pattern)
         self.special_ids = dict(special_ids)
         self.whole_pieces = whole_pieces
         self.normalizer = normalizer
@@ -120,7 +120,7 @@ class Tokenizer:
             )
         if len(set(special_tokens)) != len(special_tokens) or not all(special_tokens):
             raise UserError(f"special tokens must be distinct and not empty: {list(special_tokens)}")
-        pattern = bpe.portable(pattern)
+        pattern = _portable(pattern)
         lexer, counts = bpe.split_pattern(pattern), bpe.WordCounts()
         for batch in _batches(formats.read_texts(texts), TRAIN_BATCH):
             if lexer is not None:
@@ -493,6 +493,17 @@ def _split_special(special_ids: dict[str, int], text: str, allowed) -> Iterator[
         yield text[end : match.start()], special_ids[match.group()]
         end = match.end()
     yield text[end:], None
+
+
+def _portable(pattern: str) -> str:
+    """The plain spelling of a pattern or of a name in PATTERNS; UserError for what is no regular expression."""
+    plain = bpe.portable(pattern)
+    if bpe.split_pattern(plain) is None:
+        try:
+            regex.compile(plain)
+        except regex.error as error:
+            raise UserError(f"the pattern {pattern!r} is no regular expression: {error}") from None
+    return plain
 
 
 def _pieces(pattern: str, text: str | bytes) -> list[bytes]:

@@ -116,6 +116,10 @@ def damage(name, change):
             "'hidden_size' is missing",
         ),
         (
+            damage("config.json", lambda b: b.replace(b'_size": 56', b'_size": "56"')),
+            "= '56': expected an integer",
+        ),
+        (
             damage("config.json", lambda b: b.replace(b'_size": 56', b'_size": 64')),
             "config.json asks for (48, 64)",
         ),

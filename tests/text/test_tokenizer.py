@@ -288,6 +288,14 @@ def test_train_reads_files(tmp_path):
         (lambda d: d.update(pre_tokenizer={"type": "Whitespace"}), "pre_tokenizer"),
         (lambda d: d.update(normalizer={"type": "Lowercase"}), "normalizer 'Lowercase'"),
         (lambda d: d.pop("model"), "not a tokenizer.json"),
+        (lambda d: d["model"]["vocab"].update(a="x"), "the id 'x'; expected an integer"),
+        (lambda d: d["model"]["vocab"].update(a=10**12), "the id 1000000000000; expected"),
+        (lambda d: d["model"]["merges"].append("a b c"), "not a tokenizer.json"),
+        (lambda d: d.update(added_tokens=[{"id": 3}]), "not a tokenizer.json"),
+        (
+            lambda d: d.update(pre_tokenizer={"type": "Sequence", "pretokenizers": [1]}),
+            "not a tokenizer.json",
+        ),
     ],
 )
 def test_bad_files_are_named(saved, tmp_path, change, message):
@@ -304,6 +312,8 @@ def test_mistakes_are_told(tmp_path):
         Tokenizer.load(tmp_path / "nothing")
     with pytest.raises(UserError, match="at least 264"):
         Tokenizer.train(TEXTS, 100)
+    with pytest.raises(UserError, match="no regular expression"):
+        Tokenizer.train(TEXTS, 300, "(")
     (tmp_path / "bad.jsonl").write_text('\n{"no": 1}\n')
     with pytest.raises(UserError, match=r"bad.jsonl:2: expected"):
         Tokenizer.train(tmp_path / "bad.jsonl", 300)

@@ -1,7 +1,9 @@
 // Causal attention over pages of keys and values, forward: packed documents and paged requests are one kernel.
 //
 // A task is one kv head and the queries that lie in one page's worth of positions, with all query heads of the
-// group as its rows, so a page of keys and values is read once for them all. Rows meet the pages in order:
+// group as its rows, so a page of keys and values is read once for them all. Of short packed documents a task
+// is one kv head with all queries, which packs its pages itself, so that they never leave the cache of its
+// core. Rows meet the pages in order:
 //
 //   s = scale log2(e) q k^T     m' = max(m, max s)     p = 2^(s - m')     l' = l 2^(m - m') + sum p
 //   o' = o 2^(m - m') + p v     and at the end o / l
@@ -20,6 +22,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <type_traits>
 
 #include "ops.h"
@@ -34,6 +37,17 @@ struct Span {
   const int32_t* pages;
 };
 
+// The pages of a span for one kv head, P's: from one to the next in memory are `k_step` and `v_step` words.
+template <class P>
+struct Kept {
+  const Word<P>*k, *v;
+  const int32_t* pages;
+  int64_t k_step, v_step;
+
+  const Word<P>* keys(int64_t page) const { return k + pages[page] * k_step; }
+  const Word<P>* values(int64_t page) const { return v + pages[page] * v_step; }
+};
+
 // One call's tensors; P is what pages hold: T, or uint8_t for codes with scales.
 template <class T, class P>
 struct Pass {
@@ -45,11 +59,10 @@ struct Pass {
   float* lse;  // or null
 
   int64_t group() const { return heads / kv_heads; }
-  const Word<P>* keys(const Span& span, int64_t page, int64_t kv_head) const {
-    return k_pages + (span.pages[page] * kv_heads + kv_head) * key_words<P>(dim);
-  }
-  const Word<P>* values(const Span& span, int64_t page, int64_t kv_head) const {
-    return v_pages + (span.pages[page] * kv_heads + kv_head) * value_words<P>(dim);
+  Kept<P> kept(const Span& span, int64_t kv_head) const {
+    const int64_t k_words = key_words<P>(dim), v_words = value_words<P>(dim);
+    return {k_pages + kv_head * k_words, v_pages + kv_head * v_words, span.pages, kv_heads * k_words,
+            kv_heads * v_words};
   }
 };
 
@@ -68,8 +81,13 @@ struct Tile {
         head(kv_head * pass.group()),
         group(pass.group()) {}
 
-  int64_t source(int64_t row) const { return (first + row / group) * heads + head + row % group; }
-  int valid(int64_t row, int64_t tile) const { return (int)(begin + row / group + 1 - tile * kPage); }
+  // body(row, its place among the call's rows, how many keys of page `tile` it sees), row by row: no divisions.
+  template <class F>
+  void each_row(int64_t tile, F&& body) const {
+    int64_t row = 0, source = first * heads + head;
+    for (int64_t position = begin; position < end; ++position, source += heads)
+      for (int64_t g = 0; g < group; ++g) body(row++, source + g, (int)(position + 1 - tile * kPage));
+  }
 };
 
 // The state of a strip's rows: the largest score so far (in units of log 2) and the sum of 2^(score - largest).
@@ -208,37 +226,37 @@ int64_t ahead(const W* from, const W* to) {
   return Decoding && to ? (const char*)to - (const char*)from : 0;
 }
 
-// Of rows that have met no key yet, in strips of so many.
-inline void begin_rows(Running* state, int64_t rows, int64_t strip) {
-  for (int64_t row = 0; row < rows; ++row) {
-    state[row / strip].most[row % strip] = kNone;
-    state[row / strip].sum[row % strip] = 0.0f;
-  }
+// Of strips that have met no key yet.
+inline void begin_rows(Running* state, int64_t strips) {
+  for (int64_t i = 0; i < strips; ++i)
+    for (int r = 0; r < kRoom; r += kLanes)
+      store(state[i].most + r, set(kNone)), store(state[i].sum + r, zero());
 }
 
-// Writes what a task's rows have come to.
-template <class T, class P>
-void finish(const Pass<T, P>& pass, const Tile& here, int64_t strip, const Running* state, const float* o) {
+// Writes what a task's rows, in strips of so many, have come to.
+template <int Strip, class T, class P>
+void finish(const Pass<T, P>& pass, const Tile& here, int64_t tile, const Running* state, const float* o) {
   const int64_t dim = pass.dim, width = padded(dim);
-  for (int64_t row = 0; row < here.rows; ++row) {
-    T* to = pass.out + here.source(row) * dim;
-    const float most = state[row / strip].most[row % strip], sum = state[row / strip].sum[row % strip];
+  here.each_row(tile, [&](int64_t row, int64_t source, int) {
+    T* to = pass.out + source * dim;
+    const float most = state[row / Strip].most[row % Strip], sum = state[row / Strip].sum[row % Strip];
     const float inverse = 1.0f / sum;
     for (int64_t d = 0; d < dim; d += kLanes) {
       f32 value = load(o + row * width + d) * set(inverse);
       d + kLanes <= dim ? store(to + d, value) : store_n(to + d, value, (int)(dim - d));
     }
-    if (pass.lse) pass.lse[here.source(row)] = most * 0.693147181f + std::log(sum);
-  }
+    if (pass.lse) pass.lse[source] = most * 0.693147181f + std::log(sum);
+  });
 }
 
-// The queries of `span` at the positions of page `tile`, for one kv head. A strip of rows has the scores of its
-// next page computed before those of this one become weights, so that the processor has products to do while it
-// waits for maxima and sums. Decoding, whose pages lie all over memory and are read once, asks for each page
-// before it is needed: for the values with the keys, for the keys that come next, at last those of the next
-// task (`then`, or null), with the values before them.
+// The queries of `span` at the positions of page `tile`, for one kv head, whose pages are `kept`. A strip of
+// rows has the scores of its next page computed before those of this one become weights, so that the processor
+// has products to do while it waits for maxima and sums. Decoding, whose pages lie all over memory and are read
+// once, asks for each page before it is needed: for the values with the keys, for the keys that come next, at
+// last those of the next task (`then`, or null), with the values before them.
 template <bool Decoding, class T>
-void attend(const Pass<T, T>& pass, const Span& span, int64_t tile, int64_t kv_head, const Word<T>* then) {
+void attend(const Pass<T, T>& pass, const Span& span, const Kept<T>& kept, int64_t tile, int64_t kv_head,
+            const Word<T>* then) {
   constexpr int kSteps = Words<T>::kSteps;
   const int64_t dim = pass.dim, width = padded(dim), q_words = across_rows<T>(dim);
   const Tile here(pass, span, tile, kv_head);
@@ -248,11 +266,11 @@ void attend(const Pass<T, T>& pass, const Span& span, int64_t tile, int64_t kv_h
   float* o = room<float, 1>(rows * width);
   Running* state = room<Running, 2>((rows + kRows - 1) / kRows);
   int* valid = room<int, 7>(rows);  // keys on the tile's own page
-  for (int64_t row = 0; row < rows; ++row) {
-    write_rows(pass.q + here.source(row) * dim, 0, dim, 1, q + row * q_words);
-    valid[row] = here.valid(row, tile);
-  }
-  begin_rows(state, rows, kRows);
+  here.each_row(tile, [&](int64_t row, int64_t source, int seen) {
+    write_rows(pass.q + source * dim, 0, dim, 1, q + row * q_words);
+    valid[row] = seen;
+  });
+  begin_rows(state, (rows + kRows - 1) / kRows);
   std::fill(o, o + rows * width, 0.0f);
 
   alignas(64) float scores[2][kRows * kPage];
@@ -269,10 +287,10 @@ void attend(const Pass<T, T>& pass, const Span& span, int64_t tile, int64_t kv_h
     return {page, r, strip, valid[r + strip - 1], valid[r] / kSteps, valid + r};
   };
   auto score = [&](const Unit& at, float* s) {
-    const Word<T>* k = pass.keys(span, at.page, kv_head);
+    const Word<T>* k = kept.keys(at.page);
     product<T, Decoding>({q + at.r * q_words, q_words, 1}, k, kPage, q_words, s, kPage, at.strip,
                          (at.longest + kLanes - 1) / kLanes * kLanes, true,
-                         ahead<Decoding>(k, pass.values(span, at.page, kv_head)));
+                         ahead<Decoding>(k, kept.values(at.page)));
   };
   auto meet = [&](const Unit& at, float* s) {
     with_rows(at.strip, [&](auto strip) {
@@ -291,8 +309,8 @@ void attend(const Pass<T, T>& pass, const Span& span, int64_t tile, int64_t kv_h
     with_rows(at.strip, [&](auto strip) {
       weigh_rows<T, strip>(s, at.valid ? 1.0f : pass.scale, at.columns(), state[at.r / kRows], shift, weights);
     });
-    const Word<T>* v = pass.values(span, at.page, kv_head);
-    const Word<T>* after = at.page + 2 <= tile ? pass.keys(span, at.page + 2, kv_head) : then;
+    const Word<T>* v = kept.values(at.page);
+    const Word<T>* after = at.page + 2 <= tile ? kept.keys(at.page + 2) : then;
     const Left<T> p{reinterpret_cast<const Word<T>*>(weights), kPage / kSteps, 1};
     float* sums = o + at.r * width;
     product<T, Decoding>(p, v, width, at.common, sums, width, at.strip, width, false,
@@ -304,7 +322,7 @@ void attend(const Pass<T, T>& pass, const Span& span, int64_t tile, int64_t kv_h
     at = next;
     std::swap(s, next_s);
   }
-  finish(pass, here, kRows, state, o);
+  finish<kRows>(pass, here, tile, state, o);
 }
 
 // A row of numbers as whole ones of at most `most` in size; returns their unit, NaN where a number is none.
@@ -356,8 +374,8 @@ inline float part_weights(const float* p, const float* scales, int64_t valid, in
 
 // The same over codes.
 template <bool Decoding, class T>
-void attend(const Pass<T, uint8_t>& pass, const Span& span, int64_t tile, int64_t kv_head,
-            const uint32_t* then) {
+void attend(const Pass<T, uint8_t>& pass, const Span& span, const Kept<uint8_t>& kept, int64_t tile,
+            int64_t kv_head, const uint32_t* then) {
   constexpr int kSteps = Words<uint8_t>::kSteps, kStrip = kRows / 2;  // a row is two rows of a product
   const int64_t dim = pass.dim, width = padded(dim), q_words = across_rows<uint8_t>(dim);
   const Tile here(pass, span, tile, kv_head);
@@ -373,8 +391,8 @@ void attend(const Pass<T, uint8_t>& pass, const Span& span, int64_t tile, int64_
   int* valid = room<int, 7>(rows);  // keys on the tile's own page
   Query* query = room<Query, 8>(rows);
   int32_t *codes = room<int32_t, 9>(width), *sums = room<int32_t, 10>(kRows * width);
-  for (int64_t row = 0; row < rows; ++row) {
-    query[row].unit = to_codes(pass.q + here.source(row) * dim, dim, kMostParted, codes) * pass.scale;
+  here.each_row(tile, [&](int64_t row, int64_t source, int seen) {
+    query[row].unit = to_codes(pass.q + source * dim, dim, kMostParted, codes) * pass.scale;
     auto* parts = reinterpret_cast<int8_t*>(q + row * 2 * q_words);
     std::memset(parts, 0, 2 * q_words * sizeof(uint32_t));
     int32_t total = 0;
@@ -384,9 +402,9 @@ void attend(const Pass<T, uint8_t>& pass, const Span& span, int64_t tile, int64_
       total += codes[d];
     }
     query[row].offset = -128 * total;
-    valid[row] = here.valid(row, tile);
-  }
-  begin_rows(state, rows, kStrip);
+    valid[row] = seen;
+  });
+  begin_rows(state, (rows + kStrip - 1) / kStrip);
   std::fill(o, o + rows * width, 0.0f);
 
   alignas(64) int32_t scores[2][kRows * kPage];
@@ -394,18 +412,18 @@ void attend(const Pass<T, uint8_t>& pass, const Span& span, int64_t tile, int64_
   alignas(64) int8_t parts[kRows * kPage];
   Shift shift;
   auto score = [&](int64_t page, int64_t r, int32_t* s) {
-    const uint32_t* k = pass.keys(span, page, kv_head);
+    const uint32_t* k = kept.keys(page);
     const int64_t strip = std::min<int64_t>(kStrip, rows - r);
     const int64_t longest = page == tile ? valid[r + strip - 1] : kPage;
     product<uint8_t, Decoding>({q + r * 2 * q_words, q_words, 1}, k, kPage, q_words, s, kPage, 2 * strip,
                                (longest + kLanes - 1) / kLanes * kLanes, true,
-                               ahead<Decoding>(k, pass.values(span, page, kv_head)));
+                               ahead<Decoding>(k, kept.values(page)));
   };
   score(0, 0, scores[0]);
   int32_t *s = scores[0], *next = scores[1];
   for (int64_t page = 0; page <= tile; ++page) {
-    const uint32_t *k = pass.keys(span, page, kv_head), *v = pass.values(span, page, kv_head);
-    const uint32_t* after = page + 2 <= tile ? pass.keys(span, page + 2, kv_head) : then;
+    const uint32_t *k = kept.keys(page), *v = kept.values(page);
+    const uint32_t* after = page + 2 <= tile ? kept.keys(page + 2) : then;
     const auto* k_scales = reinterpret_cast<const float*>(k + across_size<uint8_t>(dim));
     const auto* v_scales = reinterpret_cast<const float*>(v + along_size<uint8_t>(dim));
     const bool own = page == tile;
@@ -449,7 +467,7 @@ void attend(const Pass<T, uint8_t>& pass, const Span& span, int64_t tile, int64_
         }
     }
   }
-  finish(pass, here, kStrip, state, o);
+  finish<kStrip>(pass, here, tile, state, o);
 }
 
 // Stores a token's keys and values of one head at a place of a page.
@@ -520,12 +538,12 @@ void attend_all(const Pass<T, P>& pass, const std::vector<Span>& spans, const Fr
       const Task& task = tasks[i / pass.kv_heads];
       const int64_t head = i % pass.kv_heads;
       if (fresh) fresh->write(task.span->first, head, pass.kv_heads, pass.dim);
-      const Word<P>* then =
-          i + 1 < end ? pass.keys(*tasks[(i + 1) / pass.kv_heads].span, 0, (i + 1) % pass.kv_heads) : nullptr;
+      auto kept = [&](int64_t at) { return pass.kept(*tasks[at / pass.kv_heads].span, at % pass.kv_heads); };
+      const Word<P>* then = i + 1 < end ? kept(i + 1).keys(0) : nullptr;
       if (task.span->count == 1) {
-        attend<true>(pass, *task.span, task.tile, head, then);
+        attend<true>(pass, *task.span, kept(i), task.tile, head, then);
       } else {
-        attend<false>(pass, *task.span, task.tile, head, then);
+        attend<false>(pass, *task.span, kept(i), task.tile, head, then);
       }
     }
   });
@@ -569,30 +587,48 @@ template <class T>
 void attention_forward(const T* q, const T* k, const T* v, const int32_t* cu_seqlens, int64_t documents,
                        int64_t heads, int64_t kv_heads, int64_t dim, float scale, T* k_pages, T* v_pages,
                        T* out, float* lse, int threads) {
-  std::vector<int32_t> pages;         // every page in order: a document's are neighbours
-  std::vector<int64_t> first, count;  // of each page's tokens
-  for (int64_t b = 0; b < documents; ++b)
-    for (int64_t t = cu_seqlens[b]; t < cu_seqlens[b + 1]; t += kPage) {
-      pages.push_back((int32_t)pages.size());
-      first.push_back(t);
-      count.push_back(std::min<int64_t>(kPage, cu_seqlens[b + 1] - t));
+  const int64_t k_words = key_words<T>(dim), v_words = value_words<T>(dim);
+  const int64_t most =
+      most_owned(cu_seqlens, documents, kv_heads, (k_words + v_words) * sizeof(Word<T>), threads);
+  struct Part {  // the tokens of a page
+    int64_t first, count;
+  };
+  std::vector<Part> parts;  // of documents that threads share, every page in order: a document's are neighbours
+  std::vector<Span> shared, owned;
+  std::vector<int32_t> numbers(cu_seqlens[documents] / kPage + documents);  // of pages
+  std::iota(numbers.begin(), numbers.end(), 0);
+  for (int64_t b : longest_first(cu_seqlens, documents)) {
+    const int64_t first = cu_seqlens[b], length = cu_seqlens[b + 1] - first;
+    if (length <= most) {
+      owned.push_back({first, length, length, numbers.data()});
+    } else {
+      shared.push_back({first, length, length, numbers.data() + parts.size()});
+      for (int64_t t = 0; t < length; t += kPage)
+        parts.push_back({first + t, std::min<int64_t>(kPage, length - t)});
     }
-  parallel::parallel_for((int64_t)pages.size() * kv_heads, threads, [&](int64_t i) {
-    int64_t page = i / kv_heads, row = first[page] * kv_heads + i % kv_heads;
-    write_across(k + row * dim, kv_heads * dim, dim, 0, count[page],
-                 reinterpret_cast<Word<T>*>(k_pages) + i * across_size<T>(dim));
-    write_along(v + row * dim, kv_heads * dim, dim, 0, count[page],
-                reinterpret_cast<Word<T>*>(v_pages) + i * along_size<T>(dim));
-  });
-  std::vector<Span> spans;
-  int64_t page = 0;
-  for (int64_t b = 0; b < documents; ++b) {
-    int64_t length = cu_seqlens[b + 1] - cu_seqlens[b];
-    spans.push_back({cu_seqlens[b], length, length, pages.data() + page});
-    page += (length + kPage - 1) / kPage;
   }
-  attend_all(make_pass<T, T>(q, k_pages, v_pages, heads, kv_heads, dim, scale, out, lse), spans,
-             (const Fresh<T, T>*)nullptr, threads);
+  auto pack = [&](const Part& part, int64_t head, Word<T>* keys, Word<T>* values) {
+    const int64_t at = (part.first * kv_heads + head) * dim;
+    write_across(k + at, kv_heads * dim, dim, 0, part.count, keys);
+    write_along(v + at, kv_heads * dim, dim, 0, part.count, values);
+  };
+  const auto pass = make_pass<T, T>(q, k_pages, v_pages, heads, kv_heads, dim, scale, out, lse);
+  parallel::parallel_for((int64_t)parts.size() * kv_heads, threads, [&](int64_t i) {
+    pack(parts[i / kv_heads], i % kv_heads, reinterpret_cast<Word<T>*>(k_pages) + i * k_words,
+         reinterpret_cast<Word<T>*>(v_pages) + i * v_words);
+  });
+  attend_all(pass, shared, (const Fresh<T, T>*)nullptr, threads);
+  parallel::parallel_for((int64_t)owned.size() * kv_heads, threads, [&](int64_t i) {
+    const Span& span = owned[i / kv_heads];
+    const int64_t head = i % kv_heads, pages = (span.count + kPage - 1) / kPage;
+    auto *keys = room<Word<T>, 11>(pages * k_words), *values = room<Word<T>, 12>(pages * v_words);
+    const Kept<T> kept{keys, values, span.pages, k_words, v_words};
+    for (int64_t tile = 0; tile < pages; ++tile) {
+      pack({span.first + tile * kPage, std::min<int64_t>(kPage, span.count - tile * kPage)}, head,
+           keys + tile * k_words, values + tile * v_words);
+      attend<false>(pass, span, kept, tile, head, nullptr);
+    }
+  });
 }
 
 template <class T, class P>

@@ -8,8 +8,10 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 #include "simd.h"
@@ -236,12 +238,42 @@ inline void product(Left<T> a, const Word<T>* b, int64_t b_step, int64_t steps, 
   }
 }
 
-// Room for n elements of this thread, kept for its next task; contents are whatever they were.
+// The longest packed document that a thread takes by itself, a kv head at a time with all its tokens, so that
+// what it makes of one, `bytes` a page, stays in its cache. Longer ones are shared by threads, lest these end
+// apart: none is more than a 16th of a thread's work.
+inline int64_t most_owned(const int32_t* cu_seqlens, int64_t documents, int64_t kv_heads, int64_t bytes,
+                          int threads) {
+  constexpr int64_t kNear = 1 << 19;  // half of a core's L2
+  double pairs = 0.0;
+  for (int64_t b = 0; b < documents; ++b) {
+    const double length = cu_seqlens[b + 1] - cu_seqlens[b];
+    pairs += length * length;
+  }
+  return std::min(kNear / bytes * kPage, (int64_t)std::sqrt(pairs * (double)kv_heads / (16.0 * threads)));
+}
+
+// The numbers of packed documents in the order in which threads take them, the longest first: so they end
+// together.
+inline std::vector<int64_t> longest_first(const int32_t* cu_seqlens, int64_t documents) {
+  std::vector<int64_t> order(documents);
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+    return cu_seqlens[a + 1] - cu_seqlens[a] > cu_seqlens[b + 1] - cu_seqlens[b];
+  });
+  return order;
+}
+
+// Room for n elements of this thread, kept for its next task; contents are whatever they were. It begins at a
+// line of memory, so that no vector lies across two.
 template <class E, int kSlot>
 inline E* room(int64_t n) {
-  thread_local std::vector<E> memory;
-  if ((int64_t)memory.size() < n) memory.resize(n);
-  return memory.data();
+  struct alignas(64) Line {
+    unsigned char bytes[64];
+  };
+  thread_local std::vector<Line> memory;
+  const size_t lines = (n * sizeof(E) + sizeof(Line) - 1) / sizeof(Line);
+  if (memory.size() < lines) memory.resize(lines);
+  return reinterpret_cast<E*>(memory.data());
 }
 
 }  // namespace attention

@@ -1,8 +1,9 @@
 // Causal attention of packed documents, backward.
 //
-// A task is one query head of one document. It goes through the queries in tiles of 64 and, for each, through
-// the pages of keys up to the tile's own, computing the scores again (five products of 64 x 64 x D instead of
-// storing T x T):
+// A task is one query head of one document, or, where the document is short, one kv head with all its query
+// heads, which packs its keys and values itself and keeps them and its sums in the cache of its core. It goes
+// through the queries in tiles of 64 and, for each, through the pages of keys up to the tile's own, computing
+// the scores again (five products of 64 x 64 x D instead of storing T x T):
 //
 //   p = 2^(s - lse)   dp = dout v^T   ds = p (dp - sum(dout out)) scale   dv += p^T dout   dk += ds^T q   dq +=
 //   ds k
@@ -11,7 +12,6 @@
 // order. Every sum has one order, so results do not depend on threads. 10 D flops a pair of query and key.
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "attention.h"
 #include "ops.h"
@@ -196,55 +196,99 @@ void attention_backward(const T* dout, const T* q, const T* k, const T* v, const
                         const int32_t* cu_seqlens, int64_t documents, int64_t heads, int64_t kv_heads,
                         int64_t dim, float scale, T* pages, float* partial, T* dq, T* dk, T* dv, int threads) {
   const int64_t group = heads / kv_heads, width = padded(dim), across = across_size<T>(dim),
-                along = along_size<T>(dim);
-  std::vector<int64_t> first(documents + 1, 0);  // page of each document
-  for (int64_t b = 0; b < documents; ++b)
-    first[b + 1] = first[b] + (cu_seqlens[b + 1] - cu_seqlens[b] + kPage - 1) / kPage;
-  const int64_t total = first[documents];
-
-  // Pages of a kv head are neighbours: all its keys across, its values across, its keys along.
-  auto* k_across = reinterpret_cast<Word<T>*>(pages);
-  Word<T>*v_across = k_across + kv_heads * total * across, *k_along = v_across + kv_heads * total * across;
-  parallel::parallel_for(documents * kv_heads, threads, [&](int64_t i) {
-    const int64_t b = i / kv_heads, h = i % kv_heads;
-    for (int64_t page = first[b]; page < first[b + 1]; ++page) {
-      const int64_t t = cu_seqlens[b] + (page - first[b]) * kPage, at = h * total + page;
-      const int64_t count = std::min<int64_t>(kPage, cu_seqlens[b + 1] - t), row = (t * kv_heads + h) * dim;
-      zero_and_write(k + row, kv_heads * dim, dim, count, k_across + at * across, k_along + at * along);
-      zero_and_write<T>(v + row, kv_heads * dim, dim, count, v_across + at * across, nullptr);
+                along = along_size<T>(dim), rows = kPage * width;
+  // What is made of a page of a kv head: its keys both ways and its values, and the sums of the query heads.
+  const int64_t words = 2 * across + along, sums = 2 * group * rows;
+  const int64_t most =
+      most_owned(cu_seqlens, documents, kv_heads, words * sizeof(Word<T>) + sums * sizeof(float), threads);
+  struct Document {
+    int64_t first, length, pages;  // its first token; how many
+    int64_t page;                  // its first one among those of all documents that threads share
+  };
+  std::vector<Document> owned, shared;
+  int64_t total = 0;  // pages that are shared
+  for (int64_t b : longest_first(cu_seqlens, documents)) {
+    const int64_t first = cu_seqlens[b], length = cu_seqlens[b + 1] - first,
+                  pages = (length + kPage - 1) / kPage;
+    if (length <= most) {
+      owned.push_back({first, length, pages, 0});
+    } else {
+      shared.push_back({first, length, pages, total});
+      total += pages;
     }
-  });
+  }
 
-  std::vector<int64_t> order(documents);  // the longest first, so that threads end together
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-    return cu_seqlens[a + 1] - cu_seqlens[a] > cu_seqlens[b + 1] - cu_seqlens[b];
-  });
-  const int64_t half = heads * total * kPage * width;  // dk's part of `partial`, then dv's
-  // Adds up the query heads of one kv head of one document.
-  auto add_group = [&](int64_t b, int64_t h) {
-    for (int64_t t = cu_seqlens[b]; t < cu_seqlens[b + 1]; ++t)
+  // Where all that is, for one kv head of a document: dk and dv of its query heads are `next` apart.
+  struct Place {
+    Word<T>*k_across, *v_across, *k_along;
+    float *dk, *dv;
+    int64_t next;
+  };
+  auto pack = [&](const Document& of, int64_t kv_head, const Place& to) {
+    for (int64_t page = 0; page < of.pages; ++page) {
+      const int64_t t = page * kPage, count = std::min<int64_t>(kPage, of.length - t);
+      const int64_t row = ((of.first + t) * kv_heads + kv_head) * dim;
+      zero_and_write(k + row, kv_heads * dim, dim, count, to.k_across + page * across,
+                     to.k_along + page * along);
+      zero_and_write<T>(v + row, kv_heads * dim, dim, count, to.v_across + page * across, nullptr);
+    }
+  };
+  auto query_head = [&](const Document& of, int64_t head, const Place& at) {
+    const int64_t row = (of.first * heads + head) * dim, skip = head % group * at.next;
+    backward_head<T>({q + row, out + row, dout + row, lse + of.first * heads + head, heads * dim, heads,
+                      of.length, dim, at.k_across, at.k_along, at.v_across, across, along, scale, dq + row,
+                      at.dk + skip, at.dv + skip});
+  };
+  auto add_group = [&](const Document& of, int64_t kv_head, const Place& at) {
+    for (int64_t t = 0; t < of.length; ++t)
       for (int64_t d = 0; d < dim; d += kLanes)
         for (int which = 0; which < 2; ++which) {
-          const float* from = partial + which * half + (first[b] * kPage + t - cu_seqlens[b]) * width + d;
+          const float* from = (which ? at.dv : at.dk) + t * width + d;
           f32 value = zero();
-          for (int64_t g = h * group; g < (h + 1) * group; ++g) value += load(from + g * total * kPage * width);
-          T* to = (which ? dv : dk) + (t * kv_heads + h) * dim + d;
+          for (int64_t g = 0; g < group; ++g) value += load(from + g * at.next);
+          T* to = (which ? dv : dk) + ((of.first + t) * kv_heads + kv_head) * dim + d;
           d + kLanes <= dim ? store(to, value) : store_n(to, value, (int)(dim - d));
         }
   };
-  parallel::parallel_for(documents * heads, threads, [&](int64_t i) {
-    const int64_t b = order[i / heads], h = i % heads, t = cu_seqlens[b], at = (h / group) * total + first[b];
-    float* sums = partial + (h * total + first[b]) * kPage * width;
-    const int64_t row = (t * heads + h) * dim;
-    backward_head<T>({q + row, out + row, dout + row, lse + t * heads + h, heads * dim, heads,
-                      cu_seqlens[b + 1] - t, dim, k_across + at * across, k_along + at * along,
-                      v_across + at * across, across, along, scale, dq + row, sums, sums + half});
-    if (group == 1) add_group(b, h);  // while it is in the cache
+
+  // Of what is shared, pages of a kv head are neighbours: all its keys across, its values across, its keys
+  // along.
+  auto place = [&](const Document& of, int64_t kv_head) -> Place {
+    auto* k_across = reinterpret_cast<Word<T>*>(pages);
+    Word<T>*v_across = k_across + kv_heads * total * across, *k_along = v_across + kv_heads * total * across;
+    const int64_t at = kv_head * total + of.page;
+    float* dk_sums = partial + (kv_head * group * total + of.page) * rows;
+    return {k_across + at * across,         v_across + at * across,
+            k_along + at * along,           dk_sums,
+            dk_sums + heads * total * rows, total * rows};
+  };
+  const int64_t units = (int64_t)shared.size() * kv_heads;
+  parallel::parallel_for(units, threads, [&](int64_t i) {
+    const Document& of = shared[i / kv_heads];
+    pack(of, i % kv_heads, place(of, i % kv_heads));
+  });
+  parallel::parallel_for(units * group, threads, [&](int64_t i) {
+    const Document& of = shared[i / heads];
+    const int64_t head = i % heads, kv_head = head / group;
+    query_head(of, head, place(of, kv_head));
+    if (group == 1) add_group(of, kv_head, place(of, kv_head));  // while it is in the cache
   });
   if (group > 1)
-    parallel::parallel_for(documents * kv_heads, threads,
-                           [&](int64_t i) { add_group(i / kv_heads, i % kv_heads); });
+    parallel::parallel_for(units, threads, [&](int64_t i) {
+      const Document& of = shared[i / kv_heads];
+      add_group(of, i % kv_heads, place(of, i % kv_heads));
+    });
+  parallel::parallel_for((int64_t)owned.size() * kv_heads, threads, [&](int64_t i) {
+    const Document& of = owned[i / kv_heads];
+    const int64_t kv_head = i % kv_heads;
+    auto* packed = room<Word<T>, 6>(of.pages * words);
+    auto* dk_sums = room<float, 13>(of.pages * sums);
+    const Place at{packed,  packed + of.pages * across,        packed + 2 * of.pages * across,
+                   dk_sums, dk_sums + group * of.pages * rows, of.pages * rows};
+    pack(of, kv_head, at);
+    for (int64_t g = 0; g < group; ++g) query_head(of, kv_head * group + g, at);
+    add_group(of, kv_head, at);
+  });
 }
 
 #define INSTANTIATE(T)                                                                                       \

@@ -29,7 +29,8 @@ void embedding_backward(const float* dy, const int64_t* ids, T* dtable, int64_t 
                         int64_t vocabulary, int threads);
 
 // Causal attention of packed documents (attention.cpp). q and out (tokens, heads, dim), k and v (tokens,
-// kv_heads, dim); k_pages and v_pages are room for every document's pages; lse (tokens, heads).
+// kv_heads, dim); k_pages and v_pages are room for every document's pages, used for those that threads share;
+// lse (tokens, heads).
 template <class T>
 void attention_forward(const T* q, const T* k, const T* v, const int32_t* cu_seqlens, int64_t documents,
                        int64_t heads, int64_t kv_heads, int64_t dim, float scale, T* k_pages, T* v_pages,

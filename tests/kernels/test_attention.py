@@ -387,20 +387,25 @@ def test_a_query_that_overflows_spoils_only_itself(backend):
 def test_documents_and_threads_do_not_change_bits(backend, dtype):
     if backend.name != "cpu":
         pytest.skip("only the CPU kernels have threads of their own")
-    lengths = [100, 1, 64, 129]
+    lengths = [70, 1, 64, 300, 129]  # together the longest is shared by threads, the short ones have one each
     tensors, bounds = inputs(lengths, 4, 2, 32, dtype)
+    dout = torch.randn(sum(lengths), 4, 32, generator=torch.Generator().manual_seed(7)).to(dtype)
+
+    def everything(threads, a=0, b=None, bounds=bounds):
+        _native.set_threads(threads)
+        part = [t.detach()[a:b].requires_grad_() for t in tensors]
+        out = attention(*part, bounds)
+        return [out, *torch.autograd.grad(out, part, dout[a:b])]
+
     try:
-        _native.set_threads(1)
-        one = through(attention, tensors, bounds)
-        _native.set_threads(2)
-        two = through(attention, tensors, bounds)
+        one, two = everything(1), everything(2)
+        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+        for a, b in zip(bounds.tolist(), bounds.tolist()[1:], strict=False):
+            # Shared, being all there is.
+            alone = everything(2, a, b, torch.tensor([0, b - a], dtype=torch.int32))
+            assert all(torch.equal(x, y[a:b]) for x, y in zip(alone, one, strict=True))
     finally:
         _native.set_threads(None)
-    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
-    alone = [t.detach()[165:].requires_grad_() for t in tensors]
-    with torch.no_grad():
-        last = attention(*alone, torch.tensor([0, 129], dtype=torch.int32))
-    assert torch.equal(last, one[0][165:])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -70,7 +70,7 @@ ASAN := ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD=$$($(CXX) -print-file-name=libasa
 TSAN := TSAN_OPTIONS=ignore_noninstrumented_modules=1:exitcode=66 LD_PRELOAD=$$($(CXX) -print-file-name=libtsan.so)
 test-cuda: $(VENV)/.test  ## the CUDA kernels on the host shim, with sanitizers: the quick part
 	$(SHIM)) $(SHIM_TESTS) -k "shim and (rmsnorm or bpe or decoder or hopper or (attention and (races or (as_good and 33))) or (reference_bits and not anywhere and (63 or 64)))"
-	$(SHIM) asan) $(ASAN) $(SHIM_TESTS) -k "shim and ((rmsnorm and not extremes) or (bpe and random_bytes) or ((attention or decoder or linear) and races))"
+	$(SHIM) asan) $(ASAN) $(SHIM_TESTS) -k "shim and ((rmsnorm and not extremes) or (bpe and random_bytes) or ((attention or decoder or hopper) and races))"
 	$(SHIM) tsan) $(TSAN) $(SHIM_TESTS) -k "shim and races"
 
 gpu-proof: $(VENV)-triton-new/.ready  ## long: all that can be proven of the GPU kernels without a GPU

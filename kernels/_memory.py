@@ -77,6 +77,16 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device, non_blocking=tensor.device.type == "cpu")
 
 
+def wide(columns: int) -> int:
+    """Columns of a row in whole eights of numbers."""
+    return -(-columns // EIGHT) * EIGHT
+
+
+def narrow(tensor: torch.Tensor, columns: int) -> torch.Tensor:
+    """A matrix without what lies behind `columns`, or an empty tensor as it is."""
+    return tensor if tensor.dim() == 1 or tensor.shape[1] == columns else tensor[:, :columns].contiguous()
+
+
 def in_chunks(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor with rows of whole eights of numbers from a multiple of 16 bytes on: itself, or a copy with zeros
     behind each row."""

@@ -235,20 +235,20 @@ def product(m: int, n: int, k: int) -> Work:
     return Work(bytes=2 * (m * k + n * k + m * n), products=2.0 * m * n * k, reach=0.8)
 
 
-HOPPER_TILE = (128, 256, 64)  # rows, columns, and K of a stage, of csrc/cuda/linear_hopper.cu
+HOPPER_TILE = (128, 256, 64)  # rows, columns, and K of a stage, of csrc/cuda/product_hopper.cuh
 HOPPER_SMS = 132
 
 
-def product_on_hopper(m: int, n: int, k: int) -> Work:
+def product_on_hopper(m: int, n: int, k: int, idle: int = 96) -> Work:
     """out (m, n) over k by a kernel of Hopper's own engines. All SMs take a tile at a time, whole ones, the last turn
-    too; a tile's results leave while nothing multiplies, about 1,500 clocks, as long as 96 of K take. Kernels of this
-    plan are published at what cuBLAS reaches, by hands that could measure; written without a card, this one is
+    too; a tile's results leave while nothing multiplies, as long as `idle` of K take: 96, about 1,500 clocks. Kernels
+    of this plan are published at what cuBLAS reaches, by hands that could measure; written without a card, this one is
     expected to reach less."""
     rows, columns, stage = HOPPER_TILE
     turns = -(-(-(-m // rows) * -(-n // columns)) // HOPPER_SMS)
     return Work(
         bytes=2 * (m * k + n * k + m * n),
-        products=2.0 * turns * HOPPER_SMS * rows * columns * (-(-k // stage) * stage + 96),
+        products=2.0 * turns * HOPPER_SMS * rows * columns * (-(-k // stage) * stage + idle),
         reach=0.9,
     )
 
@@ -269,6 +269,23 @@ def cross_entropy(tokens: int, channels: int, vocabulary: int) -> Work:
         launches=2 + 3 * -(-tokens // 1024),
         reach=0.75,
     )
+
+
+def cross_entropy_on_hopper(tokens: int, channels: int, vocabulary: int) -> Work:
+    """The same 8 T C V flops as products of Hopper's own engines, gradients of 4,096 tokens at a time. Nothing
+    multiplies while a tile's 32,768 exponentials are computed: 2,048 clocks of their unit, and as many again of other
+    instructions."""
+    exponentials = 256  # such clocks, in units of K
+    parts = [product_on_hopper(tokens, vocabulary, channels, exponentials)]
+    for first in range(0, tokens, 4096):
+        rows = min(4096, tokens - first)
+        share = product_on_hopper(vocabulary, channels, rows)
+        parts += [
+            product_on_hopper(rows, vocabulary, channels, exponentials),
+            product_on_hopper(rows, channels, vocabulary),
+            replace(share, bytes=share.bytes + 6 * vocabulary * channels),  # added to, in float32
+        ]
+    return one_after_another(parts)
 
 
 def muon(shapes: list[tuple[int, int]]) -> Work:

@@ -38,6 +38,10 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
   bind::def(m, "linear_forward_hopper_bf16", &linear_forward_hopper<bf16>);
   bind::def(m, "linear_dx_hopper", &linear_dx_hopper);
   bind::def(m, "linear_dweight_hopper", &linear_dweight_hopper);
+  bind::def(m, "linear_dweight_added_hopper", &linear_dweight_added_hopper);
+  bind::def(m, "cross_entropy_hopper_tiles", &cross_entropy_hopper_tiles);
+  bind::def(m, "cross_entropy_forward_hopper", &cross_entropy_forward_hopper);
+  bind::def(m, "cross_entropy_dlogits_hopper", &cross_entropy_dlogits_hopper);
   m.attr("DECODER_LAYERS") = kDecoderLayers;
   m.attr("DECODER_DIM") = kDecoderDim;
   bind::def(m, "decoder_shared_bytes", &decoder_shared_bytes);

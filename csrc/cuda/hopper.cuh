@@ -143,7 +143,19 @@ __device__ inline void store_panel(const void* panel, const TensorMap* map, int 
       : "memory");
 #endif
 }
-// Ends a batch of the copies that this thread has started with store_panel.
+// The same, float added to what is there, each number by itself and undisturbed.
+__device__ inline void add_panel(const void* panel, const TensorMap* map, int column, int head, int row) {
+#ifdef PYENGINE_HOST_SHIM
+  shim::store_panel(panel, *map, column, head, row, true);
+#else
+  asm volatile(
+      "cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(
+          map),
+      "r"(column), "r"(head), "r"(row), "r"(shared_address(panel))
+      : "memory");
+#endif
+}
+// Ends a batch of the copies that this thread has started with store_panel and add_panel.
 __device__ inline void end_stores() {
 #ifdef PYENGINE_HOST_SHIM
   shim::end_stores();

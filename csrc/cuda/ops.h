@@ -61,6 +61,19 @@ int linear_dx_hopper(const bf16* dy, const bf16* weight, bf16* dx, int64_t m, in
                      void* stream);
 int linear_dweight_hopper(const bf16* dy, const bf16* x, bf16* dweight, int64_t m, int64_t n, int64_t k,
                           void* stream);
+// The same, added to dweight.
+int linear_dweight_added_hopper(const bf16* dy, const bf16* x, float* dweight, int64_t m, int64_t n, int64_t k,
+                                void* stream);
+
+// kernels/cross_entropy on Hopper alone (cross_entropy_hopper.cu): rows of x, weight and dlogits as above.
+// peaks, sums: (tokens, cross_entropy_hopper_tiles(vocabulary)), chosen: (tokens), for the kernels alone.
+int64_t cross_entropy_hopper_tiles(int64_t vocabulary);
+int cross_entropy_forward_hopper(const bf16* x, const bf16* weight, const int64_t* targets, float* peaks,
+                                 float* sums, float* chosen, float* nll, double* lse, int64_t tokens,
+                                 int64_t vocabulary, int64_t channels, int64_t ignored, void* stream);
+int cross_entropy_dlogits_hopper(const bf16* x, const bf16* weight, const int64_t* targets, const double* lse,
+                                 const float* dnll, bf16* dlogits, int64_t tokens, int64_t vocabulary,
+                                 int64_t channels, int64_t ignored, void* stream);
 
 // kernels/decoder. layers: on the host, 11 addresses each, as in `Layer` of decoder.cu. angles: (2,
 // angle_positions, dim / 2). work: rows * (channels + heads * spans * (dim + 2)) floats; narrow: rows * ((heads

@@ -41,8 +41,13 @@ def linear_cross_entropy(
 
 
 def examples(device: str) -> list[Example]:
-    """Small, odd-sized calls for the probe launch."""
+    """Odd-sized calls for the probe launch: small ones, and on a card one of more tiles than any has SMs."""
     made: list[Example] = []
+    if torch.device(device).type == "cuda":
+        make = torch.Generator(device=device).manual_seed(2)
+        x, w = (torch.randn(n, 330, generator=make, device=device).bfloat16() / 4 for n in (4300, 4200))
+        targets = torch.randint(4200, (4300,), generator=make, device=device)
+        made.append((linear_cross_entropy, (x.requires_grad_(), w.requires_grad_(), targets), {}))
     for dtype in (torch.float32, torch.bfloat16):
         make = torch.Generator(device=device).manual_seed(1)
         x = torch.randn(7, 67, generator=make, device=device).to(dtype).requires_grad_()

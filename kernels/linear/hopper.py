@@ -7,7 +7,7 @@ card first. float32, which tensor cores would round, is torch's own product, and
 import torch
 
 from .. import _native
-from .._memory import EIGHT, in_chunks
+from .._memory import in_chunks, narrow, wide
 from . import reference
 
 
@@ -16,13 +16,13 @@ def forward(x, weight, bias, out_dtype):
     if _is_not_for_it(x, n):
         return reference.forward(x, weight, bias, out_dtype)
     x, weight = in_chunks(x), in_chunks(weight)
-    y = x.new_empty((m, _wide(n)), dtype=out_dtype)
+    y = x.new_empty((m, wide(n)), dtype=out_dtype)
     bias_at = _native.address(bias, x.dtype, n, "cuda")
     _native.launch(
         "linear_forward_hopper", (out_dtype,), x.device,
         *map(_address, (x, weight)), bias_at, _address(y), m, n, k,
     )  # fmt: skip
-    return _narrow(y, n)
+    return narrow(y, n)
 
 
 def backward(dy, x, weight, needs):
@@ -30,16 +30,16 @@ def backward(dy, x, weight, needs):
     if _is_not_for_it(x, n):
         return reference.backward(dy, x, weight, needs)
     dx, dweight, dbias = (x.new_empty(0) for _ in range(3))
-    wide_dy = in_chunks(dy)
+    padded_dy = in_chunks(dy)
     if needs[0]:
-        dx = x.new_empty((m, _wide(k)))
-        _launch("linear_dx_hopper", wide_dy, in_chunks(weight), dx, m, n, k)
+        dx = x.new_empty((m, wide(k)))
+        _launch("linear_dx_hopper", padded_dy, in_chunks(weight), dx, m, n, k)
     if needs[1]:
-        dweight = weight.new_empty((n, _wide(k)))
-        _launch("linear_dweight_hopper", wide_dy, in_chunks(x), dweight, m, n, k)
+        dweight = weight.new_empty((n, wide(k)))
+        _launch("linear_dweight_hopper", padded_dy, in_chunks(x), dweight, m, n, k)
     if needs[2]:
         dbias = dy.sum(0, dtype=torch.float32).to(x.dtype)
-    return _narrow(dx, k), _narrow(dweight, k), dbias
+    return narrow(dx, k), narrow(dweight, k), dbias
 
 
 def pack(weight):
@@ -53,15 +53,6 @@ def forward_packed(x, data, n, bias, out_dtype):
 
 def _is_not_for_it(x: torch.Tensor, n: int) -> bool:
     return x.dtype is not torch.bfloat16 or not x.numel() or not n
-
-
-def _wide(columns: int) -> int:
-    return -(-columns // EIGHT) * EIGHT
-
-
-def _narrow(t: torch.Tensor, columns: int) -> torch.Tensor:
-    """Without the columns behind `columns`."""
-    return t if t.dim() == 1 or t.shape[1] == columns else t[:, :columns].contiguous()
 
 
 def _launch(name: str, left: torch.Tensor, right: torch.Tensor, out: torch.Tensor, *sizes: int) -> None:

@@ -20,6 +20,8 @@ from bench.gpu.prediction import (
     attention_forward,
     attention_forward_by_warps,
     attention_forward_on_hopper,
+    cross_entropy,
+    cross_entropy_on_hopper,
     decode_step,
     encoding,
     linear_backward_on_hopper,
@@ -73,7 +75,7 @@ def test_the_level_is_the_best_goal_reached():
 def test_names_choose_cases():
     assert [CASES[i].area for i in suite.choose(CASES, ["adamw"], False)] == ["adamw"] * 2
     hopper = suite.choose(CASES, ["Hopper's engines"], False)
-    assert hopper == list(range(len(CASES) - 13, len(CASES)))  # last, see there
+    assert hopper == list(range(len(CASES) - 15, len(CASES)))  # last, see there
     with pytest.raises(SystemExit, match="attention forward"):
         suite.choose(CASES, ["no such thing"], False)
 
@@ -140,6 +142,11 @@ def test_the_document_tells_the_prediction():
             f"{1e3 * t:.2f} ({f * flops / t / 1e12:.0f})" for t, f in ((triton, 1), (ours, 1), (backward, 2))
         )
         assert f"| {n:,} | {k:,} | {cells} |" in page
+    for channels, vocabulary in ((768, 50257), (1024, 151936)):
+        sizes, flops = (16384, channels, vocabulary), 6 * 16384 * channels * vocabulary
+        times = [kernel(*sizes).predicted(H100) for kernel in (cross_entropy, cross_entropy_on_hopper)]
+        cells = " | ".join(f"{1e3 * t:.1f} ({flops / t / 1e12:.0f})" for t in times)
+        assert f"| {channels:,} | {vocabulary:,} | {cells} |" in page
     fused = replace(decode_step(SIZES["0.6B"], [1024]), nodes=7 * 28 + 7)
     assert f"{1e3 * fused.predicted(H100):.2f} ms for 0.6B" in page
 

@@ -70,6 +70,7 @@ struct PanelCopy {
   unsigned panel;
   int64_t corner[3];
   unsigned batch;         // of a copy to there
+  bool adds;              // float, to what is there
   std::vector<char> was;  // and the panel when it began, which must not change
 
   // Calls f(number in shared memory, its place in the tensor or null outside of it).
@@ -97,7 +98,7 @@ inline void copy_panel(void* panel, const TensorMap& map, int column, int head, 
   change_and_wait(
       [&] {
         std::memset(panel, 0xff, map.bytes());
-        block->panels.push_back({barrier, map, shared_address(panel), {column, head, row}, 0, {}});
+        block->panels.push_back({barrier, map, shared_address(panel), {column, head, row}, 0, false, {}});
         return true;  // who waits for the barrier fetches the panel
       },
       at_once);
@@ -133,7 +134,8 @@ inline void wait_for_phase(PhaseBarrier* barrier, int parity) {
 }
 
 // To memory: a panel is read when its batch is waited for, and must be then as it was.
-inline void store_panel(const void* panel, const TensorMap& map, int column, int head, int row) {
+inline void store_panel(const void* panel, const TensorMap& map, int column, int head, int row,
+                        bool adds = false) {
   check_panel(shared_address(panel), map);
   const char* first = static_cast<const char*>(panel);
   me().stores.push_back({nullptr,
@@ -141,6 +143,7 @@ inline void store_panel(const void* panel, const TensorMap& map, int column, int
                          shared_address(panel),
                          {column, head, row},
                          me().store_batch,
+                         adds,
                          std::vector<char>(first, first + map.bytes())});
 }
 inline void end_stores() { ++me().store_batch; }
@@ -152,7 +155,14 @@ inline void wait_for_stores(unsigned left) {
     if (std::memcmp(at_shared(copy.panel), copy.was.data(), copy.was.size()))
       stop("a panel changed while it was read");
     copy.each([&](const char* number, char* place) {
-      if (place) std::memcpy(place, number, copy.map.number);
+      if (!place) return;
+      if (copy.adds) {
+        float added;
+        std::memcpy(&added, number, sizeof added);
+        atomicAdd(reinterpret_cast<float*>(place), added);
+      } else {
+        std::memcpy(place, number, copy.map.number);
+      }
     });
   }
 }

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from pyengine.kernels import linear, pack_weight
+from pyengine.kernels import _probe, linear, pack_weight
 from pyengine.kernels.linear import reference
 
 from tests.conftest import HOPPER
@@ -78,6 +78,10 @@ def test_an_odd_address_is_copied(hopper):
     tensors = [t.detach() for t in inputs((9, 16, 24), BF16, hopper.device)]
     odd = [torch.cat([t.flatten()[:1], t.flatten()])[1:].view(t.shape) for t in tensors]
     assert torch.equal(linear(*odd), linear(*tensors))
+
+
+def test_the_probe_agrees(hopper):
+    _probe.compare(OP, "hopper", hopper.device)
 
 
 def test_races(hopper):

@@ -3,7 +3,8 @@
 Shapes: the default run's model on packed documents, 5.8M parameters on 8 x 256 tokens, and GPT-2's 124M on 4 x
 256 (left out by --quick). The peer is tuned: fused projections, scaled_dot_product_attention, the fused AdamW,
 all its threads, bfloat16 by autocast, memory kept as for us; with --compile also torch.compile, which takes
-minutes and is the strongest peer we know. With --processes N: N processes against one, see processes.py.
+a minute of processor time a shape and is the strongest peer we know; one that takes longer than COMPILE_SECONDS by the
+clock is given up. With --processes N: N processes against one, see processes.py.
 """
 
 import json
@@ -14,7 +15,7 @@ import pytest
 import torch
 from pyengine.kernels import _native, set_threads
 
-from bench.conftest import ROWS
+from bench.conftest import ROWS, at_most
 from bench.plain_torch import PlainTransformer, document_mask
 from pyengine.data.loader import Batch, make_batch
 from pyengine.model import ModelConfig, Transformer
@@ -29,6 +30,7 @@ SHAPES = {
     "5.8M": (ModelConfig(4096, 256, 6, 8, 8, 32, 688, qk_norm=False), 8, 256, False),
     "gpt2": (ModelConfig(50_304, 768, 12, 12, 12, 64, 2048, qk_norm=False), 4, 256, False),
 }
+COMPILE_SECONDS = 600
 SETTINGS = OptimizerConfig(rule="adamw", lr=1e-4)
 
 
@@ -93,6 +95,9 @@ def test_step(paired, quick, compiled, shape, dtype):
         torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0, foreach=True)
         peer_optimizer.step()
 
+    if compiled:
+        with at_most(COMPILE_SECONDS, f"torch.compile of the peer {shape}, {str(dtype)[6:]},"):
+            peer_step()
     tokens = rows * length
     row = paired(
         f"training step {shape}, {tokens} tokens, {str(dtype)[6:]}",

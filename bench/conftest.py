@@ -15,8 +15,11 @@ the work is another process's, `clocks` are two functions that tell ours' and th
 
 import json
 import os
+import signal
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -48,8 +51,35 @@ def quick(request) -> bool:
 
 
 @pytest.fixture
-def compiled(request) -> bool:
-    return request.config.getoption("--compile")
+def compiled(request, tmp_path_factory, monkeypatch) -> bool:
+    """Whether peers go through torch.compile, which then keeps what it makes in a folder of this run."""
+    asked = request.config.getoption("--compile")
+    if asked:
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "inductor"))
+    return asked
+
+
+@contextmanager
+def at_most(seconds: int, what: str) -> Iterator[None]:
+    """Skips the test if the block takes longer by the clock."""
+    late = False
+
+    def stop(*_):
+        nonlocal late
+        late = True
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    except Exception:  # torch wraps what interrupts its compiler
+        if not late:
+            raise
+        pytest.skip(f"{what} did not end within {seconds} s")
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture

@@ -200,6 +200,32 @@ void each_strip(Matrix<T> in, int64_t k, F&& body) {
   for (int64_t done = 0; done < k; done += strip) body(done / Step<T>::kNumbers, std::min(strip, k - done));
 }
 
+// Asks for some rows of A, whose columns are contiguous, a few numbers of all rows at a time: they lie one line
+// or three from a page to the next, where the processor does not look ahead by itself, and packing them would
+// wait 10 ns for each line.
+template <class T>
+class Ahead {
+ public:
+  // `rows` rows from `row` on; `calls`: how often more() will be called for all of `k`.
+  Ahead(Matrix<T> a, int64_t row, int64_t rows, int64_t k, int64_t calls)
+      : at_(reinterpret_cast<const char*>(a.data + row * a.row)),
+        stride_(a.column * (int64_t)sizeof(T)),
+        bytes_(rows * (int64_t)sizeof(T)),
+        left_(a.column == 1 || rows == 0 ? 0 : k),
+        share_(divide_up(k, std::max<int64_t>(calls, 1))) {}
+
+  void more() {
+    for (int64_t n = std::min(share_, left_); n > 0; --n, --left_, at_ += stride_) {
+      for (int64_t byte = 0; byte < bytes_; byte += 64) __builtin_prefetch(at_ + byte, 0, 2);
+      __builtin_prefetch(at_ + bytes_ - 1, 0, 2);
+    }
+  }
+
+ private:
+  const char* at_;
+  int64_t stride_, bytes_, left_, share_;
+};
+
 }  // namespace
 
 void* scratch(Slot slot, size_t bytes) {
@@ -222,19 +248,28 @@ void* scratch(Slot slot, size_t bytes) {
 
 template <class T>
 void pack(Matrix<T> b, int64_t n, int64_t k, T* packed, int threads) {
+  constexpr int64_t kStripNumbers = kStrip * Step<T>::kNumbers;
   const int64_t steps = steps_of<T>(k), panels = padded(n) / kPanel;
   auto* units = reinterpret_cast<Unit<T>*>(packed);
-  const int64_t group = std::clamp<int64_t>(panels / (2 * threads), 1, 4);  // panels a task
-  parallel::parallel_for(divide_up(panels, group), n * k < 1 << 18 ? 1 : threads, [&](int64_t task) {
-    const int64_t first = task * group * kPanel, end = std::min(panels, (task + 1) * group) * kPanel;
-    each_strip(b, k, [&](int64_t step, int64_t numbers) {
-      for (int64_t i = first; i < end; i += kLanes) {
-        int64_t rows = std::clamp<int64_t>(n - i, 0, kLanes);
-        Unit<T>* to = units + i / kPanel * kPanel * steps + step * kPanel + i % kPanel;
-        pack_rows(rows ? from(b, i, step) : b, rows, numbers, to, kPanel);
-      }
+  // Panels from `first` to `end`: `numbers` of each row, from `step` on.
+  auto pack_part = [&](int64_t first, int64_t end, int64_t step, int64_t numbers) {
+    for (int64_t i = first * kPanel; i < end * kPanel; i += kLanes) {
+      int64_t rows = std::clamp<int64_t>(n - i, 0, kLanes);
+      Unit<T>* to = units + i / kPanel * kPanel * steps + step * kPanel + i % kPanel;
+      pack_rows(rows ? from(b, i, step) : b, rows, numbers, to, kPanel);
+    }
+  };
+  if (n * k < 1 << 18) threads = 1;
+  if (b.column == 1) {
+    const int64_t group = std::clamp<int64_t>(panels / (2 * threads), 1, 4);  // panels a task
+    parallel::parallel_for(divide_up(panels, group), threads, [&](int64_t task) {
+      pack_part(task * group, std::min(panels, (task + 1) * group), 0, k);
     });
-  });
+  } else {  // a strip of columns is one piece of memory, which the processor reads ahead
+    parallel::parallel_for(divide_up(k, kStripNumbers), threads, [&](int64_t strip) {
+      pack_part(0, panels, strip * kStrip, std::min(kStripNumbers, k - strip * kStripNumbers));
+    });
+  }
 }
 
 template <class T, class Out>
@@ -250,7 +285,8 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
   const int64_t tiles = divide_up(m, kRows), tasks = 8 * threads;
   const int64_t fit = kBlockBytes / (int64_t)(kRows * std::clamp<int64_t>(steps, 1, kSweep) * sizeof(Unit<T>));
   const bool few = threads > 1 && tiles < tasks;
-  const int64_t height = std::clamp<int64_t>(few ? fit : std::min(fit, tiles / tasks), 1, kTiles);
+  const int64_t most_tiles = a.column == 1 ? kTiles : kTiles / 2;  // L2 holds the next rows too, see Ahead
+  const int64_t height = std::clamp<int64_t>(few ? fit : std::min(fit, tiles / tasks), 1, most_tiles);
   const int64_t row_blocks = divide_up(tiles, height);
   // A group of panels meets all tiles of a block while it is in cache: one, or more where tiles are low.
   const int64_t group = std::max(1, columns_of((int)divide_up(m, tiles)) / kVectors);
@@ -278,6 +314,10 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
     }
     const int64_t most = std::min(steps, kSweep);
     auto* packed_a = (Unit<T>*)scratch(kPackedA, (rows * most + (tile1 - tile0) * kLanes) * sizeof(Unit<T>));
+    // Meanwhile the rows of A that this thread will most likely meet next.
+    const int64_t next0 = std::min(tiles, tile0 + threads * height), next1 = std::min(tiles, next0 + height);
+    Ahead<T> later(a, first_row(next0), first_row(next1) - first_row(next0), column_blocks == 1 ? k : 0,
+                   divide_up(panels, group) * divide_up(steps, kSteps) * (tile1 - tile0));
 
     for (int64_t sweep = 0; sweep == 0 || sweep < steps; sweep += kSweep) {
       const int64_t swept = std::min(kSweep, steps - sweep);
@@ -300,6 +340,7 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
           const bool last = step0 + kSteps >= steps, continued = accumulate || step0 > 0;
           const int64_t next = (last ? group * steps - step0 : kSteps) * kPanel;  // what is read after this
           for (int64_t tile = tile0; tile < tile1; ++tile) {
+            later.more();
             const int64_t row = first_row(tile), high = first_row(tile + 1) - row;
             const Unit<T>* rows_of_a = packed_tile(tile) + block * high;
             const int full = columns_of((int)high), low = std::min(full, kVectors);

@@ -386,7 +386,7 @@ def test_a_part_is_not_taken_for_a_token_that_only_whole_pieces_are():
 
 
 def test_a_byte_without_a_token_is_dropped():
-    """As in llama.cpp and, without an unknown token, in Hugging Face's: nothing merges across it."""
+    """As in llama.cpp: nothing merges across it. (In Hugging Face's without an unknown token its neighbours merge.)"""
     tokens = [b"a", b"b", b"ab", b"-"]
     encoder = bpe.Encoder(tokens, np.array([[0, 1, 0, 2]]), bpe.split_pattern(bpe.PATTERNS["gpt2"]))
     assert encoder.encode("ab").tolist() == [2]

@@ -1,6 +1,7 @@
 """Encoding of text in tensors: every backend against the C++ encoder, on text of many scripts and on any bytes."""
 
 import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -71,10 +72,15 @@ def test_runs_that_a_warp_holds_or_hands_over(backend, encoder, piece):
 
 
 @pytest.mark.parametrize(
-    "piece", [b"a", b" ", b"1", b"aA", b"'a", b"!\n/", "中".encode(), b"e\xcc\x81", b"\xff"]
+    "piece", [b"a", b" ", b"\n ", b"1", b"aA", b"'a", b"!\n/", "中".encode(), b"e\xcc\x81", b"\xff"]
 )
 def test_stretches_longer_than_one_thread_walks(backend, encoder, piece):
-    """Behind a word and before one, whatever is certain between; at the end of a document, one byte less and more."""
+    """Behind a word and before one, whatever is certain between; at the end of a document, one byte less and more.
+    Any two bytes side by side are a token, so that a cut at a wrong place shows."""
+    pairs = list(dict.fromkeys(pairwise(piece * 2)))
+    tokens = [*(bytes([b]) for b in range(256)), *map(bytes, pairs)]
+    merges = np.array([[*pair, i, 256 + i] for i, pair in enumerate(pairs)], np.uint32)
+    encoder = bpe.Encoder(tokens, merges, encoder.pattern)
     runs = [piece * (size // len(piece)) for size in (4161, 4096, 4097)]
     check(encoder, [b"It's a" + runs[0] + b" b", runs[1], b"x", runs[2]], backend.device)
 

@@ -14,11 +14,11 @@ if __name__ == "pyengine.kernels":
     from .cross_entropy import linear_cross_entropy
     from .decoder import decoder_step
     from .embedding import embedding
-    from .linear import PackedWeight, linear, pack_weight
+    from .linear import PackedWeight, linear, norm_linear, pack_weight
     from .muon import muon_
     from .quantized import QuantizedWeight, linear_quantized, pack_quantized, stack_quantized
     from .rmsnorm import rmsnorm
-    from .rope import rope
+    from .rope import rope, rope_pages
     from .sample import adjust_logits, sample, sample_ids, sampled_logprob, top_logprobs, uniform
     from .swiglu import swiglu
 
@@ -39,10 +39,12 @@ __all__ = [
     "linear_quantized",
     "muon_",
     "new_pages",
+    "norm_linear",
     "pack_quantized",
     "pack_weight",
     "rmsnorm",
     "rope",
+    "rope_pages",
     "sample",
     "sample_ids",
     "sampled_logprob",

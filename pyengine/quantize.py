@@ -22,8 +22,8 @@ from rich.table import Table
 from .command import run
 from .devices import device_of
 from .errors import UserError
-from .kernels import _native, attention
-from .model import Transformer, gguf, hf, load
+from .kernels import _native
+from .model import Transformer, gguf, hf, load, over_documents
 from .serve.loading import checkpoint_of
 from .text import Tokenizer
 from .text.formats import read_texts
@@ -65,9 +65,7 @@ def perplexity(model: Transformer, documents: Iterable[list[int]]) -> float:
         bounds = torch.tensor([0, len(rows)], dtype=torch.int32)
         positions = torch.arange(len(rows), dtype=torch.int32)
         with _native.one_torch_thread():
-            hidden = model(
-                rows.to(model.device), positions, lambda _, q, k, v, b=bounds: attention(q, k, v, b)
-            )
+            hidden = model(rows.to(model.device), positions, over_documents(bounds))
             for at in range(0, len(rows), ROWS):
                 logits = model.logits(hidden[at : at + ROWS])
                 targets = torch.tensor(ids[at + 1 : at + 1 + len(logits)]).to(model.device)

@@ -10,10 +10,10 @@ pytest.importorskip("lm_eval")
 pytest.importorskip("uvicorn")
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
-from pyengine.kernels import attention
 
 from pyengine.engine import Engine, SamplingParams
 from pyengine.evaluation import HarnessModel
+from pyengine.model import over_documents
 from tests.serve.live import served_model, serving
 
 
@@ -36,7 +36,7 @@ def by_hand(served, ids: list[int]) -> torch.Tensor:
     """log-probabilities (T - 1, V) of what follows each id."""
     bounds = torch.tensor([0, len(ids)], dtype=torch.int32)
     positions = torch.arange(len(ids), dtype=torch.int32)
-    hidden = served.engine.model(torch.tensor(ids), positions, lambda _, q, k, v: attention(q, k, v, bounds))
+    hidden = served.engine.model(torch.tensor(ids), positions, over_documents(bounds))
     return served.engine.model.logits(hidden).double().log_softmax(1)[:-1]
 
 

@@ -67,7 +67,7 @@ def decode_step(place: Place, name: str, batch: int, context: int, persistent: b
     runner._inputs.upload()
 
     def step():
-        return runner._compute(batch, batch, batch, plain=True)
+        return runner._compute(batch, batch, batch, "ids")
 
     ours = step if place.dry else runner._graphs.capture(step)[0].replay
     logits = _plain_step(place, model, keys, values, runner._inputs.ids[:batch], context - 1)
@@ -75,7 +75,7 @@ def decode_step(place: Place, name: str, batch: int, context: int, persistent: b
     contexts = [context] * batch
     return Prepared(
         ours, {"torch.compile, CUDA graph": peer},
-        lambda: close(runner._compute(batch, batch, batch, plain=False)[0], logits(), 3e-2),
+        lambda: close(runner._compute(batch, batch, batch, "logits")[0], logits(), 3e-2),
         prediction.decode_step(c, contexts, persistent),
     )  # fmt: skip
 

@@ -43,7 +43,7 @@ class Work:
     exps: float = 0.0
     instructions: float = 0.0  # one a lane; counted only where no other engine could bound the kernel
     launches: int = 1
-    nodes: int = 0  # launches inside a CUDA graph
+    nodes: float = 0  # launches inside a CUDA graph
     barriers: int = 0
     reach: float = 0.88  # of memory's rate, for a kernel that streams
     overlaps: bool = True  # exponentials run while the tensor cores do
@@ -181,9 +181,9 @@ def decode_attention(contexts: list[int], kv_heads: int, dim: int) -> Work:
 def decode_step(c: "ModelConfig", contexts: list[int], persistent: bool = False) -> Work:
     """One token of each request: all weights, keys and values once. persistent: by the kernel that stays on the card.
 
-    Captured, 11 launches a layer and 7 beside. One costs 1.3 us between kernels (published for H100) and about 2 us
-    in which memory idles while a kernel fills and drains: so a 1.2B model of 16 layers, by 8 launches each, comes out
-    at the 1.4 ms a token that engines with graphs are published at. The kernel that stays has 5 barriers a layer
+    Captured, layer_launches() a layer and 7 beside. One costs 1.3 us between kernels (published for H100) and about 2
+    us in which memory idles while a kernel fills and drains: so a 1.2B model of 16 layers, by 8 launches each, comes
+    out at the 1.4 ms a token that engines with graphs are published at. The kernel that stays has 5 barriers a layer
     instead, each with a fill and drain of its own, and 5 launches beside it; its warps read a row of weights at a
     time, which is expected to reach less of the bandwidth.
     """
@@ -193,10 +193,23 @@ def decode_step(c: "ModelConfig", contexts: list[int], persistent: bool = False)
         bytes=2 * (matrices + cache),
         products=2.0 * batch * matrices + 4.0 * sum(contexts) * c.layers * c.heads * c.head_dim,
         launches=1,
-        nodes=5 if persistent else 11 * c.layers + 7,
+        nodes=5 if persistent else layer_launches(c, batch) * c.layers + 7,
         barriers=5 * c.layers if persistent else 0,
         reach=0.75 if persistent else 0.9,
     )
+
+
+def layer_launches(c: "ModelConfig", batch: int) -> float:
+    """Of a captured layer: rotation into pages, attention, its fold, output, down; and two norms, each a launch before
+    its product, or part of it where the rows are few (the bounds are those of kernels/linear/triton.py). Then it is
+    counted as half a launch: rows are read and added up before the first weight is multiplied."""
+
+    def normalises(outputs: int, columns: int) -> bool:
+        held = 1 << (batch - 1).bit_length() << (c.hidden_size - 1).bit_length()
+        return held <= 8192 and -(-outputs // columns) * batch * c.hidden_size <= 1 << 20
+
+    products = ((c.heads + 2 * c.kv_heads) * c.head_dim, 32), (c.intermediate_size, 16)
+    return 5 + sum(1.5 if normalises(*product) else 2 for product in products)
 
 
 def layer_numbers(c: "ModelConfig") -> int:

@@ -90,7 +90,7 @@ def attention_append(
     A decoded token's keys and values are written by the task that reads their page next. No request may read a
     slot that another writes. Raises ValueError as both do; pages are then as they were.
     """
-    _check_write(k, v, k_pages, v_pages, slots)
+    check_write(k, v, k_pages, v_pages, slots)
     _check_paged(q, k_pages, v_pages, block_table, q_start, context_lens)
     if len(q) != len(k):
         raise ValueError(f"attention_append: q {_describe(q)} and k {_describe(k)} differ in tokens")
@@ -130,7 +130,7 @@ def write_pages(
 
     Raises ValueError for shapes or types that do not fit, or a slot outside the pages.
     """
-    _check_write(k, v, k_pages, v_pages, slots)
+    check_write(k, v, k_pages, v_pages, slots)
     call = _write_op if torch.compiler.is_compiling() else _write
     call(_with_rows(k), _with_rows(v), k_pages, v_pages, slots.contiguous())
 
@@ -226,7 +226,8 @@ def _check_paged(q, k_pages, v_pages, block_table, q_start, context_lens) -> Non
         )
 
 
-def _check_write(k, v, k_pages, v_pages, slots) -> None:
+def check_write(k, v, k_pages, v_pages, slots) -> None:
+    """Raise ValueError for shapes and types that write_pages() does not take."""
     expected = _page_shapes(len(k_pages), k.shape[1], k.shape[2], k_pages.dtype)
     fits = (k_pages.shape, v_pages.shape) == expected and _stores(k_pages, k.dtype)
     if v.shape != k.shape or v.dtype != k.dtype or v_pages.dtype != k_pages.dtype or not fits:

@@ -347,19 +347,38 @@ def places_in_page(dims, place, padded, PACK: tl.constexpr, PAGE: tl.constexpr):
 
 
 @triton.jit
-def to_codes(x):
-    """(bytes, scale) of a token's numbers in a head, as the reference makes them; NaN where one is no number."""
-    most = tl.max(tl.abs(x))
-    sound = (tl.sum((x != x).to(tl.int32)) == 0) & (most < float("inf"))
-    usable = sound & (most > 0)
-    inverse = tl.div_rn(
-        tl.full((1,), 127.0, tl.float32), tl.where(usable, most, 1.0) + tl.zeros((1,), tl.float32)
-    )
+def largest(x):
+    """The largest magnitude of each row of x; infinity where one is no number."""
+    return tl.max(tl.where(x == x, tl.abs(x), float("inf")), 1)
+
+
+@triton.jit
+def coding(most):
+    """(what numbers are multiplied with to become codes, scale of these) of rows whose largest is `most`, as the
+    reference has it; the scale is NaN where one is no number."""
+    usable = (most > 0) & (most < float("inf"))
+    inverse = tl.div_rn(tl.full(most.shape, 127.0, tl.float32), tl.where(usable, most, 1.0))
     inverse = tl.where(usable, tl.minimum(inverse, 3.4028234663852886e38), 0.0)
-    scaled = tl.minimum(tl.maximum(tl.where(sound, x, 0.0) * inverse, -127.0), 127.0)
-    whole = (scaled + 12582912.0) - 12582912.0  # to the nearest, ties to even
-    scale = tl.where(sound, most * 0.007874015748031496, float("nan"))
-    return (whole.to(tl.int32) + 128).to(tl.uint8), scale
+    return inverse, tl.where(most < float("inf"), most * 0.007874015748031496, float("nan"))
+
+
+@triton.jit
+def to_codes(x, inverse, scale):
+    """The bytes of the rows of x."""
+    scaled = tl.where((scale == scale)[:, None], x, 0.0) * inverse[:, None]
+    whole = (
+        tl.minimum(tl.maximum(scaled, -127.0), 127.0) + 12582912.0
+    ) - 12582912.0  # to the nearest, ties to even
+    return (whole.to(tl.int32) + 128).to(tl.uint8)
+
+
+@triton.jit
+def store_scales(k_scale, v_scale, k_scales, v_scales, page, place, there, D, padded, k_page, v_page,
+                 PAGE: tl.constexpr):  # fmt: skip
+    """Of a token's heads, behind the codes of each; both are NaN where either is. k_page and v_page are in bytes."""
+    lost = (k_scale + v_scale) * 0.0
+    tl.store(k_scales + page * (k_page // 4) + (D + 3) // 4 * PAGE + place, k_scale + lost, there)
+    tl.store(v_scales + page * (v_page // 4) + padded * (PAGE // 4) + place, v_scale + lost, there)
 
 
 @triton.jit
@@ -368,21 +387,21 @@ def write_codes_kernel(k, v, k_pages, v_pages, k_scales, v_scales, slots, k_row,
     """write_pages_kernel for pages of codes: k_pages and v_pages in bytes, k_scales and v_scales the same memory in
     floats; k_page and v_page are the bytes of a head's share of a page."""
     token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
+    head = tl.program_id(1) + tl.arange(0, 1)
     dims = tl.arange(0, DIM)
     slot = tl.load(slots + token)
     page = (slot // PAGE).to(tl.int64) * K + head
     place = slot % PAGE
     k_place, v_place = places_in_page(dims, place, padded, 4, PAGE)
-    key, k_scale = to_codes(tl.load(k + token * k_row + head * D + dims, dims < D, other=0.0).to(tl.float32))
-    value, v_scale = to_codes(
-        tl.load(v + token * v_row + head * D + dims, dims < D, other=0.0).to(tl.float32)
-    )
-    lost = (k_scale + v_scale) * 0.0  # NaN where either is
-    tl.store(k_pages + page * k_page + k_place, key, dims < (D + 3) // 4 * 4)
-    tl.store(v_pages + page * v_page + v_place, value, dims < D)
-    tl.store(k_scales + page * (k_page // 4) + (D + 3) // 4 * PAGE + place, k_scale + lost)
-    tl.store(v_scales + page * (v_page // 4) + padded * (PAGE // 4) + place, v_scale + lost)
+    source = head[:, None] * D + dims[None, :]
+    key = tl.load(k + token * k_row + source, (dims < D)[None, :], other=0.0).to(tl.float32)
+    value = tl.load(v + token * v_row + source, (dims < D)[None, :], other=0.0).to(tl.float32)
+    k_inverse, k_scale = coding(largest(key))
+    v_inverse, v_scale = coding(largest(value))
+    k_at, v_at = page[:, None] * k_page + k_place[None, :], page[:, None] * v_page + v_place[None, :]
+    tl.store(k_pages + k_at, to_codes(key, k_inverse, k_scale), (dims < (D + 3) // 4 * 4)[None, :])
+    tl.store(v_pages + v_at, to_codes(value, v_inverse, v_scale), (dims < D)[None, :])
+    store_scales(k_scale, v_scale, k_scales, v_scales, page, place, head < K, D, padded, k_page, v_page, PAGE)
 
 
 @triton.jit
@@ -453,27 +472,27 @@ def forward_paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale
     if not tokens:
         return out
     requests, width = block_table.shape
-    pack = _pack(k_pages)
+    packed = pack(k_pages)
     span = span_pages(width)
     spans = triton.cdiv(width, span)
     shares = min(spans, triton.cdiv(PROGRAMS, tokens * kv_heads))  # of a row: no result depends on it
     sizes = {
         "SPAN": span, "PAGE": PAGE_SIZE, "BLOCK": min(256, triton.next_power_of_2(requests)),
-        "GROUP": max(16, triton.next_power_of_2(heads // kv_heads)), "DIM": max(32, 16 * pack, _dim(dim)),
+        "GROUP": max(16, triton.next_power_of_2(heads // kv_heads)), "DIM": max(32, 16 * packed, _dim(dim)),
     }  # fmt: skip
     peaks = totals = parts = None
     if shares > 1:
         each = tokens, kv_heads, spans, heads // kv_heads
         peaks, totals = (q.new_empty(each, dtype=torch.float32) for _ in range(2))
         parts = q.new_empty((*each, dim), dtype=torch.float32)
-    if pack > 1:
+    if packed > 1:
         k_words, v_words = k_pages.view(torch.int32), v_pages.view(torch.int32)
     else:
         k_words, v_words = k_pages, v_pages
     attention_paged_kernel[(tokens, kv_heads, shares)](
         q, k_words, v_words, out, peaks, totals, parts, block_table, q_start, context_lens, scale * LOG2E,
-        requests, width, spans, heads, kv_heads, dim, *_strides(k_words, v_words, dim), ALONE=shares == 1,
-        PACK=pack, **sizes, num_stages=3, **EXACT,
+        requests, width, spans, heads, kv_heads, dim, *strides(k_words, v_words, dim), ALONE=shares == 1,
+        PACK=packed, **sizes, num_stages=3, **EXACT,
     )  # fmt: skip
     if shares > 1:
         fold_spans_kernel[(tokens, kv_heads)](
@@ -487,7 +506,7 @@ def write_pages(k, v, k_pages, v_pages, slots):
     tokens, kv_heads, dim = k.shape
     if not tokens:
         return
-    numbers = k.stride(0), v.stride(0), kv_heads, dim, *_strides(k_pages, v_pages, dim)
+    numbers = k.stride(0), v.stride(0), kv_heads, dim, *strides(k_pages, v_pages, dim)
     if k_pages.dtype is CODES:
         scales = (part.view(torch.float32) for part in (k_pages, v_pages))
         write_codes_kernel[(tokens, kv_heads)](
@@ -506,7 +525,7 @@ def write_pages(k, v, k_pages, v_pages, slots):
     else:
         write_pages_kernel[(tokens, kv_heads)](
             k, v, k_pages, v_pages, slots, *numbers,
-            PACK=_pack(k_pages), PAGE=PAGE_SIZE, DIM=_dim(dim), num_warps=1,
+            PACK=pack(k_pages), PAGE=PAGE_SIZE, DIM=_dim(dim), num_warps=1,
         )  # fmt: skip
 
 
@@ -549,12 +568,12 @@ def tile_for_keys(dim: int, dtype: torch.dtype) -> dict[str, int]:
     return {"QUERIES": side, "KEYS": side, "DIM": padded}
 
 
-def _strides(k_pages, v_pages, dim: int) -> tuple[int, int, int]:
+def strides(k_pages, v_pages, dim: int) -> tuple[int, int, int]:
     """D rounded up as the values have it, and the sizes of one head's share of a page."""
     return -(-dim // 16) * 16, k_pages[0, 0].numel(), v_pages[0, 0].numel()
 
 
-def _pack(pages) -> int:
+def pack(pages) -> int:
     """Numbers in a word of a page."""
     return 4 // pages.dtype.itemsize
 

@@ -15,8 +15,11 @@ import torch
 from .._library import Example, as_rows, like_rows, needs_grad, register
 from .._select import select
 from ..quantized import QuantizedWeight, linear_quantized
+from ..rmsnorm import check as check_norm
+from ..rmsnorm import rmsnorm
+from ..swiglu import swiglu
 
-__all__ = ["linear", "pack_weight", "PackedWeight"]
+__all__ = ["linear", "norm_linear", "pack_weight", "PackedWeight"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,41 @@ def linear(
     return like_rows(y, x)
 
 
+def norm_linear(
+    x: torch.Tensor,
+    norm: torch.Tensor,
+    weight: torch.Tensor | PackedWeight | QuantizedWeight,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-6,
+    residual: torch.Tensor | None = None,
+    gated: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """linear(rmsnorm(x, norm, eps, residual), weight, bias), and with `gated` swiglu of that.
+
+    Shapes and types are those of these ops; y has the norm's type. Returns y, or (y, x + residual) when a residual is
+    given. A backend that has it as one op (Triton, for weights as tensors and without gradients) gives a row the
+    same bits however many there are; elsewhere the ops run one after another.
+
+    Raises ValueError for shapes or types that do not fit together.
+    """
+    backend = select("linear", x.device)
+    separate = torch.compiler.is_compiling() or not hasattr(backend, "forward_normed")
+    if separate or not isinstance(weight, torch.Tensor) or needs_grad(x, norm, weight, bias, residual):
+        h = rmsnorm(x, norm, eps, residual)
+        y = linear(h[0] if isinstance(h, tuple) else h, weight, bias)
+        y = swiglu(y) if gated else y
+        return (y, h[1]) if isinstance(h, tuple) else y
+    check_norm(x, norm, residual)
+    _check(norm.expand(x.shape), weight, bias, None)
+    if gated and weight.shape[0] % 2:
+        raise ValueError(f"norm_linear: a gated weight has an even number of rows, got {tuple(weight.shape)}")
+    y, summed = backend.forward_normed(
+        as_rows(x), norm.contiguous(), weight.contiguous(), None if bias is None else bias.contiguous(), eps,
+        None if residual is None else as_rows(residual), gated,
+    )  # fmt: skip
+    return like_rows(y, x) if residual is None else (like_rows(y, x), like_rows(summed, x))
+
+
 def examples(device: str) -> list[Example]:
     """Odd-sized calls for the probe launch: small ones, and on a card one of more tiles than any has SMs."""
     made: list[Example] = []
@@ -81,6 +119,9 @@ def examples(device: str) -> list[Example]:
         )
         made += [(linear, (x, w), {}), (linear, (x, w, b), {"out_dtype": torch.float32})]
         made.append((_linear_packed, (x.detach(), w.detach(), b.detach()), {}))
+        x, w, b = x.detach(), w.detach(), b.detach()
+        made.append((norm_linear, (x, w[0], w, b), {"residual": x.float()}))
+        made.append((norm_linear, (x.float(), w[0], w[1:]), {"gated": True}))
     return made
 
 

@@ -27,7 +27,7 @@ def rmsnorm(
 
     Raises ValueError for shapes or types that do not fit together.
     """
-    _check(x, weight, residual)
+    check(x, weight, residual)
     rows = as_rows(x)
     other = None if residual is None else as_rows(residual)
     weight = weight.contiguous()
@@ -50,7 +50,8 @@ def examples(device: str) -> list[Example]:
     return made
 
 
-def _check(x, weight, residual) -> None:
+def check(x, weight, residual) -> None:
+    """Raise ValueError for what rmsnorm() does not take."""
     if x.dim() == 0 or weight.shape != x.shape[-1:]:
         raise ValueError(
             f"rmsnorm: weight {tuple(weight.shape)} does not fit x {tuple(x.shape)}; expected (C,)"

@@ -12,8 +12,9 @@ import torch
 
 from .._library import Example, needs_grad, register
 from .._select import select
+from ..attention import check_write, new_pages, write_pages
 
-__all__ = ["rope"]
+__all__ = ["rope", "rope_pages"]
 
 
 def rope(
@@ -55,6 +56,40 @@ def rope(
     return _forward(*arguments)
 
 
+def rope_pages(
+    qkv: torch.Tensor,
+    heads: int,
+    positions: torch.Tensor,
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
+    theta: float,
+    eps: float,
+    divisors: Sequence[float],
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    slots: torch.Tensor,
+) -> torch.Tensor:
+    """rope(qkv, ...), then write_pages() of its keys and values: one op where a backend has it so. Returns q.
+
+    Shapes, types and errors are those of the two. Not differentiable where it is one op.
+    """
+    backend = select("rope", qkv.device)
+    whole = hasattr(backend, "forward_pages") and not needs_grad(qkv, q_weight, k_weight)
+    if torch.compiler.is_compiling() or not whole:
+        q, k, v = rope(qkv, heads, positions, q_weight, k_weight, theta, eps, divisors)
+        write_pages(k, v, k_pages, v_pages, slots)
+        return q
+    _check(qkv, heads, positions, q_weight, k_weight, divisors)
+    k, v = qkv[:, heads:].chunk(2, dim=1)
+    check_write(k, v, k_pages, v_pages, slots)
+    if q_weight is not None and k_weight is not None:
+        q_weight, k_weight = q_weight.contiguous(), k_weight.contiguous()
+    return backend.forward_pages(
+        qkv.contiguous(), heads, positions.contiguous(), q_weight, k_weight, theta, eps, divisors, k_pages, v_pages,
+        slots.contiguous(),
+    )  # fmt: skip
+
+
 def examples(device: str) -> list[Example]:
     """Small, odd-sized calls for the probe launch."""
     made: list[Example] = []
@@ -67,7 +102,18 @@ def examples(device: str) -> list[Example]:
         )
         divided = {"divisors": [1.0] * 8 + [8.0] * 9}
         made += [(rope, (qkv, 3, positions), divided), (rope, (qkv, 3, positions, wq, wk, 1e6), {})]
+        plain = [t.detach() for t in (qkv, wq, wk)]
+        for kept in (dtype, torch.int8):
+            made.append((_into_pages, (plain[0], positions, *plain[1:], kept), {}))
     return made
+
+
+def _into_pages(qkv, positions, q_weight, k_weight, kept):
+    """rope_pages() into pages of zeros, at every second slot: q and what the pages then hold."""
+    k_pages, v_pages = (part.zero_() for part in new_pages(1, 1, qkv.shape[2], kept, qkv.device))
+    slots = torch.arange(0, 2 * len(qkv), 2, dtype=torch.int32, device=qkv.device)
+    q = rope_pages(qkv, 3, positions, q_weight, k_weight, 1e4, 1e-6, (), k_pages, v_pages, slots)
+    return q, k_pages, v_pages
 
 
 def _check(qkv, heads, positions, q_weight, k_weight, divisors) -> None:

@@ -29,14 +29,18 @@ from ..kernels import (
     _native,
     _select,
     attention_append,
+    attention_paged,
     decoder,
     new_pages,
+    rope,
+    rope_pages,
     uniform,
 )
 from ..kernels._capture import Arena, Decoder, capture
 from ..kernels._graph import Graphs, Outputs
 from ..kernels._memory import to_device
 from ..kernels.rope.table import table
+from ..model.transformer import Rotation
 from .cache import PAGE
 from .sampling import choose, draw
 from .scheduler import Plan, Request
@@ -242,8 +246,11 @@ class ModelRunner:
         slots, table, lengths = b.slots[here], b.block_table[requests], b.lengths[requests]
         starts = b.starts[: rows + 1]  # of one token each, the same wherever they begin
 
-        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            return attention_append(q, k, v, *self._cache[layer], slots, table, starts, lengths)
+        def attend(layer: int, turn: Rotation) -> torch.Tensor:
+            pages = self._cache[layer]
+            if self._graphs is None:  # there a token is written by the task that reads its page
+                return attention_append(*rope(*turn), *pages, slots, table, starts, lengths)
+            return attention_paged(rope_pages(*turn, *pages, slots), *pages, table, starts, lengths)
 
         if self._persistent and tokens == rows == ready <= decoder.MOST_ROWS:
             logits = self._persist(tokens)

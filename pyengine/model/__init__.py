@@ -13,9 +13,9 @@ from . import gguf, hf
 from .config import ModelConfig
 from .hf import save
 from .quantized import QuantizedTransformer
-from .transformer import Transformer, Weights
+from .transformer import Transformer, Weights, over_documents
 
-__all__ = ["ModelConfig", "QuantizedTransformer", "Transformer", "Weights", "load", "save"]
+__all__ = ["ModelConfig", "QuantizedTransformer", "Transformer", "Weights", "load", "over_documents", "save"]
 
 
 def load(

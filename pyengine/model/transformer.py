@@ -4,7 +4,7 @@
     each layer:  x += out(attend(rope(qkv(rmsnorm(x)))));  x += down(swiglu(gate_up(rmsnorm(x))))
     hidden = rmsnorm(x);  logits = hidden head^T
 
-The caller brings `attend`: attention over packed documents in training, over pages of a cache in the engine.
+The caller brings `attend`: rope, and attention over packed documents in training, over pages of a cache in the engine.
 All other ops treat rows alone, and both kinds of attention give a row the same bits, so the engine's
 log-probabilities are the trainer's. Queries, keys and values are one matrix, gate and up another: fewer,
 larger products; each residual addition is done by the norm that follows it. The residual stream is float32,
@@ -13,7 +13,7 @@ whatever the type of the weights. On disk the parts have Hugging Face's names (h
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -22,8 +22,28 @@ from .. import kernels
 from ..kernels._memory import to_device
 from .config import ModelConfig
 
-# (layer, q (T, H, D), k (T, K, D), v (T, K, D)) -> (T, H, D)
-Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+class Rotation(NamedTuple):
+    """What kernels.rope() takes, in its order: queries, keys and values as their projection made them."""
+
+    qkv: torch.Tensor  # (T, H + 2K, D)
+    heads: int
+    positions: torch.Tensor  # (T,) int32
+    q_norm: torch.Tensor | None  # (D,)
+    k_norm: torch.Tensor | None  # (D,)
+    theta: float
+    eps: float
+    divisors: Sequence[float]
+
+
+Attend = Callable[[int, Rotation], torch.Tensor]  # (layer, what to turn) -> (T, H, D)
+
+
+def over_documents(cu_seqlens: torch.Tensor) -> Attend:
+    """Attention over packed documents, bounded by cu_seqlens (B + 1,) int32."""
+    return lambda _, turn: kernels.attention(*kernels.rope(*turn), cu_seqlens)
+
+
 IGNORE = -100  # target of a token that is not trained on
 EMBEDDING_STD, HEAD_STD = 0.2, 0.02  # of the first weights
 Matrix: TypeAlias = torch.Tensor | kernels.PackedWeight | kernels.QuantizedWeight
@@ -146,17 +166,20 @@ class Transformer(nn.Module):
         c, w = self.config, weights or self.weights()
         x, update = kernels.embedding(w.embedding, ids), None
         for i, layer in enumerate(w.layers):
-            h, x = _add_norm(x, update, layer.attention_norm, c.eps)
-            qkv = kernels.linear(h, layer.qkv, layer.qkv_bias).view(
-                len(ids), c.heads + 2 * c.kv_heads, c.head_dim
+            qkv, x = _add(
+                x, update, kernels.norm_linear, layer.attention_norm, layer.qkv, layer.qkv_bias, eps=c.eps
             )
-            q, k, v = kernels.rope(
-                qkv, c.heads, positions, layer.q_norm, layer.k_norm, c.rope_theta, c.eps, c.rope_divisors
+            qkv = qkv.view(len(ids), c.heads + 2 * c.kv_heads, c.head_dim)
+            attended = attend(
+                i,
+                Rotation(
+                    qkv, c.heads, positions, layer.q_norm, layer.k_norm, c.rope_theta, c.eps, c.rope_divisors
+                ),
             )
-            update = kernels.linear(attend(i, q, k, v).reshape(len(ids), c.heads * c.head_dim), layer.out)
-            h, x = _add_norm(x, update, layer.mlp_norm, c.eps)
-            update = kernels.linear(kernels.swiglu(kernels.linear(h, layer.gate_up)), layer.down)
-        return _add_norm(x, update, w.norm, c.eps)[0]
+            update = kernels.linear(attended.reshape(len(ids), c.heads * c.head_dim), layer.out)
+            h, x = _add(x, update, kernels.norm_linear, layer.mlp_norm, layer.gate_up, eps=c.eps, gated=True)
+            update = kernels.linear(h, layer.down)
+        return _add(x, update, kernels.rmsnorm, w.norm, eps=c.eps)[0]
 
     def logits(self, hidden: torch.Tensor, weights: Weights | None = None) -> torch.Tensor:
         """Float32 logits (..., V) of hidden states (..., C)."""
@@ -181,7 +204,7 @@ class Transformer(nn.Module):
         """
         w = using or self.weights()
         ids = to_device(ids, w.norm.device)
-        hidden = self(ids, positions, lambda _, q, k, v: kernels.attention(q, k, v, cu_seqlens), w)
+        hidden = self(ids, positions, over_documents(cu_seqlens), w)
         if weights is not None:
             targets = targets.masked_fill(weights == 0, IGNORE)
         return kernels.linear_cross_entropy(hidden, w.head, targets, IGNORE)
@@ -192,10 +215,10 @@ class Transformer(nn.Module):
             yield layer
 
 
-def _add_norm(
-    x: torch.Tensor, update: torch.Tensor | None, weight: torch.Tensor, eps: float
+def _add(
+    x: torch.Tensor, update: torch.Tensor | None, op: Callable, *arguments: Any, **keywords: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(norm of x + update, x + update); the first norm has no update to add."""
+    """(op, which begins with a norm, of x + update; x + update); the first norm has no update to add."""
     if update is None:
-        return kernels.rmsnorm(x, weight, eps), x  # type: ignore[return-value]
-    return kernels.rmsnorm(update, weight, eps, residual=x)  # type: ignore[return-value]
+        return op(x, *arguments, **keywords), x
+    return op(update, *arguments, residual=x, **keywords)

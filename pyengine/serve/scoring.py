@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-from ..kernels import _native, attention, sampled_logprob, top_logprobs
-from ..model import Transformer
+from ..kernels import _native, sampled_logprob, top_logprobs
+from ..model import Transformer, over_documents
 
 LOGIT_ROWS = 256  # of logits in memory at once
 
@@ -45,7 +45,7 @@ def likelihoods(
     top = min(top, model.config.vocab_size)
     rows = []
     with _native.one_torch_thread():
-        hidden = model(ids.to(device), positions, lambda _, q, k, v: attention(q, k, v, packed))
+        hidden = model(ids.to(device), positions, over_documents(packed))
         hidden, targets = hidden[places.to(device)], ids[places + 1].to(device)
         for start in range(0, len(places), LOGIT_ROWS):
             here = slice(start, start + LOGIT_ROWS)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench.gpu import suite
 from bench.gpu.cases import CASES, Case
@@ -24,6 +25,7 @@ from bench.gpu.prediction import (
     cross_entropy_on_hopper,
     decode_step,
     encoding,
+    layer_launches,
     linear_backward_on_hopper,
     one_after_another,
     pairs,
@@ -106,7 +108,7 @@ def test_a_dry_run_of_everything(tmp_path):
 
 
 def test_the_document_tells_the_prediction():
-    """docs/gpu.md: a captured step beside a kernel that never leaves the card, and fewer launches."""
+    """docs/gpu.md: a captured step beside a kernel that never leaves the card."""
     from bench.gpu.decoding import SIZES
 
     page = (Path(__file__).parents[2] / "docs" / "gpu.md").read_text(encoding="utf-8")
@@ -147,8 +149,25 @@ def test_the_document_tells_the_prediction():
         times = [kernel(*sizes).predicted(H100) for kernel in (cross_entropy, cross_entropy_on_hopper)]
         cells = " | ".join(f"{1e3 * t:.1f} ({flops / t / 1e12:.0f})" for t in times)
         assert f"| {channels:,} | {vocabulary:,} | {cells} |" in page
-    fused = replace(decode_step(SIZES["0.6B"], [1024]), nodes=7 * 28 + 7)
-    assert f"{1e3 * fused.predicted(H100):.2f} ms for 0.6B" in page
+
+
+def test_a_norm_is_part_of_its_product_where_rows_are_few():
+    """The prediction counts the launches that the kernels make: their bounds are the kernels' own."""
+    from pyengine.kernels.linear import triton
+
+    from bench.gpu.decoding import SIZES
+
+    for c in SIZES.values():
+        for batch in (1, 2, 5, 8, 9, 64):
+            fused = 0
+            for outputs, gated in (
+                ((c.heads + 2 * c.kv_heads) * c.head_dim, False),
+                (c.intermediate_size, True),
+            ):
+                size = outputs * (1 + gated), c.hidden_size
+                weight = torch.empty(size, dtype=torch.bfloat16, device="meta")
+                fused += triton.normalises(batch, weight, gated)
+            assert layer_launches(c, batch) == 9 - 0.5 * fused
 
 
 def test_the_document_of_text_tells_the_prediction():

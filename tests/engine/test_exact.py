@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pyengine.kernels import _native, attention, sampled_logprob, set_threads, use_backend
+from pyengine.kernels import _native, sampled_logprob, set_threads, use_backend
 
 from pyengine.engine import Engine, SamplingParams
-from pyengine.model import ModelConfig, Transformer
+from pyengine.model import ModelConfig, Transformer, over_documents
 from pyengine.train.config import OptimizerConfig
 from pyengine.train.optimizer import Optimizer
 
@@ -66,7 +66,7 @@ def trainers(model, answers, params, padding=0) -> list[torch.Tensor]:
             targets[place] = torch.tensor(answer.ids)
         logprobs = -model.loss(ids, targets, bounds, positions)
         return [logprobs[place] for place in places]
-    hidden = model(ids, positions, lambda _, q, k, v: attention(q, k, v, bounds))
+    hidden = model(ids, positions, over_documents(bounds))
     return [
         sampled_logprob(
             model.logits(hidden[place]), torch.tensor(a.ids), params.temperature, params.top_k, params.top_p

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pyengine.kernels import attention
 
 from pyengine.engine import Engine, SamplingParams
 from pyengine.errors import UserError
+from pyengine.model import over_documents
 
 from .test_exact import assert_equal, make, prompts, trainers
 
@@ -55,7 +55,7 @@ def own_logits(model, ids) -> torch.Tensor:
     hidden = model(
         torch.tensor(ids),
         torch.arange(len(ids), dtype=torch.int32),
-        lambda _, q, k, v: attention(q, k, v, bounds),
+        over_documents(bounds),
     )
     return model.logits(hidden)
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from pyengine.kernels import _native, linear, pack_weight
+from pyengine.kernels import _native, linear, norm_linear, pack_weight, rmsnorm, swiglu, use_backend
 from pyengine.kernels.linear import reference
 
 from tests.numerics import assert_as_good_as_torch
@@ -120,6 +120,54 @@ def test_a_packed_weight_works_in_every_build():
             assert torch.equal(linear(x, packed, bias), linear(x, weight, bias))
     finally:
         _native.use_isa(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape, gated, residual",
+    [
+        ((3, 34, 67), True, True),
+        ((1, 40, 128), False, True),
+        ((5, 96, 33), True, False),
+        ((70, 32, 1), True, True),
+    ],
+    ids=str,
+)
+def test_a_norm_before_and_a_gate_behind_change_no_bits(backend, shape, gated, residual, dtype):
+    """As one op or one after another, and a row alone or among others."""
+    if backend.name == "hopper":
+        pytest.skip("a product alone")
+    m, n, k = shape
+    make = torch.Generator().manual_seed(sum(shape))
+    x, norm, weight, bias = (
+        torch.randn(size, generator=make).to(backend.device, dtype) for size in ((m, k), (k,), (n, k), (n,))
+    )
+    bias = None if gated else bias
+    stream = torch.randn(m, k, generator=make).to(backend.device) if residual else None
+
+    def through(rows):
+        found = norm_linear(
+            x[:rows], norm, weight, bias, 1e-5, stream if stream is None else stream[:rows], gated
+        )
+        return found if residual else (found,)
+
+    h = rmsnorm(x, norm, 1e-5, stream)
+    h, *summed = h if residual else (h,)
+    y = linear(h, weight, bias)
+    whole = swiglu(y) if gated else y, *summed
+    assert all(torch.equal(a, b) for a, b in zip(through(m), whole, strict=True))
+    if backend.name != "reference":  # plain torch promises no bits
+        assert all(torch.equal(a, b[:1]) for a, b in zip(through(1), whole, strict=True))
+    with use_backend("reference"):
+        torch.testing.assert_close(
+            through(m)[0], whole[0], rtol=2e-2, atol=2e-2 * float(whole[0].float().abs().max())
+        )
+
+
+def test_a_gated_weight_has_pairs_of_rows(backend):
+    x, norm, weight = torch.ones(2, 4), torch.ones(4), torch.ones(3, 4)
+    with pytest.raises(ValueError, match="gated weight has an even number|expected \\(..., 2F\\)"):
+        norm_linear(x, norm, weight, gated=True)
 
 
 def test_leading_dimensions_and_non_contiguous_inputs(backend):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from pyengine.kernels import _native, rope
+from pyengine.kernels import _native, new_pages, rope, rope_pages, write_pages
 from pyengine.kernels.rope import reference
 from pyengine.kernels.rope.table import CHUNK, SHORTEST, table
 
@@ -141,6 +141,37 @@ def test_a_longer_table_repeats_the_shorter(backend):
     assert torch.equal(after[:1], before) and torch.equal(table(theta, 32, 1)[:, :SHORTEST], short)
     truth = plain(x.double(), x.double(), positions)[0]
     assert after.shape == truth.shape and not after.isnan().any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("codes", [False, True])
+@pytest.mark.parametrize("dim, norm", [(34, True), (16, False)])
+def test_into_pages_is_into_memory_and_then_into_pages(backend, dim, norm, codes, dtype):
+    """The same bits in every place, none but theirs, also of what is no number."""
+    heads, kv_heads = 3, 2
+    make = torch.Generator().manual_seed(dim)
+    qkv = torch.randn(5, heads + 2 * kv_heads, dim, generator=make).to(backend.device, dtype)
+    qkv[1, heads, 3], qkv[2, -1, 5] = float("nan"), float("inf")
+    weights = [torch.randn(dim, generator=make).to(backend.device, dtype) if norm else None for _ in range(2)]
+    numbers = [
+        torch.tensor(n, dtype=torch.int32, device=backend.device)
+        for n in ([0, 1, 2, 9, 1500], [3, 70, 64, 5, 127])
+    ]
+    arguments = qkv, heads, numbers[0], *weights, 1e4, 1e-6, ()
+    ours, truth = (
+        [
+            part.fill_(7)
+            for part in new_pages(2, kv_heads, dim, torch.int8 if codes else dtype, backend.device)
+        ]
+        for _ in range(2)
+    )
+    q, k, v = rope(*arguments)
+    write_pages(k, v, *truth, numbers[1])
+    assert torch.equal(rope_pages(*arguments, *ours, numbers[1]), q)
+    assert all(
+        torch.equal(a.view(torch.uint8), b.view(torch.uint8)) or torch.allclose(a, b, 0, 0, equal_nan=True)
+        for a, b in zip(ours, truth, strict=True)
+    )
 
 
 def test_non_contiguous_is_copied(backend):

@@ -21,8 +21,16 @@ CONFIG = ModelConfig(
     vocab_size=97, hidden_size=32, layers=2, heads=4, kv_heads=2, head_dim=16, intermediate_size=48, qk_norm=True,
     max_position_embeddings=1024,
 )  # fmt: skip
-LAYER = ["rmsnorm_fwd", "linear_fwd", "rope_fwd", "write_pages", "attention_paged", "fold_spans", "linear_fwd",
-         "rmsnorm_fwd", "linear_fwd", "swiglu_fwd", "linear_fwd"]  # fmt: skip
+LAYER = [
+    "linear_normed",
+    "rope_pages",
+    "attention_paged",
+    "fold_spans",
+    "linear_fwd",
+    "linear_normed",
+    "linear_fwd",
+]
+MANY = ["rmsnorm_fwd", "linear_fwd"]  # where too many rows are to be normalised for every program to do it
 HEAD = ["rmsnorm_fwd", "linear_fwd", "uniform", "sample_choose", "sample_tiles", "sample_merge"]
 
 
@@ -91,3 +99,9 @@ def test_a_decode_step_is_our_launches_and_waits_for_nothing(monkeypatch):
     scored = ["embedding_fwd", *LAYER * CONFIG.layers, *HEAD]
     assert names[:before] == scored
     assert names[before:] == [name for name in scored if name not in ("sample_tiles", "sample_merge")]
+    monkeypatch.setattr(import_module("pyengine.kernels.linear.triton"), "AGAIN", 0)
+    with use_backend("triton"), recording() as launches:
+        runner._compute(4, 4, 4, "ids")
+    assert [launch.kernel.__name__.removesuffix("_kernel") for launch in launches[1:11]] == [
+        name for step in LAYER + LAYER[:1] for name in (MANY if step == "linear_normed" else [step])
+    ][:10]

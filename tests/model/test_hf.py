@@ -5,10 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pyengine.kernels import attention
 
 from pyengine.errors import UserError
-from pyengine.model import Transformer, load, save
+from pyengine.model import Transformer, load, over_documents, save
 from pyengine.model.config import Llama3Scaling
 
 from .test_transformer import CONFIGS, batch, model  # noqa: F401  (the fixture)
@@ -20,7 +19,7 @@ transformers = pytest.importorskip("transformers")
 def logits(model, ids):  # noqa: F811
     bounds = torch.tensor([0, len(ids)], dtype=torch.int32)
     positions = torch.arange(len(ids), dtype=torch.int32)
-    return model.logits(model(ids, positions, lambda _, q, k, v: attention(q, k, v, bounds)))
+    return model.logits(model(ids, positions, over_documents(bounds)))
 
 
 @pytest.mark.parametrize("shard_bytes", [1 << 30, 10_000], ids=["one file", "shards"])

@@ -4,10 +4,9 @@ import math
 
 import pytest
 import torch
-from pyengine.kernels import attention
 
 from bench.plain_torch import PlainTransformer, document_mask
-from pyengine.model import ModelConfig, Transformer
+from pyengine.model import ModelConfig, Transformer, over_documents
 
 CONFIGS = {
     "qwen3": ModelConfig(97, 48, 2, 4, 2, 12, 56),
@@ -80,11 +79,8 @@ def test_packed_weights_give_the_same_bits(model, dtype):
     model = model.to(dtype)
     ids, _, cu_seqlens, positions = batch()
 
-    def attend(_, q, k, v):
-        return attention(q, k, v, cu_seqlens)
-
     packed = model.packed()
-    plain, fast = model(ids, positions, attend), model(ids, positions, attend, packed)
+    plain, fast = (model(ids, positions, over_documents(cu_seqlens), weights) for weights in (None, packed))
     assert torch.equal(plain, fast)
     assert torch.equal(model.logits(plain), model.logits(fast, packed))
     assert model.logits(plain).dtype == torch.float32

@@ -36,6 +36,11 @@ def calls() -> dict[str, Callable[[], object]]:
     x, w, wide = t(4096, 4096), t(4096), t(4096, 4096, dtype=F32)
     table, ids, logits = t(128256, 4096), t(4096, dtype=I64), t(16, 128256, dtype=F32)
     per_row, row_ids = t(16, dtype=F32), t(16, dtype=I64)
+
+    def normed(rows: int, channels: int, columns: int, gated: bool, dtype: torch.dtype = BF16):
+        tensors = t(rows, channels, dtype=dtype), t(channels, dtype=dtype), t(columns, channels, dtype=dtype)
+        return lambda: linear.forward_normed(*tensors, None, 1e-6, t(rows, channels, dtype=F32), gated)
+
     found: dict[str, Callable[[], object]] = {
         "rmsnorm forward": lambda: rmsnorm.forward(x, w, 1e-6, wide),
         "rmsnorm backward": lambda: rmsnorm.backward(x, wide, wide, w, t(4096, dtype=F32), True),
@@ -45,6 +50,13 @@ def calls() -> dict[str, Callable[[], object]]:
         "embedding backward": lambda: embedding.backward(wide, ids, table),
         "linear forward": lambda: linear.forward(x, x, None, BF16),
         "linear forward, few rows": lambda: linear.forward(t(16, 4096), x, None, BF16),
+        "linear forward, few rows, gated": lambda: linear.forward(
+            t(16, 4096), t(8192, 4096), None, BF16, True
+        ),
+        "norm_linear, 1 row": normed(1, 4096, 4096, False),
+        "norm_linear, 8 rows": normed(8, 1024, 4096, False),
+        "norm_linear, 4 rows, gated": normed(4, 1024, 6144, True),
+        "norm_linear float32": normed(8, 256, 1024, True, F32),
         "linear forward float32": lambda: linear.forward(wide, wide, t(4096, dtype=F32), F32),
         "cross_entropy forward": lambda: cross_entropy.forward(x, table, ids, -100),
         "cross_entropy backward": lambda: cross_entropy.backward(
@@ -121,7 +133,13 @@ def _attention(dim: int, heads: int, kv_heads: int) -> dict[str, Callable[[], ob
         numbers = t(rows, 128, dtype=I32), t(rows + 1, dtype=I32), t(rows, dtype=I32)
         return lambda: attention.forward_paged(t(rows, heads, dim), *pages, *numbers, 0.125)
 
+    def turned(pages: list[torch.Tensor]) -> Callable[[], object]:
+        constants = weight, weight, 1e4, 1e-6, ()
+        return lambda: rope.forward_pages(qkv, heads, positions, *constants, *pages, t(4096, dtype=I32))
+
     return {
+        f"rope_pages {dim}": turned(pages),
+        f"rope_pages {dim}, int8": turned(codes),
         f"rope forward {dim}": lambda: rope.forward(qkv, heads, positions, weight, weight, 1e4, 1e-6),
         f"rope forward {dim}, no norm": lambda: rope.forward(qkv, heads, positions, None, None, 1e4, 1e-6),
         f"rope backward {dim}": lambda: rope.backward(q, k, k, positions, qkv, weight, weight, 1e4, 1e-6),

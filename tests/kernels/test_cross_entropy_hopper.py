@@ -51,21 +51,24 @@ def test_logits_are_those_of_linear(hopper):
 
 
 def test_logits_far_below_zero(hopper):
-    """Beside what fills up a tile of words, whose sums are zero."""
-    x = torch.full((3, 8), 16.0, dtype=BF16, device=hopper.device)
-    nll = linear_cross_entropy(
-        x, torch.full((300, 8), -16.0, dtype=BF16, device=hopper.device), x.new_zeros(3).long()
+    """Beside what fills up a tile of words, whose sums are zero, and a row of gradients, which would be infinite."""
+    x = torch.full((3, 8), 16.0, dtype=BF16, device=hopper.device).requires_grad_()
+    weight = torch.full((300, 8), -16.0, dtype=BF16, device=hopper.device).requires_grad_()
+    nll, dx, dweight = through(
+        linear_cross_entropy, x, weight, torch.zeros(3, dtype=torch.int64, device=hopper.device)
     )
     assert torch.allclose(nll, torch.full_like(nll, 300).log(), atol=1e-3)
+    assert dx.isfinite().all() and dweight.isfinite().all()
 
 
-def test_a_target_out_of_range_is_no_number(hopper):
-    """And touches no other token; the kernels do not look for it."""
+def test_a_target_out_of_range_is_no_number(hopper, monkeypatch):
+    """And touches no other token; the kernels do not look for it, nor take it for that of a chunk before."""
     x, weight, targets = (t.detach() for t in inputs((9, 24, 300), BF16, hopper.device))
     truth = ours.forward(x, weight, targets, IGNORED)[0]
-    targets[0] = 300
+    monkeypatch.setattr(ours, "FORWARD_CHUNK", 4)
+    targets[5] = 300
     nll, _ = ours.forward(x, weight, targets, IGNORED)
-    assert nll[0].isnan() and torch.equal(nll[1:], truth[1:])
+    assert nll[5].isnan() and torch.equal(nll[:5], truth[:5]) and torch.equal(nll[6:], truth[6:])
 
 
 def test_float32_is_the_references(hopper):

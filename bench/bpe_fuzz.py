@@ -185,19 +185,13 @@ class Peer:
                 file = json.loads((Path(folder) / "tokenizer.json").read_text("utf-8"))
             file["added_tokens"] = []  # contents are plain text
             self.tokenizers = tokenizers.Tokenizer.from_str(json.dumps(file))
-            self.known = set(file["model"]["vocab"])
-            self.missing = {b for b, shown in formats.PRINTABLE.items() if shown not in self.known}
 
     def encode(self, texts: Sequence[str | bytes]) -> list[list[int]]:
         if any(isinstance(text, bytes) for text in texts):
             return [self.encode_bytes(text) for text in texts]  # type: ignore[arg-type]
         if self.name == "tiktoken":
             return self.tiktoken.encode_ordinary_batch(list(texts), num_threads=1)
-        ids = [encoding.ids for encoding in self.tokenizers.encode_batch_fast(list(texts))]
-        for i, data in enumerate(text.encode() for text in texts):  # type: ignore[union-attr]
-            if self.missing and self.missing.intersection(data):
-                ids[i] = self.encode_bytes(data)
-        return ids
+        return [encoding.ids for encoding in self.tokenizers.encode_batch_fast(list(texts))]
 
     def encode_bytes(self, data: bytes) -> list[int]:
         text = data.decode("utf-8", "surrogateescape")
@@ -207,10 +201,8 @@ class Peer:
             if self.name == "tiktoken":
                 ids += self.tiktoken._encode_single_piece(spelled)
             else:
-                # Nothing merges across a byte that is no token; in theirs its neighbours do.
-                shown = (formats.PRINTABLE[b] for b in spelled)
-                for part in "".join(c if c in self.known else " " for c in shown).split():
-                    ids += [token.id for token in self.tokenizers.model.tokenize(part)]
+                shown = "".join(formats.PRINTABLE[b] for b in spelled)
+                ids += [token.id for token in self.tokenizers.model.tokenize(shown)]
         return ids
 
 

@@ -227,7 +227,8 @@ __global__ void starts_kernel(Work work, const Image* image, const uint8_t* text
         notes.remove(from + 1 - text, p + 1 - text);
         break;
       }
-      while (next - p > kShort) {  // short parts of a long piece may be known where it is not
+      const bool lacking = image->lacks_a_byte_of(p, next - p);
+      while (!lacking && next - p > kShort) {  // short parts of a long piece may be known where it is not
         const size_t size = next - p, cut = image->junctions().cut(p, size, 6);
         if (cut == size) break;
         p += cut;
@@ -360,9 +361,17 @@ struct Missed {
 // A lane holds the token that begins at its byte, and what that merges to with the next one.
 __device__ int merge_short(const Image& image, const uint8_t* p, int size, int32_t* out) {
   const int lane = threadIdx.x % kHalf, half = threadIdx.x % kWarp / kHalf;
-  const uint32_t* byte_symbols = image.at<uint32_t>(image.byte_symbols);
-  uint32_t symbol = lane < size ? byte_symbols[p[lane]] : none, rank = none;
-  if (lane + 1 < size) rank = image.at<uint32_t>(image.byte_pairs)[p[lane] << 8 | p[lane + 1]];
+  uint32_t byte = lane < size ? p[lane] : 0;
+  if (image.lacks_bytes) {  // bytes that are tokens move together
+    const unsigned tokens = __ballot_sync(kAll, lane < size && image.is_token((uint8_t)byte));
+    uint32_t mine = tokens >> half * kHalf & 0xffff;
+    size = __popc(mine);
+    for (int i = 0; i < lane && mine; i++) mine &= mine - 1;
+    byte = __shfl_sync(kAll, byte, half * kHalf + (mine ? text::lowest_bit(mine) : 0));
+  }
+  const uint32_t next = __shfl_sync(kAll, byte, half * kHalf + (lane + 1) % kHalf);
+  uint32_t symbol = lane < size ? image.at<uint32_t>(image.byte_symbols)[byte] : none, rank = none;
+  if (lane + 1 < size) rank = image.at<uint32_t>(image.byte_pairs)[byte << 8 | next];
   uint32_t begins = (1u << size) - 1;  // a bit: a token begins at this byte
   for (;;) {
     uint32_t lowest = rank == none ? none : rank << 4 | (uint32_t)lane;  // ranks have 22 bits
@@ -388,10 +397,9 @@ __device__ int merge_short(const Image& image, const uint8_t* p, int size, int32
     }
     begins &= ~((after & (0u - after)) << left << 1);
   }
-  const uint32_t id = begins >> lane & 1 && symbol != none ? image.at<uint32_t>(image.ids)[symbol] : none;
-  const uint32_t kept = __ballot_sync(kAll, id != none) >> half * kHalf & 0xffff;  // none: no token, dropped
-  if (id != none) out[__popc(kept & ((1u << lane) - 1))] = (int32_t)id;
-  return __popc(kept);
+  if (begins >> lane & 1)
+    out[__popc(begins & ((1u << lane) - 1))] = (int32_t)image.at<uint32_t>(image.ids)[symbol];
+  return __popc(begins);
 }
 
 // The tokens of a piece while it is merged. Of a place that has become part of the one before, symbol and rank
@@ -399,6 +407,7 @@ __device__ int merge_short(const Image& image, const uint8_t* p, int size, int32
 struct Piece {
   uint32_t symbol[kBpeLongest], rank[kBpeLongest];
   uint16_t next[kBpeLongest], previous[kBpeLongest];
+  uint8_t bytes[kBpeLongest];  // that are tokens, where some are not
 };
 
 // Writes the ids of a piece, by all lanes of a warp; returns how many.
@@ -406,6 +415,17 @@ __device__ int merge_long(const Image& image, const uint8_t* p, int size, Piece&
   const uint32_t *byte_symbols = image.at<uint32_t>(image.byte_symbols),
                  *byte_pairs = image.at<uint32_t>(image.byte_pairs), *ids = image.at<uint32_t>(image.ids);
   const int lane = threadIdx.x % kWarp;
+  if (image.lacks_bytes) {
+    int kept = 0;
+    for (int base = 0; base < size; base += kWarp) {
+      const bool keep = base + lane < size && image.is_token(p[base + lane]);
+      const unsigned tokens = __ballot_sync(kAll, keep);
+      if (keep) s.bytes[kept + __popc(tokens & ((1u << lane) - 1))] = p[base + lane];
+      kept += __popc(tokens);
+    }
+    size = kept, p = s.bytes;
+    __syncwarp();
+  }
   for (int i = lane; i < size; i += kWarp) {
     s.symbol[i] = byte_symbols[p[i]];
     s.rank[i] = i + 1 < size ? byte_pairs[p[i] << 8 | p[i + 1]] : none;
@@ -440,7 +460,7 @@ __device__ int merge_long(const Image& image, const uint8_t* p, int size, Piece&
   int count = 0;
   for (int base = 0; base < size; base += kWarp) {
     const int i = base + lane;
-    const uint32_t id = i < size && s.symbol[i] != none ? ids[s.symbol[i]] : none;  // none: no token, dropped
+    const uint32_t id = i < size && s.symbol[i] != none ? ids[s.symbol[i]] : none;
     const unsigned kept = __ballot_sync(kAll, id != none);
     if (id != none) out[count + __popc(kept & ((1u << lane) - 1))] = (int32_t)id;
     count += __popc(kept);

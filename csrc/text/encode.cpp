@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <iterator>
 #include <stdexcept>
 
 #include "threads.h"
@@ -77,11 +78,14 @@ uint32_t* Encoder::merge(const uint8_t* p, size_t size, Workspace& w, uint32_t* 
     *out = id;
     return out + 1;
   }
-  const uint32_t *symbol = out, *const end = vocabulary.merger().merge(p, size, w.scratch, out);
-  while (symbol < end) {
-    *out = vocabulary.id_of(*symbol++);
-    out += *out != none;  // a byte that is no token is dropped
+  if (vocabulary.lacks_a_byte_of(p, size)) {
+    w.kept.clear();
+    std::copy_if(p, p + size, std::back_inserter(w.kept),
+                 [&](uint8_t byte) { return vocabulary.byte_ids[byte] != none; });
+    p = w.kept.data(), size = w.kept.size();
   }
+  uint32_t* const end = vocabulary.merger().merge(p, size, w.scratch, out);
+  for (; out < end; out++) *out = vocabulary.id_of(*out);
   return out;
 }
 
@@ -114,9 +118,8 @@ void Encoder::learn(Workspace& w) const {
     for (size_t lane = 0; lane < lanes.count; lane++) {
       Unknown& piece = *of[lane];
       for (uint64_t starts = lanes.starts(lane); starts; starts &= starts - 1) {
-        const uint32_t id = vocabulary.id_of(lanes.symbols[wide::lowest_bit(starts) + 1][lane]);
-        room[piece.ids + piece.count] = id;
-        piece.count += id != none;
+        const uint32_t symbol = lanes.symbols[wide::lowest_bit(starts) + 1][lane];
+        room[piece.ids + piece.count++] = vocabulary.id_of(symbol);
       }
       announce(piece, w);
     }
@@ -139,7 +142,8 @@ void Encoder::learn(Workspace& w) const {
           continue;
         }
       }
-      if (is_short && piece.size > 3) {
+      const bool lacking = vocabulary.lacks_a_byte_of(piece.p, piece.size);
+      if (is_short && piece.size > 3 && !lacking) {
         const size_t cut = vocabulary.junctions.cut(piece.p, piece.size, 3);
         if (cut < piece.size) {
           piece.parts = uint32_t(all.size());
@@ -167,7 +171,11 @@ void Encoder::learn(Workspace& w) const {
       }
       if (piece.same != u) continue;
       const bool ask = !is_short || !vocabulary.all_merge();
-      if (const uint32_t id = ask ? vocabulary.whole(view) : none; id != none) {
+      if (lacking) {
+        piece.count = uint32_t(merge(piece.p, piece.size, w, ids) - ids);
+        announce(piece, w);
+        remember(piece, w);
+      } else if (const uint32_t id = ask ? vocabulary.whole(view) : none; id != none) {
         ids[piece.count++] = id;
         announce(piece, w);
         remember(piece, w);
@@ -307,15 +315,17 @@ void Encoder::encode(std::string_view text, Workspace& w, Ids& ids, size_t most)
     bool cuts = false;
     for (size_t i = 0; longest > 15 && i < count && !cuts; i++) {
       const uint32_t size = ends[i] - whole[i];
-      cuts = size > 15 && vocabulary.junctions.cut(p + whole[i], size, 6) < size;
+      cuts = size > 15 && !vocabulary.lacks_a_byte_of(p + whole[i], size) &&
+             vocabulary.junctions.cut(p + whole[i], size, 6) < size;
     }
     if (!cuts) {
       encode_pieces(p, text_end, ends, count, w, ids);
     } else {
       size_t done = 0, filled = 0;  // offset of what is encoded, number of parts behind it
       for (size_t i = 0, start = 0; i < count; start = ends[i++]) {
+        const bool lacking = vocabulary.lacks_a_byte_of(p + start, ends[i] - start);
         for (size_t size; (size = ends[i] - start) > 0;) {
-          const size_t part = size > 15 ? vocabulary.junctions.cut(p + start, size, 6) : size;
+          const size_t part = size > 15 && !lacking ? vocabulary.junctions.cut(p + start, size, 6) : size;
           start += part;
           parts[filled++] = uint32_t(start - done);
           if (filled == most_pieces) {

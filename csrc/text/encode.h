@@ -82,6 +82,7 @@ struct Workspace {
   ShortPieces short_pieces;
   LongPieces long_pieces;
   MergeScratch scratch;
+  std::vector<uint8_t> kept;  // of a piece, the bytes that are tokens
   std::vector<Unknown> unknown;
   std::unique_ptr<uint32_t[]> unknown_ids;
   Ids ids;  // for callers that only look at them

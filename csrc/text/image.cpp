@@ -23,6 +23,7 @@ std::vector<uint8_t> image_of(const Vocabulary& vocabulary, const Pattern& patte
   image.whole_shift = vocabulary.whole_.shift_;
   image.pair_shift = merger.pairs_.shift_;
   for (const Tokens::Span& span : tokens.spans_) image.longest = std::max(image.longest, span.size);
+  image.lacks_bytes = vocabulary.lacks_bytes_;
   if (class_table().page[0] != 0) throw std::logic_error("ASCII is not the first page of classes");
   image.classes = append(&class_table(), 1);
   image.whole = append(vocabulary.whole_.entries_.data(), vocabulary.whole_.entries_.size());

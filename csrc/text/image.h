@@ -22,11 +22,12 @@ struct Image {
   Pattern pattern;
   int32_t whole_shift, pair_shift;
   uint32_t longest;       // bytes of the longest token
+  bool lacks_bytes;       // whether some byte is no token
   uint64_t classes;       // a ClassTable
   uint64_t whole;         // WholeEntry of each piece that is one token
   uint64_t spans, bytes;  // of id i: spans[i] of bytes
   uint64_t kinds, seen;   // a JunctionTable's
-  uint64_t ids;           // [symbol]; none: a byte that is no token
+  uint64_t ids;           // [symbol]; none: a byte that is no token, which is dropped
   uint64_t byte_symbols;  // [byte]
   uint64_t byte_pairs;    // [first << 8 | second]: the symbol that two bytes merge to, or none
   uint64_t pairs;         // the same of any two symbols; see tables.h
@@ -37,6 +38,16 @@ struct Image {
   }
   TEXT_BOTH Lexer<TableClasses> lexer(Bytes end) const { return {{at<ClassTable>(classes)}, pattern, end}; }
   TEXT_BOTH JunctionTable junctions() const { return {at<uint16_t>(kinds), at<uint64_t>(seen)}; }
+  // Whether some byte of a piece is no token; see Vocabulary.
+  TEXT_BOTH bool lacks_a_byte_of(Bytes p, size_t size) const {
+    for (size_t i = 0; lacks_bytes && i < size; i++) {
+      if (!is_token(p[i])) return true;
+    }
+    return false;
+  }
+  TEXT_BOTH bool is_token(uint8_t byte) const {
+    return at<uint32_t>(ids)[at<uint32_t>(byte_symbols)[byte]] != none;
+  }
   // The id of a piece that is one token, or none; by its hash_of.
   TEXT_BOTH uint32_t whole_of(Bytes p, size_t size, uint64_t hash) const {
     return find_whole(at<WholeEntry>(whole), whole_shift, hash, [&](uint32_t id) {

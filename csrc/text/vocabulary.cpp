@@ -146,7 +146,10 @@ Vocabulary::Vocabulary(Tokens tokens_, const std::vector<Merge>& given, bool who
   std::stable_sort(made.begin(), made.end(), [](const Merge& a, const Merge& b) { return a.rank < b.rank; });
   ids_.assign(byte_ids.begin(), byte_ids.end());
   for (uint32_t byte = 0; byte < 256; byte++) {
-    if (byte_ids[byte] != none) symbols_[byte_ids[byte]] = byte;
+    if (byte_ids[byte] == none)
+      lacks_bytes_ = true;
+    else
+      symbols_[byte_ids[byte]] = byte;
   }
   for (uint32_t i = 0; i < made.size(); i++) {
     Merge& merge = made[i];

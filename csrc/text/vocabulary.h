@@ -4,6 +4,7 @@
 // neighbours whose joined bytes are a token merge, at that token's rank. Both are brought to one form: for each
 // token the one pair that merging its bytes ends with, found by merging them. Pairs never reached are left out.
 #pragma once
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <functional>
@@ -96,13 +97,16 @@ class Vocabulary {
   uint32_t id_of(uint32_t symbol) const { return ids_[symbol]; }
   // Whether each byte of a piece is certain to stay a token, and those tokens, where there are any; returns the
   // end.
-  bool inert(const uint8_t* p, size_t n) const { return all_merge_ && merger_.inert(p, n); }
+  bool inert(const uint8_t* p, size_t n) const {
+    return all_merge_ && merger_.inert(p, n) && !lacks_a_byte_of(p, n);
+  }
   uint32_t* bytes(const uint8_t* p, size_t n, uint32_t* out) const {
-    for (size_t i = 0; i < n; i++) {
-      *out = byte_ids[p[i]];
-      out += *out != none;
-    }
+    for (size_t i = 0; i < n; i++) *out++ = byte_ids[p[i]];
     return out;
+  }
+  // Whether some byte of a piece is no token. It is dropped, and what stood beside it are neighbours.
+  bool lacks_a_byte_of(const uint8_t* p, size_t n) const {
+    return lacks_bytes_ && std::any_of(p, p + n, [&](uint8_t byte) { return byte_ids[byte] == none; });
   }
   // Whether each token that whole() finds is also what its bytes merge to, so that merging alone finds it.
   bool all_merge() const { return all_merge_; }
@@ -126,6 +130,7 @@ class Vocabulary {
   Merger merger_;
   WholeTable whole_;
   bool all_merge_ = true;
+  bool lacks_bytes_ = false;
   std::vector<Merge> merges_;
 };
 

@@ -267,12 +267,20 @@ class Tokenizer:
         ids = self._encode_to_array(data)
         ends = np.cumsum(self._sizes[ids], dtype=np.int64)
         # The character each byte belongs to, counted from 1: first bytes are those that are no continuation.
-        character = np.cumsum((np.frombuffer(data, np.uint8) & 0xC0) != 0x80)
+        bytes_of_text = np.frombuffer(data, np.uint8)
+        character = np.cumsum((bytes_of_text & 0xC0) != 0x80)
+        if not self._is_token.all():  # such bytes are dropped
+            character = character[self._is_token[bytes_of_text]]
         return ids, np.stack([character[ends - self._sizes[ids]] - 1, character[ends - 1]], axis=1)
 
     @cached_property
     def _sizes(self) -> np.ndarray:
         return np.array([len(token) for token in self._tokens], np.int64)
+
+    @cached_property
+    def _is_token(self) -> np.ndarray:
+        known = set(self._tokens)
+        return np.array([bytes([byte]) in known for byte in range(256)])
 
     def encode_stream(self) -> "EncodeStream":
         """An encoder for a text that arrives in parts: the same ids as for the whole."""

@@ -386,13 +386,21 @@ def test_a_part_is_not_taken_for_a_token_that_only_whole_pieces_are():
 
 
 def test_a_byte_without_a_token_is_dropped():
-    """As in llama.cpp: nothing merges across it. (In Hugging Face's without an unknown token its neighbours merge.)"""
-    tokens = [b"a", b"b", b"ab", b"-"]
+    """And its neighbours merge, as in Hugging Face's."""
+    han = "\u4e2d\u6587"
+    tokens = [b"a", b"b", b"ab", b"-", *(bytes([byte]) for byte in han.encode())]
     encoder = bpe.Encoder(tokens, np.array([[0, 1, 0, 2]]), bpe.split_pattern(bpe.PATTERNS["gpt2"]))
     assert encoder.encode("ab").tolist() == [2]
     assert encoder.encode("x").tolist() == []
-    assert encoder.encode("axb\x04ab").tolist() == [0, 1, 2]
-    assert encoder.encode("abx" * 40).tolist() == [2] * 40  # long pieces have a merge of their own
+    for _ in range(2):  # the second time by memory
+        assert encoder.encode("axb").tolist() == [2]
+        assert encoder.encode("xaxxbx-").tolist() == [2, 3]
+        assert encoder.encode("a\x04b").tolist() == [0, 1]  # three pieces
+        for times in (7, 20, 40, 90, 2000):  # each size has a way of merging of its own
+            assert encoder.encode("axb" * times).tolist() == [2] * times
+    for text in (han * 9 + "x" + han, han + "x" * 9 + han, "ax" + han + "xb"):
+        kept = [tokens.index(bytes([byte])) for byte in text.replace("x", "").encode()]
+        assert encoder.encode(text).tolist() == kept
 
 
 def test_unknown_pattern_has_no_lexer():

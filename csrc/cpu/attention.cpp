@@ -113,12 +113,10 @@ struct alignas(64) Shift {
   float from[kRoom], shrink[kRoom];
 };
 
-// Finds R rows' largest score with those of a page, and rescales what the rows have so far. Of row r the first
-// valid[r] keys count (null: all 64), of none those from `columns` on. Rows go through each step together:
-// alone, each would wait for its own maximum.
+// Finds R rows' largest score with those of a page. Of row r the first valid[r] keys count (null: all 64), of
+// none those from `columns` on. Rows go through each step together: alone, each would wait for its own maximum.
 template <int R>
-inline void meet_rows(float* s, const int* valid, int64_t columns, float scale, bool first, Running& state,
-                      float* o, int64_t width, Shift& shift) {
+inline void meet_rows(float* s, const int* valid, int64_t columns, float scale, Running& state, Shift& shift) {
   f32 tops[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) tops[r] = set(kNone);
@@ -130,19 +128,13 @@ inline void meet_rows(float* s, const int* valid, int64_t columns, float scale, 
       tops[r] = max(x, tops[r]);
     }
   alignas(64) float found[kRoom];
-  combine_rows<R>(tops, found, [](f32 a, f32 b) { return a > b ? a : b; });
-  bool grown = false;
+  combine_rows<R>(tops, found, [](f32 a, f32 b) { return max(a, b); });
   for (int r = 0; r < R; r += kLanes) {
     const f32 before = load(state.most + r), most = max(load(found + r), before);
     const f32 from = most == set(kNone) ? zero() : most;  // -inf - -inf would be NaN
-    grown |= lanes_of(most > before) != 0;
     store(state.most + r, most), store(shift.from + r, from);
     store(shift.shrink + r, exp2_nonpositive(before - from));
   }
-  if (grown && !first)  // at first all is 0
-    for (int r = 0; r < R; ++r)
-      for (int64_t d = 0; d < width; d += kLanes)
-        store(o + r * width + d, load(o + r * width + d) * set(shift.shrink[r]));
 }
 
 // Turns the scores of R rows, as meet_rows() left them, into weights, a left factor, and adds these up.
@@ -271,7 +263,6 @@ void attend(const Pass<T, T>& pass, const Span& span, const Kept<T>& kept, int64
     valid[row] = seen;
   });
   begin_rows(state, (rows + kRows - 1) / kRows);
-  std::fill(o, o + rows * width, 0.0f);
 
   alignas(64) float scores[2][kRows * kPage];
   alignas(64) T weights[kRows * kPage];
@@ -289,13 +280,12 @@ void attend(const Pass<T, T>& pass, const Span& span, const Kept<T>& kept, int64
   auto score = [&](const Unit& at, float* s) {
     const Word<T>* k = kept.keys(at.page);
     product<T, Decoding>({q + at.r * q_words, q_words, 1}, k, kPage, q_words, s, kPage, at.strip,
-                         (at.longest + kLanes - 1) / kLanes * kLanes, true,
+                         (at.longest + kLanes - 1) / kLanes * kLanes, {true},
                          ahead<Decoding>(k, kept.values(at.page)));
   };
   auto meet = [&](const Unit& at, float* s) {
     with_rows(at.strip, [&](auto strip) {
-      meet_rows<strip>(s, at.valid, at.columns(), pass.scale, at.page == 0, state[at.r / kRows],
-                       o + at.r * width, width, shift);
+      meet_rows<strip>(s, at.valid, at.columns(), pass.scale, state[at.r / kRows], shift);
     });
   };
   Unit at = unit_of(0, 0);
@@ -313,7 +303,7 @@ void attend(const Pass<T, T>& pass, const Span& span, const Kept<T>& kept, int64
     const Word<T>* after = at.page + 2 <= tile ? kept.keys(at.page + 2) : then;
     const Left<T> p{reinterpret_cast<const Word<T>*>(weights), kPage / kSteps, 1};
     float* sums = o + at.r * width;
-    product<T, Decoding>(p, v, width, at.common, sums, width, at.strip, width, false,
+    product<T, Decoding>(p, v, width, at.common, sums, width, at.strip, width, {at.page == 0, shift.shrink},
                          ahead<Decoding>(v, after));
     if (at.longest > at.common * kSteps)
       for (int64_t d = 0; d < width; d += 16)
@@ -405,7 +395,6 @@ void attend(const Pass<T, uint8_t>& pass, const Span& span, const Kept<uint8_t>&
     valid[row] = seen;
   });
   begin_rows(state, (rows + kStrip - 1) / kStrip);
-  std::fill(o, o + rows * width, 0.0f);
 
   alignas(64) int32_t scores[2][kRows * kPage];
   alignas(64) float x[kStrip * kPage], p[kStrip * kPage];
@@ -416,7 +405,7 @@ void attend(const Pass<T, uint8_t>& pass, const Span& span, const Kept<uint8_t>&
     const int64_t strip = std::min<int64_t>(kStrip, rows - r);
     const int64_t longest = page == tile ? valid[r + strip - 1] : kPage;
     product<uint8_t, Decoding>({q + r * 2 * q_words, q_words, 1}, k, kPage, q_words, s, kPage, 2 * strip,
-                               (longest + kLanes - 1) / kLanes * kLanes, true,
+                               (longest + kLanes - 1) / kLanes * kLanes, {true},
                                ahead<Decoding>(k, kept.values(page)));
   };
   score(0, 0, scores[0]);
@@ -447,7 +436,7 @@ void attend(const Pass<T, uint8_t>& pass, const Span& span, const Kept<uint8_t>&
       with_rows(strip, [&](auto all) {
         Running& running = state[r / kStrip];
         const int* until = own ? valid + r : nullptr;
-        meet_rows<all>(x, until, columns, 1.0f, page == 0, running, o + r * width, width, shift);
+        meet_rows<all>(x, until, columns, 1.0f, running, shift);
         weigh_rows<float, all>(x, 1.0f, columns, running, shift, p);
       });
       for (int64_t i = 0; i < strip; ++i) {
@@ -456,14 +445,15 @@ void attend(const Pass<T, uint8_t>& pass, const Span& span, const Kept<uint8_t>&
             part_weights(p + i * kPage, v_scales, own ? valid[r + i] : kPage, high, high + kPage, offset[i]);
       }
       product<uint8_t, Decoding>({reinterpret_cast<const uint32_t*>(parts), kPage / kSteps, 1}, v, width,
-                                 (longest + kSteps - 1) / kSteps, sums, width, 2 * strip, width, true,
+                                 (longest + kSteps - 1) / kSteps, sums, width, 2 * strip, width, {true},
                                  ahead<Decoding>(v, after));
       for (int64_t i = 0; i < strip; ++i)
         for (int64_t d = 0; d < width; d += kLanes) {
           const int32_t *high = sums + 2 * i * width + d, *low = high + width;
           float* to = o + (r + i) * width + d;
           i32 whole = (load(high) << 7) + load(low) + set(-128 * offset[i]);
-          store(to, fma(to_float(whole), set(unit[i]), load(to)));
+          const f32 before = page == 0 ? zero() : load(to) * set(shift.shrink[i]);
+          store(to, fma(to_float(whole), set(unit[i]), before));
         }
     }
   }

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstring>
 #include <numeric>
+#include <type_traits>
 #include <vector>
 
 #include "simd.h"
@@ -170,16 +171,26 @@ inline void ask(const W* p, int v, int64_t ahead) {
   if (v * kLanes * 4 % 64 == 0) __builtin_prefetch((const char*)(p + v * kLanes) + ahead, 0, 2);
 }
 
+// How the sums of a product begin: with 0 where they are `fresh`, else with what is there, of up to kRows rows
+// times each one's `shrink` (or null).
+struct Begin {
+  bool fresh;
+  const float* shrink = nullptr;
+};
+
 template <class T, int R, int V, bool Asks>
 inline void product_tile(const Left<T>& a, const Word<T>* b, int64_t b_step, int64_t steps, Total<T>* out,
-                         int64_t out_row, bool fresh, int64_t ahead) {
+                         int64_t out_row, const Begin& begin, int64_t ahead) {
   typename Words<T>::Sum sum[R][V];
   const Word<T>* words = a.words;
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v)
-      sum[r][v] = fresh ? typename Words<T>::Sum{} : load(out + r * out_row + v * kLanes);
+    for (int v = 0; v < V; ++v) {
+      sum[r][v] = begin.fresh ? typename Words<T>::Sum{} : load(out + r * out_row + v * kLanes);
+      if constexpr (std::is_same_v<Total<T>, float>)
+        if (begin.shrink) sum[r][v] *= simd::set(begin.shrink[r]);
+    }
   for (int64_t k = 0; k < steps; ++k, b += b_step, words += a.step) {
     decltype(Words<T>::load(b)) right[V];
 #pragma GCC unroll 4
@@ -202,39 +213,39 @@ inline void product_tile(const Left<T>& a, const Word<T>* b, int64_t b_step, int
 
 template <class T, int R, bool Asks>
 inline void product_rows(const Left<T>& a, const Word<T>* b, int64_t b_step, int64_t steps, Total<T>* out,
-                         int64_t out_row, int64_t columns, bool fresh, int64_t ahead) {
+                         int64_t out_row, int64_t columns, const Begin& begin, int64_t ahead) {
   int64_t c = 0;
   for (; c + kVectors * kLanes <= columns; c += kVectors * kLanes)
-    product_tile<T, R, kVectors, Asks>(a, b + c, b_step, steps, out + c, out_row, fresh, ahead);
+    product_tile<T, R, kVectors, Asks>(a, b + c, b_step, steps, out + c, out_row, begin, ahead);
   switch ((columns - c) / kLanes) {
     case 3:
-      return product_tile<T, R, 3, Asks>(a, b + c, b_step, steps, out + c, out_row, fresh, ahead);
+      return product_tile<T, R, 3, Asks>(a, b + c, b_step, steps, out + c, out_row, begin, ahead);
     case 2:
-      return product_tile<T, R, 2, Asks>(a, b + c, b_step, steps, out + c, out_row, fresh, ahead);
+      return product_tile<T, R, 2, Asks>(a, b + c, b_step, steps, out + c, out_row, begin, ahead);
     case 1:
-      return product_tile<T, R, 1, Asks>(a, b + c, b_step, steps, out + c, out_row, fresh, ahead);
+      return product_tile<T, R, 1, Asks>(a, b + c, b_step, steps, out + c, out_row, begin, ahead);
   }
 }
 
-// out (rows x columns) += a (rows x steps) b (steps x columns), or = where `fresh`; columns is a multiple of
+// out (rows x columns) = what it begins with + a (rows x steps) b (steps x columns); columns is a multiple of
 // kLanes. Every output is one chain over the steps in order, whatever the other sizes. Where it Asks, what lies
 // `ahead` bytes after each line of b is brought near on the way, in the load slots that products leave free.
 template <class T, bool Asks = false>
 inline void product(Left<T> a, const Word<T>* b, int64_t b_step, int64_t steps, Total<T>* out, int64_t out_row,
-                    int64_t rows, int64_t columns, bool fresh, int64_t ahead = 0) {
+                    int64_t rows, int64_t columns, Begin begin, int64_t ahead = 0) {
   for (; rows >= kRows; rows -= kRows, a.words += kRows * a.row, out += kRows * out_row)
-    product_rows<T, kRows, Asks>(a, b, b_step, steps, out, out_row, columns, fresh, ahead);
+    product_rows<T, kRows, Asks>(a, b, b_step, steps, out, out_row, columns, begin, ahead);
   switch (rows) {
     case 5:
-      return product_rows<T, 5, Asks>(a, b, b_step, steps, out, out_row, columns, fresh, ahead);
+      return product_rows<T, 5, Asks>(a, b, b_step, steps, out, out_row, columns, begin, ahead);
     case 4:
-      return product_rows<T, 4, Asks>(a, b, b_step, steps, out, out_row, columns, fresh, ahead);
+      return product_rows<T, 4, Asks>(a, b, b_step, steps, out, out_row, columns, begin, ahead);
     case 3:
-      return product_rows<T, 3, Asks>(a, b, b_step, steps, out, out_row, columns, fresh, ahead);
+      return product_rows<T, 3, Asks>(a, b, b_step, steps, out, out_row, columns, begin, ahead);
     case 2:
-      return product_rows<T, 2, Asks>(a, b, b_step, steps, out, out_row, columns, fresh, ahead);
+      return product_rows<T, 2, Asks>(a, b, b_step, steps, out, out_row, columns, begin, ahead);
     case 1:
-      return product_rows<T, 1, Asks>(a, b, b_step, steps, out, out_row, columns, fresh, ahead);
+      return product_rows<T, 1, Asks>(a, b, b_step, steps, out, out_row, columns, begin, ahead);
   }
 }
 

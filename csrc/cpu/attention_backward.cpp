@@ -152,8 +152,9 @@ void backward_head(const Head<T>& head) {
       for (int64_t r = 0; r < count; r += kRows) {
         const int64_t strip = std::min<int64_t>(kRows, count - r);
         auto columns = [&](int64_t unit) { return own ? (r + strip + unit - 1) / unit * unit : kPage; };
-        product<T>({q_rows + r * words, words, 1}, k, kPage, words, s, kPage, strip, columns(kLanes), true);
-        product<T>({dout_rows + r * words, words, 1}, v, kPage, words, dp, kPage, strip, columns(kLanes), true);
+        product<T>({q_rows + r * words, words, 1}, k, kPage, words, s, kPage, strip, columns(kLanes), {true});
+        product<T>({dout_rows + r * words, words, 1}, v, kPage, words, dp, kPage, strip, columns(kLanes),
+                   {true});
         slopes(s, dp, {lse, pull, head.scale}, r, strip, columns(kSteps * kLanes), own ? r + 1 : kPage, p, ds);
       }
       float *dk = head.dk + page * kPage * width, *dv = head.dv + page * kPage * width;
@@ -164,7 +165,7 @@ void backward_head(const Head<T>& head) {
         for (int64_t j = 0; j < keys; j += own ? kRows : kPage) {
           const int64_t from = own ? j / kSteps : 0, n = own ? std::min<int64_t>(kRows, keys - j) : kPage;
           product<T>({left.by_columns + j + from * kPage, 1, kPage}, right + from * width, width, steps - from,
-                     sums + j * width, width, n, width, own);
+                     sums + j * width, width, n, width, {own});
         }
       };
       add_transposed(p, dout_along, dv);
@@ -174,7 +175,7 @@ void backward_head(const Head<T>& head) {
         const int64_t n = std::min<int64_t>(own ? kRows : kPage, count - r);
         const int64_t seen = own ? (r + n + kSteps - 1) / kSteps : kPage / kSteps;
         product<T>({ds.by_rows + r * kPage / kSteps, kPage / kSteps, 1}, k_along, width, seen, dq + r * width,
-                   width, n, width, page == 0);
+                   width, n, width, {page == 0});
       }
     }
     for (int64_t i = 0; i < count; ++i)

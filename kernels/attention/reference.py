@@ -49,7 +49,7 @@ def forward_paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale
     for r, length in enumerate(context_lens.tolist()):
         a, b = starts[r], starts[r + 1]
         pages = block_table[r, : -(-length // PAGE_SIZE)].long()
-        k, v = _read_pages(k_pages[pages], v_pages[pages], length, q.shape[2])
+        k, v = read_pages(k_pages[pages], v_pages[pages], length, q.shape[2])
         out[a:b] = _rows(q[a:b], k, v, scale)[0]
     return out
 
@@ -81,7 +81,7 @@ def append_paged(q, k, v, k_pages, v_pages, slots, block_table, q_start, context
     return forward_paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale)
 
 
-def _read_pages(k_pages, v_pages, length, dim):
+def read_pages(k_pages, v_pages, length, dim):
     """k and v (length, K, D) of one request from its pages, in order."""
     if k_pages.dtype == CODES:
         (k_bytes, k_scales), (v_bytes, v_scales) = _views(k_pages, v_pages)

@@ -12,7 +12,8 @@ import torch
 
 from .._library import Example, needs_grad, register
 from .._select import select
-from ..attention import check_write, new_pages, write_pages
+from ..attention import PAGE_SIZE, check_write, new_pages, write_pages
+from ..attention.reference import read_pages
 
 __all__ = ["rope", "rope_pages"]
 
@@ -109,11 +110,12 @@ def examples(device: str) -> list[Example]:
 
 
 def _into_pages(qkv, positions, q_weight, k_weight, kept):
-    """rope_pages() into pages of zeros, at every second slot: q and what the pages then hold."""
+    """rope_pages() into pages of zeros, at every second slot: q and the keys and values that the pages then hold (of
+    codes: what they stand for, since a rounding before may move a code by one)."""
     k_pages, v_pages = (part.zero_() for part in new_pages(1, 1, qkv.shape[2], kept, qkv.device))
     slots = torch.arange(0, 2 * len(qkv), 2, dtype=torch.int32, device=qkv.device)
     q = rope_pages(qkv, 3, positions, q_weight, k_weight, 1e4, 1e-6, (), k_pages, v_pages, slots)
-    return q, k_pages, v_pages
+    return q, *read_pages(k_pages, v_pages, PAGE_SIZE, qkv.shape[2])
 
 
 def _check(qkv, heads, positions, q_weight, k_weight, divisors) -> None:

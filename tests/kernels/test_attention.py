@@ -276,7 +276,7 @@ def test_codes_are_the_references(backend, dim, dtype):
     ours, _ = as_codes(tensors, backend)
     truth = [t.fill_(255) for t in new_pages(2, 2, dim, torch.int8)]
     reference.write_pages(*(t.detach() for t in tensors[1:]), *truth, torch.arange(70, dtype=torch.int32))
-    for a, b in zip(*(reference._read_pages(*pages, 70, dim) for pages in (ours, truth)), strict=True):
+    for a, b in zip(*(reference.read_pages(*pages, 70, dim) for pages in (ours, truth)), strict=True):
         assert torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
         assert a.isnan().all(-1).nonzero().tolist() == [[4, 0], [5, 1]]  # the key and the value of either
     for (_, a), (_, b) in zip(reference._views(*ours), reference._views(*truth), strict=True):
@@ -293,7 +293,7 @@ def test_codes_within_the_stated_bound(backend, case, dtype):
     tensors, bounds = inputs([tokens], heads, kv_heads, dim, dtype)
     pages, numbers = as_codes(tensors, backend)
     ours = attention_paged(tensors[0].detach(), *pages, *numbers).double()
-    k, v = (t.double() for t in reference._read_pages(*pages, tokens, dim))
+    k, v = (t.double() for t in reference.read_pages(*pages, tokens, dim))
     q, scale, group = tensors[0].detach().double(), dim**-0.5, heads // kv_heads
     truth = reference._rows(q, k, v, scale)[0]
     score = q.abs().amax(-1) / 32512 * scale * k.abs().sum(-1).amax(0).repeat_interleave(group)

@@ -134,7 +134,7 @@ def test_stop_errors_settings_and_widths(tmp_path, size):
     script = f"""
     more.logit_bias = {json.dumps(endless)};
     settings.max_tokens = 100000;
-    $("input").value = "Who?"; press("Enter", $("input")); await until(() => running && turns[1]?.parts.length);
+    $("input").value = "Who?"; press("Enter", $("input")); await until(() => running && turns[1] && textOf(turns[1]));
     seen.caret = await until(() => document.querySelector(".busy .caret")) !== null;
     seen.button = $("send").textContent; press("Escape", document.body); await until(() => !running);
     seen.note = turns[1].note; seen.kept = textOf(turns[1]).length > 0; seen.again = $("send").textContent;

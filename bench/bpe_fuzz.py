@@ -314,6 +314,7 @@ class Fuzz:
 
 
 def runnable() -> list[str]:
+    """The instruction sets that this machine runs."""
     found = []
     for isa in bpe.INSTRUCTION_SETS:
         try:

@@ -50,10 +50,8 @@ ALIGN = 64  # of each buffer
 DUMMY = ()  # what a dummy's row of the block table holds
 KV_DTYPES = ("auto", "int8")
 SHARED_CACHE = 32 << 20  # bytes of weights that a processor's cores keep in common, about
-SHARE, LARGE_SHARE = (
-    4,
-    16,
-)  # rows that a thread must have to compute them alone, with such weights and with larger
+SHARE = 4  # rows that a thread must have to compute them alone, with such weights
+LARGE_SHARE = 16  # and with larger ones
 MOST_CAPTURED = 256  # steps; those with drafts or prompts come in many sizes
 MOST_MET = 4096  # sizes of steps with prompts that are remembered, to capture them when they come again
 NATIVE_OPS = ("embedding", "rmsnorm", "linear", "quantized", "rope", "attention", "swiglu", "sample")

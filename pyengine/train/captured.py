@@ -91,9 +91,8 @@ class CapturedLoss:
         self._arena.overflowed = False
         tokens, documents = key
         config = self._model.config
-        table(
-            config.rope_theta, config.head_dim, tokens, divisors=config.rope_divisors
-        )  # no position is larger
+        # Made now, for any position that a batch of this size can have.
+        table(config.rope_theta, config.head_dim, tokens, divisors=config.rope_divisors)
         read = Batch(
             torch.empty(tokens, dtype=torch.int64),
             torch.empty(tokens, dtype=torch.int64),

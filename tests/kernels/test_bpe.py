@@ -18,6 +18,7 @@ from pyengine.kernels.bpe import reference
 from tokenizers import models, pre_tokenizers, trainers
 
 from bench import bpe_unique
+from bench.bpe_fuzz import runnable
 
 # Pieces of text in which the patterns' alternatives meet: contractions, runs of white space, marks, cases.
 FRAGMENTS = st.sampled_from(
@@ -439,17 +440,6 @@ def test_every_instruction_set_cuts_the_same(name, text, place, byte, odd):
         first, *others = [module.Pattern(*bpe._LEXERS[name]).split(data) for module in modules]
         assert all(pieces == first for pieces in others)
         assert b"".join(first) == data
-
-
-def runnable() -> list[str]:
-    found = []
-    for isa in bpe.INSTRUCTION_SETS:
-        try:
-            bpe.load_isa(isa)
-        except ImportError:
-            continue
-        found.append(isa)
-    return found
 
 
 @settings(max_examples=60, deadline=None)

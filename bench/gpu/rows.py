@@ -1,6 +1,6 @@
 """The rows of the GPU suite's report: one a case, with numbers or with the reason why there are none."""
 
-from bench.gpu.cases import Case
+from bench.gpu.case import Case
 
 
 def failure(case: Case, error: str) -> dict:

@@ -17,8 +17,8 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import version
 
-from bench.gpu.cases import Case
-from bench.gpu.checkout import ROOT, build
+from bench.gpu.case import Case
+from bench.gpu.checkout import ROOT, build, map_kernels
 from bench.gpu.prediction import H100
 from bench.gpu.rows import failure, text
 from pyengine.files import atomic_write, write_json
@@ -209,9 +209,10 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--cases", default="bench.gpu.cases", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
-    wanted = choose(import_module(chosen.cases).CASES, chosen.names, chosen.quick)
     end = time.monotonic() + chosen.seconds
     build()
+    map_kernels()
+    wanted = choose(import_module(chosen.cases).CASES, chosen.names, chosen.quick)
     rows, tops = run(chosen.cases, wanted, end - time.monotonic(), chosen.dry_run)
     about = machine(chosen.dry_run)
     if chosen.json:

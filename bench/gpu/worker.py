@@ -14,7 +14,7 @@ from importlib import import_module
 
 import torch
 
-from bench.gpu.cases import Case, Place, Prepared
+from bench.gpu.case import Case, Place, Prepared
 from bench.gpu.checkout import map_kernels
 from bench.gpu.clock import Clock, DryClock, GpuClock
 from bench.gpu.prediction import H100, Card

@@ -5,7 +5,7 @@ import time
 
 import torch
 
-from bench.gpu.cases import Case, Prepared
+from bench.gpu.case import Case, Prepared
 from bench.gpu.prediction import Work
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from bench.gpu import suite
-from bench.gpu.cases import CASES, Case
+from bench.gpu.case import Case
+from bench.gpu.cases import CASES
 from bench.gpu.prediction import (
     H100,
     Work,
@@ -109,7 +110,7 @@ def test_a_dry_run_of_everything(tmp_path):
 
 def test_the_document_tells_the_prediction():
     """docs/gpu.md: a captured step beside a kernel that never leaves the card."""
-    from bench.gpu.decoding import SIZES
+    from bench.gpu.models import SIZES
 
     page = (Path(__file__).parents[2] / "docs" / "gpu.md").read_text(encoding="utf-8")
     for name, batch in (("1M", 1), ("1M", 8), ("0.6B", 1), ("0.6B", 8)):
@@ -155,7 +156,7 @@ def test_a_norm_is_part_of_its_product_where_rows_are_few():
     """The prediction counts the launches that the kernels make: their bounds are the kernels' own."""
     from pyengine.kernels.linear import triton
 
-    from bench.gpu.decoding import SIZES
+    from bench.gpu.models import SIZES
 
     for c in SIZES.values():
         for batch in (1, 2, 5, 8, 9, 64):

@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -182,14 +183,19 @@ def _write_probes(known: dict[str, str]) -> None:
         temporary.replace(file)
 
 
+@cache
+def _source() -> str:
+    """A digest of all kernels: an op's may be built of another's, so all are asked again when one changes."""
+    found = hashlib.sha256()
+    for path in [*sorted(HERE.rglob("*.py")), *sorted(HERE.glob("_cuda*.so"))]:
+        found.update(path.read_bytes())
+    return found.hexdigest()[:16]
+
+
 def _probe_key(op: str, backend: str, device: torch.device) -> str:
-    """What a verdict depends on: the card, versions, and the source of the op and of what all ops share."""
-    source = hashlib.sha256()
-    shared = [path for pattern in ("_*.py", "_cuda*.so") for path in sorted(HERE.glob(pattern))]
-    for path in [*sorted((HERE / op).glob("*.py")), *shared]:
-        source.update(path.read_bytes())
+    """What a verdict depends on: the card, versions, and the source of the kernels."""
     card = torch.cuda.get_device_name(device) + str(torch.cuda.get_device_capability(device))
     versions = [torch.__version__, sys.version.split()[0]]
     with suppress(PackageNotFoundError):
         versions.append(version("triton"))
-    return "|".join([op, backend, card, *versions, source.hexdigest()[:16]])
+    return "|".join([op, backend, card, *versions, _source()])

@@ -182,13 +182,19 @@ def test_each_card_is_asked(launches):
     assert [seen[2] for seen in launches.seen] == ["cuda:0", "cuda:0", "cuda:1"]
 
 
-def test_what_all_ops_share_is_part_of_the_key(launches, monkeypatch, tmp_path):
-    (tmp_path / "rmsnorm").mkdir()
-    (tmp_path / "_triton.py").write_text("a = 1")
-    monkeypatch.setattr(_select, "HERE", tmp_path)
-    before = _select._probe_key("rmsnorm", "triton", torch.device("cuda:0"))
-    (tmp_path / "_triton.py").write_text("a = 2")
-    assert _select._probe_key("rmsnorm", "triton", torch.device("cuda:0")) != before
+@pytest.mark.parametrize("file", ["_triton.py", "rmsnorm/triton.py", "_cuda.so"])
+def test_every_kernel_is_part_of_the_key(launches, monkeypatch, tmp_path, file):
+    """A linear layer is built of a norm's functions: their change must ask the card about both again."""
+    keys = []
+    for text in ("a = 1", "a = 2"):
+        path = tmp_path / text / file
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+        monkeypatch.setattr(_select, "HERE", tmp_path / text)
+        _select._source.cache_clear()
+        keys.append(_select._probe_key("linear", "triton", torch.device("cuda:0")))
+    _select._source.cache_clear()
+    assert keys[0] != keys[1]
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,7 @@ class Completion:
     forced, NaN where the request is not scored. forced: True for tokens that a tool put in. details: where asked
     for, of each token, None where forced. finish_reason: "stop" (a stop token), "length" (max_tokens or the
     context), "tools" (went on calling tools past the limit), "cancelled", or "error" with the sentence in `error`.
+    cached: tokens of the prompt that the cache knew when the request began.
     """
 
     prompt: Sequence[int]
@@ -134,6 +135,7 @@ class Completion:
     details: list[Detail | None] = field(default_factory=list)
     finish_reason: str = ""
     error: str = ""
+    cached: int = 0
 
     def append(self, token: int, logprob: float, forced: bool, detail: Detail | None = None) -> None:
         self.ids.append(token)

@@ -184,6 +184,8 @@ class Scheduler:
             request.pages, request.serial, request.full = list(prefix.pages), prefix.serial, len(prefix.pages)
             request.computed = prefix.tokens
             request.cached += prefix.tokens
+            if not request.preemptions:
+                request.completion.cached = prefix.tokens
             if prefix.tail is not None:
                 request.pages.append(self.pool.take())
                 plan.copies.append((prefix.tail, request.pages[-1]))

@@ -4,16 +4,16 @@
 
     /v1/chat/completions /v1/completions /v1/models /tokenize /detokenize /health /metrics, and a page at /
 
-asked.py says what may be asked, writer.py what is shown of an answer. Answers come whole or as server-sent
-events; a client that goes away is noticed, and what it asked for is cancelled. A search that the model opens is
-made here, inside the engine, unless the client brings tools of its own. With `"events": true` (ours) each step
-also has `tokens`: everything that the model wrote and read, with its probabilities.
+asked.py says what may be asked, writer.py what an answer's tokens say, shapes.py how a client sees it. Answers
+come whole or as server-sent events; a client that goes away is noticed, and what it asked for is cancelled. A
+search that the model opens is made here, inside the engine, unless the client brings tools of its own. With
+`"events": true` (ours) each step also has `tokens`: everything that the model wrote and read, with its
+probabilities.
 """
 
 import asyncio
 import json
 import time
-import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -30,11 +30,12 @@ from starlette.routing import Route
 
 from ..engine import Completion
 from ..engine.sampling import Detail
-from .asked import ApiError, Asked, Checker
+from .asked import ApiError, Asked, Checker, constrained
 from .guard import Guard
 from .loading import Served
 from .metrics import Metrics
 from .scoring import likelihoods
+from .shapes import Completions, Shape
 from .worker import Busy, Worker
 from .writer import Piece, Writer, entry_of
 
@@ -64,6 +65,7 @@ class Api:
         self.served, self.name, self.limits, self.created = served, name, limits, int(time.time())
         self.worker = Worker(served.engine, limits.waiting)
         self.metrics, self.checker = Metrics(), Checker(served)
+        self._constraining = asyncio.Lock()  # one constraint is compiled at a time
 
     async def page(self, request: Request) -> Response:
         return HTMLResponse(PAGE.read_text("utf-8"), headers={"Content-Security-Policy": POLICY})
@@ -105,98 +107,63 @@ class Api:
         return JSONResponse({"prompt": self.served.tokenizer.decode(ids)})
 
     async def chat(self, request: Request) -> Response:
-        return await self._answer(request, self.checker.chat)
+        return await self._answer(request, self.checker.chat, Completions)
 
     async def complete(self, request: Request) -> Response:
-        return await self._answer(request, self.checker.complete)
+        return await self._answer(request, self.checker.complete, Completions)
 
-    async def _answer(self, request: Request, check: Callable[[Mapping[str, Any]], Asked]) -> Response:
+    async def _answer(
+        self,
+        request: Request,
+        check: Callable[[Mapping[str, Any]], Asked],
+        shape_of: Callable[[Asked, str], Shape],
+    ) -> Response:
         body = await read_body(request, self.limits.body)
         if body.get("model") is not None:
             self._check_name(body["model"])
-        asked = check(body)
+        if constrained(body):  # may take a second, which nobody else should wait for
+            async with self._constraining:
+                asked = await asyncio.to_thread(check, body)
+        else:
+            asked = check(body)
         if self.worker.unfinished + len(asked.prompts) > self.worker.max_waiting:
             raise too_busy()
         self.metrics.prompt_tokens += asked.prompt_tokens
-        kind = "chat.completion" if asked.chat else "text_completion"
-        head = {
-            "id": f"{'chatcmpl' if asked.chat else 'cmpl'}-{uuid.uuid4().hex}", "object": kind,
-            "created": int(time.time()), "model": self.name,
-        }  # fmt: skip
+        shape = shape_of(asked, self.name)
         if asked.stream:
-            head["object"] = "chat.completion.chunk" if asked.chat else kind
-            return EventStream(self._events(asked, head), self.limits.seconds + 5)
-        return await unless_gone(request, partial(self._whole, asked, head))
+            return EventStream(self._events(asked, shape), self.limits.seconds + 5)
+        return await unless_gone(request, partial(self._whole, asked, shape))
 
-    async def _whole(self, asked: Asked, head: Mapping[str, Any]) -> Response:
-        pieces = [Piece() for _ in asked.prompts]
-        reasons, sampled = [""] * len(pieces), 0
+    async def _whole(self, asked: Asked, shape: Shape) -> Response:
         async with aclosing(self._pieces(asked)) as news:
-            async for index, piece, reason, count in news:
-                whole = pieces[index]
-                whole.text += piece.text
-                whole.logprobs += piece.logprobs
-                whole.tokens += piece.tokens
-                whole.calls += piece.calls
-                reasons[index], sampled = reason, sampled + count
-        choices = []
-        for index, piece in enumerate(pieces):
-            made = choice(asked, index, piece, reasons[index])
-            if asked.chat:
-                message: dict[str, Any] = {"role": "assistant", "content": piece.text, "refusal": None}
-                if piece.calls:
-                    calls = [{k: v for k, v in call.items() if k != "index"} for call in piece.calls]
-                    message |= {"tool_calls": calls, "content": piece.text or None}
-                made["message"] = message
-            else:
-                made["text"] = piece.text
-            choices.append(made)
-        return JSONResponse({**head, "choices": choices, "usage": usage(asked, sampled)})
+            async for index, piece in news:
+                shape.add(index, piece)
+        return JSONResponse(shape.whole())
 
-    async def _events(self, asked: Asked, head: Mapping[str, Any]) -> AsyncGenerator[str, None]:
-        write = json.JSONEncoder(ensure_ascii=False).encode
-        start = f"data: {write(head)[:-1]}, "  # the same for all events, and most of their length
-
-        def event(choices: list[dict[str, Any]], **more: Any) -> str:
-            return f"{start}{write({'choices': choices, **more})[1:]}\n\n"
-
-        sampled, sizes = 0, [0] * len(asked.prompts)
-        if asked.chat:
-            for index in range(len(asked.prompts)):
-                first = choice(asked, index, Piece(), "")
-                yield event([first | {"delta": {"role": "assistant", "content": ""}}])
+    async def _events(self, asked: Asked, shape: Shape) -> AsyncGenerator[str, None]:
+        for event in shape.start():
+            yield event
         try:
             async with aclosing(self._pieces(asked)) as news:
-                async for index, piece, reason, count in news:
-                    sampled += count
-                    if not piece and not reason:
-                        continue
-                    made = choice(asked, index, piece, reason, sizes[index])
-                    sizes[index] += len(piece.text)
-                    if asked.chat:
-                        made["delta"] = {"content": piece.text} if piece.text else {}
-                        if piece.calls:
-                            made["delta"]["tool_calls"] = piece.calls
-                    else:
-                        made["text"] = piece.text
-                    yield event([made])
-            if asked.usage:
-                yield event([], usage=usage(asked, sampled))
+                async for index, piece in news:
+                    for event in shape.events(index, piece):
+                        yield event
         except ApiError as error:
-            yield f"data: {json.dumps(error.body)}\n\n"
-        yield "data: [DONE]\n\n"
+            last = shape.failed(error)
+        else:
+            last = shape.end()
+        for event in last:
+            yield event
 
-    async def _pieces(self, asked: Asked) -> AsyncGenerator[tuple[int, Piece, str, int], None]:
-        """(index of the answer, piece, reason at its end or "", tokens sampled) of all answers as they come."""
-        news: asyncio.Queue[tuple[int, Piece, str, int] | Exception | None] = (
-            asyncio.Queue()
-        )  # None: time is up
+    async def _pieces(self, asked: Asked) -> AsyncGenerator[tuple[int, Piece], None]:
+        """(index of the answer, piece) of all answers as they come."""
+        news: asyncio.Queue[tuple[int, Piece] | Exception | None] = asyncio.Queue()  # None: time is up
 
         async def follow(index: int) -> None:
             try:
                 async with aclosing(self._one(asked, index)) as pieces:
-                    async for piece, reason, count in pieces:
-                        news.put_nowait((index, piece, reason, count))
+                    async for piece in pieces:
+                        news.put_nowait((index, piece))
             except Exception as error:
                 news.put_nowait(error)
 
@@ -209,17 +176,18 @@ class Api:
                 item = await news.get()
                 if item is None:
                     for index in unfinished:
-                        yield index, Piece(), "length", 0
+                        yield index, Piece(reason="length")
                     return
                 if isinstance(item, Exception):
                     raise item
                 if first:
                     self.metrics.first_token.observe(time.monotonic() - start)
                     first = False
-                self.metrics.generated_tokens += item[3]
-                if item[2]:
-                    unfinished.discard(item[0])
-                    self.metrics.finished[item[2]] += 1
+                index, piece = item
+                self.metrics.generated_tokens += piece.sampled
+                if piece.reason:
+                    unfinished.discard(index)
+                    self.metrics.finished[piece.reason] += 1
                     self.metrics.whole.observe(time.monotonic() - start)
                 yield item
         finally:
@@ -228,31 +196,32 @@ class Api:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _one(self, asked: Asked, index: int) -> AsyncGenerator[tuple[Piece, str, int], None]:
-        """One answer: (piece, "", tokens) and at its end (piece, reason, 0)."""
+    async def _one(self, asked: Asked, index: int) -> AsyncGenerator[Piece, None]:
+        """The pieces of one answer, of which the last has a reason."""
         if asked.echo:
-            yield Piece(asked.echo[index], await self._scored(asked, index)), "", 0
+            yield Piece(asked.echo[index], await self._scored(asked, index))
             if asked.silent:
-                yield Piece(), "length", 0
+                yield Piece(reason="length")
                 return
-        spaced = asked.chat and self.served.format.spaced and not asked.continued
-        writer, completions = Writer(asked, self.served.tokenizer, spaced), list[Completion]()
+        writer, completions = Writer(asked, self.served.tokenizer), list[Completion]()
         stream = self.worker.stream(asked.prompts[index], asked.params[index], completions)
         try:
             async with aclosing(stream) as tokens:
                 async for token in tokens:
-                    yield writer.push(token), "", int(not token.forced)
+                    yield writer.push(token)
                     if writer.ended:
                         break
         except Busy:
             raise too_busy() from None
+        (completion,) = completions
+        if completion.finish_reason == "error":
+            raise ApiError(completion.error, 500, "server_error")
         piece = writer.finish()
-        reason = "stop"
-        if completions:
-            if completions[0].finish_reason == "error":
-                raise ApiError(completions[0].error, 500, "server_error")
-            reason = REASONS[completions[0].finish_reason]
-        yield piece, "tool_calls" if piece.calls and reason == "stop" and not writer.ended else reason, 0
+        piece.cached = completion.cached
+        piece.reason = "stop" if writer.ended else REASONS[completion.finish_reason]
+        if piece.calls and piece.reason == "stop" and not writer.stopped:
+            piece.reason = "tool_calls"
+        yield piece
 
     async def _scored(self, asked: Asked, index: int) -> list[dict[str, Any]]:
         """The entries of an echoed prompt, where log-probabilities are asked for: its first id may have none."""
@@ -280,40 +249,6 @@ class Api:
         if name != self.name:
             message = f"the model {str(name)[:100]!r} does not exist; this server has {self.name!r}"
             raise ApiError(message, 404, param="model", code="model_not_found")
-
-
-def choice(asked: Asked, index: int, piece: Piece, reason: str, offset: int = 0) -> dict[str, Any]:
-    """What chat and completions, whole and streamed, have in common of an answer."""
-    made: dict[str, Any] = {"index": index, "finish_reason": reason or None, "logprobs": None}
-    if asked.logprobs and asked.chat:
-        made["logprobs"] = {"content": piece.logprobs, "refusal": None}
-    elif asked.logprobs:
-        starts = [offset]
-        for entry in piece.logprobs:
-            starts.append(starts[-1] + len(entry["token"]))
-        made["logprobs"] = {
-            "tokens": [entry["token"] for entry in piece.logprobs],
-            "token_logprobs": [entry["logprob"] for entry in piece.logprobs],
-            "top_logprobs": [_likeliest(entry) for entry in piece.logprobs],
-            "text_offset": starts[:-1],
-        }
-    if asked.events:
-        made["tokens"] = piece.tokens
-    return made
-
-
-def _likeliest(entry: Mapping[str, Any]) -> dict[str, float] | None:
-    """What /v1/completions shows of a token: the likeliest in its place, and itself be it among them or not."""
-    if entry["top_logprobs"] is None:
-        return None
-    shown = {top["token"]: top["logprob"] for top in entry["top_logprobs"]}
-    return {**shown, entry["token"]: entry["logprob"]}
-
-
-def usage(asked: Asked, sampled: int) -> dict[str, int]:
-    """OpenAI's count of tokens."""
-    total = asked.prompt_tokens + sampled
-    return {"prompt_tokens": asked.prompt_tokens, "completion_tokens": sampled, "total_tokens": total}
 
 
 def too_busy() -> ApiError:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -26,7 +26,27 @@ JSON = {
     dict: "an object",
 }
 ROLES = ("system", "developer", "user", "assistant", "tool")
-
+# What an answer must keep to: as vLLM's server names it, today in structured_outputs and earlier by itself, and
+# llama.cpp's.
+KINDS = ("json", "regex", "choice", "grammar")
+CONSTRAINTS = {f"guided_{kind}": kind for kind in KINDS} | {"json_schema": "json", "grammar": "grammar"}
+# About the caller, not about the answer.
+CALLER = {"user", "safety_identifier", "metadata", "prompt_cache_key", "prompt_cache_retention"}
+# Fields of which one value asks for nothing.
+ONLY: Mapping[str, tuple[Any, ...]] = {
+    "store": (False,), "service_tier": ("auto", "default"), "modalities": (["text"],),
+}  # fmt: skip
+BOTH = {
+    "model", "n", "stop", "stream", "stream_options", "max_tokens", "temperature", "top_k", "top_p", "min_p",
+    "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "seed", "logprobs", "ignore_eos",
+    "events", "response_format", "structured_outputs", *CONSTRAINTS, *CALLER,
+}  # fmt: skip
+CHAT = BOTH | {
+    "messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice", "parallel_tool_calls",
+    "continue_final_message", "store", "service_tier", "modalities",
+}  # fmt: skip
+COMPLETE = BOTH | {"prompt", "echo", "best_of"}
+STREAM_OPTIONS = {"include_usage", "include_obfuscation"}
 
 T = TypeVar("T")
 
@@ -49,11 +69,12 @@ class ApiError(Exception):
 
 @dataclass(frozen=True)
 class Asked:
-    """A request, checked. prompts: one answer each, already n times over."""
+    """A request, checked. prompts: one answer each, already n times over. spaced: as the Format has it."""
 
     chat: bool
     prompts: list[list[int]]
     params: list[SamplingParams]  # one a prompt
+    n: int
     prompt_tokens: int  # each different prompt counted once
     stop: tuple[str, ...]
     stream: bool
@@ -64,7 +85,8 @@ class Asked:
     opened: str = (
         ""  # by the prompt, so that the answer must be a call: "query" of our search, or "call" in JSON
     )
-    continued: bool = False  # the answer goes on from a text in the prompt
+    single: bool = False  # at most one call
+    spaced: bool = False
     echo: tuple[str, ...] = ()  # what each answer begins with
     echoed: tuple[int, ...] = ()  # of each prompt the ids, its last ones, that this is the text of
     silent: bool = False  # the answer is what it begins with, and no more
@@ -79,6 +101,7 @@ class Checker:
 
     def chat(self, body: Mapping[str, Any]) -> Asked:
         """A body of /v1/chat/completions."""
+        known(body, CHAT)
         served, (tools, forced) = self.served, self._tools(body)
         continued = field(body, "continue_final_message", bool, False)
         if continued and forced:
@@ -113,7 +136,9 @@ class Checker:
             stop = tuple(i for i in stop if i != served.format.search)
         params = replace(params, stop=() if self._endless(body) else stop, grammar=grammar, tools=mine)
         return self._asked(
-            body, True, [prompt], params, logprobs=shown, calls=bool(tools), opened=opened, continued=continued
+            body, True, [prompt], params, logprobs=shown, calls=bool(tools), opened=opened,
+            single=not field(body, "parallel_tool_calls", bool, True),
+            spaced=served.format.spaced and not continued and grammar is None,
         )  # fmt: skip
 
     def prompt(self, messages: Any, tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
@@ -139,13 +164,12 @@ class Checker:
 
     def complete(self, body: Mapping[str, Any]) -> Asked:
         """A body of /v1/completions."""
+        known(body, COMPLETE)
         prompt = body.get("prompt")
         several = prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else None
         prompts = [self._ids(one) for one in several or [prompt]]
         top = field(body, "logprobs", int, None)
         echo = field(body, "echo", bool, False)
-        if body.get("suffix"):
-            raise ApiError("suffix: the model writes on, it does not fill in", param="suffix")
         silent = echo and body.get("max_tokens") == 0  # only the prompt's likelihood is wanted
         params = self._params({**body, "max_tokens": 1} if silent else body, prompts, top)
         stop = () if self._endless(body) else TextFormat(self.served.tokenizer).stop
@@ -195,6 +219,9 @@ class Checker:
         ):
             raise ApiError(f"stop: expected a text or up to {MAX_STOPS} texts", param="stop")
         options = field(body, "stream_options", dict, {})
+        if options and not body.get("stream"):
+            raise ApiError("stream_options: needs stream to be true", param="stream_options")
+        known(options, STREAM_OPTIONS, "stream_options.")
         each = []
         for prompt in prompts:
             room = self.served.engine.max_context - len(prompt)
@@ -202,7 +229,7 @@ class Checker:
             for i in range(n):
                 each.append(own if params.seed is None else replace(own, seed=(params.seed + i) % 2**63))
         return Asked(
-            chat, list(_each(prompts, n)), each, sum(map(len, prompts)), tuple(stop),
+            chat, list(_each(prompts, n)), each, n, sum(map(len, prompts)), tuple(stop),
             field(body, "stream", bool, False), usage=field(options, "include_usage", bool, False),
             events=field(body, "events", bool, False), echo=_each(echo, n), echoed=_each(echoed, n),
             **{"calls": False, **more},
@@ -256,21 +283,48 @@ class Checker:
             raise ApiError(f"logit_bias: expected up to {MAX_BIASES} ids below {size}", param="logit_bias")
         return biases
 
-    def _grammar(self, body: Mapping[str, Any]):
-        wish = field(body, "response_format", dict, None)
-        if wish is None or wish.get("type") == "text":
-            return None
+    def _grammar(self, body: Mapping[str, Any]) -> Grammar | None:
+        """What the answer must keep to, by whichever name it is asked for."""
+        asked = [(name, kind, body[name]) for name, kind in CONSTRAINTS.items() if body.get(name) is not None]
+        named = field(body, "structured_outputs", dict, {})
+        known(named, {*KINDS, "json_object"}, "structured_outputs.")
+        for kind, value in named.items():
+            if kind == "json_object" and value:
+                asked.append(("structured_outputs.json_object", "json", {"type": "object"}))
+            elif kind != "json_object" and value is not None:
+                asked.append((f"structured_outputs.{kind}", kind, value))
+        wish = field(body, "response_format", dict, {"type": "text"})
         if wish.get("type") == "json_object":
-            schema: Any = {"type": "object"}
+            asked.append(("response_format", "json", {"type": "object"}))
         elif wish.get("type") == "json_schema":
             schema = field(field(wish, "json_schema", dict, {}), "schema", dict, None)
-        else:
+            if schema is None:
+                raise ApiError("response_format: json_schema.schema is missing", param="response_format")
+            asked.append(("response_format", "json", schema))
+        elif wish.get("type") != "text":
             raise ApiError(
                 "response_format: expected text, json_object or json_schema", param="response_format"
             )
-        if schema is None:
-            raise ApiError("response_format: json_schema.schema is missing", param="response_format")
-        return self._of("response_format", lambda made: made.json(schema))
+        if len(asked) > 1:
+            raise ApiError(
+                f"{asked[0][0]} and {asked[1][0]}: an answer keeps to one of them", param=asked[1][0]
+            )
+        return self._made(*asked[0]) if asked else None
+
+    def _made(self, name: str, kind: str, value: Any) -> Grammar:
+        """The grammar of a constraint."""
+        if kind == "json" and isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except (ValueError, RecursionError):
+                value = None
+        if kind == "choice" and (
+            not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value)
+        ):
+            raise ApiError(f"{name}: expected a list of texts", param=name)
+        if kind != "choice" and not isinstance(value, dict if kind == "json" else str):
+            raise ApiError(f"{name}: expected a {'schema' if kind == 'json' else 'text'}", param=name)
+        return self._of(name, lambda made: getattr(made, kind)(value))
 
     def _of(self, param: str, make: Callable[[Grammars], Grammar]) -> Grammar:
         """A grammar that a parameter asks for."""
@@ -308,6 +362,23 @@ class Checker:
             expected = f"only {', '.join(known)}" if known else "no tools"
             raise ApiError(f"tools: this model knows {expected}, got {', '.join(names)}", param="tools")
         return tools, mode == "required"
+
+
+def constrained(body: Mapping[str, Any]) -> bool:
+    """Whether a grammar must be made for the answer."""
+    forced = body.get("tool_choice") not in (None, "none", "auto")
+    return forced or any(body.get(name) for name in ("response_format", "structured_outputs", *CONSTRAINTS))
+
+
+def known(body: Mapping[str, Any], names: Iterable[str], prefix: str = "") -> None:
+    """ApiError if a body has a field that none of these names is, or asks with one for what there is not."""
+    for name, value in body.items():
+        if value is None:
+            continue
+        if name not in names:
+            raise ApiError(f"{prefix}{name[:100]}: this server has no such field", param=prefix + name[:100])
+        if name in ONLY and value not in ONLY[name]:
+            raise ApiError(f"{name}: expected {' or '.join(map(json.dumps, ONLY[name]))}", param=name)
 
 
 def tool_choice(body: Mapping[str, Any]) -> tuple[str, set[str] | None]:

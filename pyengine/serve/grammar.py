@@ -1,18 +1,23 @@
-"""JSON by a schema, and calls of tools: which ids may come next, from llguidance (`pip install pyengine-llm[grammar]`).
+"""What an answer must keep to (JSON by a schema, a regular expression, one of some texts, a grammar, calls of tools):
+which ids may come next, from llguidance (`pip install pyengine-llm[grammar]`).
 
     grammar = Grammars(tokenizer, end).json(schema)      # goes into SamplingParams.grammar
 
-The library reads the vocabulary once; compiling a schema takes milliseconds, a mask tens of microseconds.
+The library reads the vocabulary once; compiling takes milliseconds, a mask tens of microseconds. Where a mask takes
+so long that others would notice (some expressions with large counts), the constraint is refused, or the answer ends.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..errors import UserError
 from ..text import Tokenizer
+
+SLOWEST = 0.5  # seconds that one mask may take a processor
 
 
 class Grammars:
@@ -23,13 +28,13 @@ class Grammars:
             import llguidance
         except ImportError:
             raise UserError(
-                "JSON by a schema needs llguidance; install it with `pip install pyengine-llm[grammar]`"
+                "constrained answers need llguidance; install it with `pip install pyengine-llm[grammar]`"
             ) from None
         self._library = llguidance
         vocabulary: Any = Vocabulary(tokenizer, end[0])
         self._tokenizer = llguidance.LLTokenizer(vocabulary, eos_token=list(end))
 
-    def call(self, functions: Sequence[Mapping[str, Any]]) -> "JsonGrammar":
+    def call(self, functions: Sequence[Mapping[str, Any]]) -> "Compiled":
         """Answers that call one of OpenAI's functions: {"name": ..., "arguments": ...}, by its `parameters`, spaced as
         models are taught to write calls; UserError if these cannot be kept to."""
         calls = [
@@ -50,44 +55,73 @@ class Grammars:
         }
         return self.json({"anyOf": calls, "$defs": given}, item_separator=", ", key_separator=": ")
 
-    def json(self, schema: Mapping[str, Any], **separators: str) -> "JsonGrammar":
+    def json(self, schema: Mapping[str, Any], **separators: str) -> "Compiled":
         """Answers that are JSON by this schema, without needless white space; UserError if it cannot be kept to.
 
         separators: item_separator and key_separator, if not the shortest.
         """
-        matcher = self._library.LLMatcher
         spacing: Any = {"whitespace_flexible": False, **separators}
+        from_schema = self._library.LLMatcher.grammar_from_json_schema
+        return self._compiled("schema", lambda: from_schema(json.dumps(schema), defaults=spacing))
+
+    def regex(self, pattern: str) -> "Compiled":
+        """Answers that a regular expression matches as a whole (Rust's syntax); UserError if it cannot be kept to."""
+        return self._compiled("expression", lambda: self._library.LLMatcher.grammar_from_regex(pattern))
+
+    def choice(self, texts: Sequence[str]) -> "Compiled":
+        """Answers that are one of these texts."""
+        return self._compiled("choice", lambda: self._library.grammar_from("choice", json.dumps(list(texts))))
+
+    def grammar(self, text: str) -> "Compiled":
+        """Answers by a grammar, in llama.cpp's notation (GBNF) or Lark's; UserError if it cannot be kept to."""
+        return self._compiled("grammar", lambda: self._library.grammar_from("grammar", text))
+
+    def _compiled(self, what: str, make: Callable[[], str]) -> "Compiled":
         try:
-            text = matcher.grammar_from_json_schema(json.dumps(schema), defaults=spacing)
+            made = Compiled(self._library.LLMatcher(self._tokenizer, make(), log_level=0))
+            problem = made.problem()
         except ValueError as error:
-            raise UserError(f"the schema cannot be kept to: {error}") from None
-        if problem := matcher.validate_grammar(text, self._tokenizer):
-            raise UserError(f"the schema cannot be kept to: {problem.splitlines()[0]}")
-        return JsonGrammar(lambda: matcher(self._tokenizer, text))
+            problem = str(error)
+        if problem:
+            lines = problem.splitlines()
+            causes = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+            raise UserError(f"the {what} cannot be kept to: {(causes or lines)[0]}")
+        return made
 
 
-class JsonGrammar:
-    """A compiled schema; each answer starts a matcher of its own."""
-
-    def __init__(self, make):
-        self._make = make
-
-    def start(self) -> "JsonMatcher":
-        return JsonMatcher(self._make())
-
-
-class JsonMatcher:
-    """Follows one answer (engine.sampling.Matcher)."""
+class Compiled:
+    """A compiled constraint; each answer starts a matcher of its own."""
 
     def __init__(self, matcher):
         self._matcher = matcher
 
+    def start(self) -> "Follower":
+        return Follower(self._matcher.deep_copy())
+
+    def problem(self) -> str:
+        """Why it cannot be kept to, as far as its first mask tells."""
+        start = time.thread_time()
+        if not self._matcher.is_error():
+            self._matcher.compute_bitmask()
+        return self._matcher.get_error() or "it is too large" * (time.thread_time() - start > SLOWEST)
+
+
+class Follower:
+    """Follows one answer (engine.sampling.Matcher)."""
+
+    def __init__(self, matcher):
+        self._matcher, self._slow = matcher, False
+
     def allow(self, words: np.ndarray) -> None:
+        start = time.thread_time()
         self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+        self._slow |= time.thread_time() - start > SLOWEST
 
     def accept(self, token: int) -> None:
+        if self._slow:
+            raise ValueError("it is too large")
         if not self._matcher.consume_token(token):
-            raise ValueError(self._matcher.get_error() or f"id {token} is not allowed")
+            raise ValueError((self._matcher.get_error() or f"id {token} is not allowed").splitlines()[0])
 
 
 def _moved(schema: Any, to: str) -> Any:

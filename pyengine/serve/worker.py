@@ -46,7 +46,7 @@ class Worker:
     async def stream(
         self, prompt: Sequence[int], params: SamplingParams, completion: list[Completion] | None = None
     ) -> AsyncGenerator[Token, None]:
-        """The tokens of one answer. The finished Completion is appended to `completion`; Busy if too many wait."""
+        """The tokens of one answer. Its Completion is appended to `completion` at the first; Busy if too many wait."""
         if self.unfinished >= self.max_waiting:
             raise Busy
         self.unfinished += 1
@@ -78,13 +78,13 @@ class Worker:
                 if isinstance(request, Exception):
                     raise request
                 answer = request.completion
+                if completion == []:
+                    completion.append(answer)
                 finished = request.done  # before the tokens are counted: none come after it
                 ready = len(answer.forced)  # the last list to grow
                 for i in range(given, ready):
                     yield Token(answer.ids[i], answer.logprobs[i], answer.forced[i], answer.details[i])
                 given = ready
-            if completion is not None:
-                completion.append(answer)
         finally:
             self.unfinished -= 1
             self._inbox.put(lambda: self._cancel(requests))

@@ -17,40 +17,58 @@ from .stops import StopStrings
 
 @dataclass
 class Piece:
-    """A step of an answer. logprobs: OpenAI's entries; tokens: ours, of everything the model wrote or read."""
+    """A step of an answer. logprobs: OpenAI's entries; tokens: ours, of everything the model wrote or read; reason: of
+    its end, with the last piece; sampled: tokens; cached: tokens of the prompt found in the cache, told once."""
 
     text: str = ""
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     tokens: list[dict[str, Any]] = field(default_factory=list)
     calls: list[dict[str, Any]] = field(default_factory=list)
+    reason: str = ""
+    sampled: int = 0
+    cached: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.text or self.logprobs or self.tokens or self.calls)
+        """Whether there is anything to see."""
+        return bool(self.text or self.logprobs or self.tokens or self.calls or self.reason)
+
+    def add(self, other: "Piece") -> None:
+        """Go on with the next piece."""
+        self.text += other.text
+        self.logprobs += other.logprobs
+        self.tokens += other.tokens
+        self.calls += other.calls
+        self.reason = other.reason
+        self.sampled += other.sampled
+        self.cached += other.cached
 
 
 class Writer:
     """Follows one answer. After `ended` its text is over, and the rest of the tokens need not be made."""
 
-    def __init__(self, asked: Asked, tokenizer: Tokenizer, spaced: bool):
+    def __init__(self, asked: Asked, tokenizer: Tokenizer):
         self._asked, self._tokenizer = asked, tokenizer
         opened = asked.opened  # by the prompt: the answer begins inside a call
-        self._reader = Reader(tokenizer, spaced, "query" if opened == "query" else "text")
+        self._reader = Reader(tokenizer, asked.spaced, "query" if opened == "query" else "text")
         self._stops = StopStrings(asked.stop)
         self._marks = StopStrings((OPEN,) if asked.calls else ())
         self._query = self._calls = ""  # what the model writes into a call
         self._searched = opened == "query"  # it opened a search
         self._inside = opened == "call"  # a call, of a model of another family
-        self.text = ""
-        self.sampled = 0
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was found."""
+        return self._stops.found
 
     @property
     def ended(self) -> bool:
-        return self._stops.found
+        """Whether the answer is over, whatever else the model would write."""
+        return self.stopped or (self._asked.single and CLOSE in self._calls)
 
     def push(self, token: Token) -> Piece:
         """What a token adds, which may be nothing yet."""
-        piece = Piece()
-        self.sampled += not token.forced
+        piece = Piece(sampled=not token.forced)
         name = self._spelled(token.id)
         if self._asked.calls and name == OPEN:
             self._inside = True
@@ -83,9 +101,7 @@ class Writer:
         else:
             piece.text = self._show(rest)
             if not self._marks.found:
-                held = self._stops.push(self._marks.rest()) + self._stops.rest()
-                piece.text += held
-                self.text += held
+                piece.text += self._stops.push(self._marks.rest()) + self._stops.rest()
         if self._asked.calls:
             piece.calls = self._made_calls()
         return piece
@@ -96,7 +112,6 @@ class Writer:
         if self._marks.found:
             self._calls += text if before else OPEN + self._marks.after
             self._inside = True
-        self.text += shown
         return shown
 
     def _made_calls(self) -> list[dict[str, Any]]:
@@ -112,7 +127,7 @@ class Writer:
         return [
             {"index": i, "id": f"call_{uuid.uuid4().hex[:24]}", "type": "function",
              "function": {"name": name, "arguments": arguments}}
-            for i, (name, arguments) in enumerate(made)
+            for i, (name, arguments) in enumerate(made[:1] if self._asked.single else made)
         ]  # fmt: skip
 
     def _token(self, token: Token, kind: str, text: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import time
 
 import httpx
@@ -12,7 +13,10 @@ pytest.importorskip("openai")
 import openai
 
 from pyengine.engine import SamplingParams
+from pyengine.errors import UserError
+from pyengine.serve import grammar
 from pyengine.serve.api import Limits
+from pyengine.serve.grammar import Grammars
 from pyengine.serve.scoring import likelihoods
 
 from .live import idle, served_model, serving
@@ -54,7 +58,26 @@ def test_chat_whole_and_streamed_is_what_the_engine_says(served, client):
         client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True})
     )
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == text
-    assert chunks[-1].usage == whole.usage and chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    assert chunks[0].choices[0].delta.role == "assistant"
+
+
+def test_what_the_cache_knew_of_a_prompt_is_told(tmp_path):
+    with serving(served_model(tmp_path)) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
+
+        def cached(text, **more):
+            usage = client.completions.create(model="small", prompt=text, max_tokens=2, **more).usage
+            assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+            return usage.prompt_tokens, usage.prompt_tokens_details.cached_tokens
+
+        prompt = "Who founded Tavor? " * 20
+        size, known = cached(prompt, n=3)  # three answers share it: what the first of them found
+        assert size > 64 and known == 0
+        assert cached(prompt) == (size, size - 1)  # the last is computed, for its logits
+        longer, known = cached(prompt + "I do not know.")
+        assert longer > size and known == 64, "a full page is shared, what is behind it is another's"
+        assert cached([prompt, "Ada"])[1] == size - 1
 
 
 def test_n_answers_are_those_of_n_seeds(client):
@@ -168,6 +191,57 @@ def test_json_by_a_schema(client):
     with pytest.raises(openai.BadRequestError, match="schema"):
         bad = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "colour"}}}
         client.chat.completions.create(model="small", messages=WHO, response_format=bad)
+
+
+def test_constraints_as_other_servers_name_them(client):
+    pytest.importorskip("llguidance")
+
+    def said(**wish):
+        answer = client.chat.completions.create(
+            model="small", messages=WHO, max_tokens=60, seed=3, temperature=1.5, extra_body=wish
+        ).choices[0]
+        assert answer.finish_reason == "stop"
+        return answer.message.content
+
+    towns = [" Tavor", 'Ada "A" L\u00e9', "x\ny"]
+    for wish in ({"guided_choice": towns}, {"structured_outputs": {"choice": towns}}):
+        assert said(**wish) in towns
+    for wish in ({"guided_regex": "[0-9]{3}-x"}, {"structured_outputs": {"regex": "[0-9]{3}-x"}}):
+        assert re.fullmatch("[0-9]{3}-x", said(**wish))
+    for rules in ('root ::= "a" ("b" | "c")+ "."', 'start: "a" /[bc]+/ "."'):  # llama.cpp's and Lark's way
+        for wish in ({"grammar": rules}, {"structured_outputs": {"grammar": rules}}):
+            assert re.fullmatch(r"a[bc]+\.", said(**wish, logit_bias={"46": 8}))
+    schema = {
+        "type": "object",
+        "properties": {"n": {"enum": [1, 2]}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    for wish in ({"guided_json": schema}, {"json_schema": schema}, {"guided_json": json.dumps(schema)},
+                 {"structured_outputs": {"json": schema}}):  # fmt: skip
+        assert json.loads(said(**wish)) in ({"n": 1}, {"n": 2})
+    for wish, told in (
+        ({"guided_regex": "("}, "guided_regex: the expression cannot be kept to: .*unclosed"),
+        ({"grammar": "root ::= leaf"}, "grammar: the grammar cannot be kept to: .*'leaf' not found"),
+        ({"guided_choice": []}, "guided_choice: expected a list of texts"),
+        ({"guided_json": "{"}, "guided_json: expected a schema"),
+        ({"structured_outputs": {"regex": 3}}, "structured_outputs.regex: expected a text"),
+        ({"structured_outputs": {"tag": "x"}}, "structured_outputs.tag: this server has no such field"),
+        ({"grammar": "x", "guided_regex": "x"}, "keeps to one of them"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=told):
+            said(**wish)
+
+
+def test_a_constraint_that_takes_too_long_is_refused_or_ends_the_answer(served, monkeypatch):
+    pytest.importorskip("llguidance")
+    engine, grammars = served_model(served.folder).engine, Grammars(served.tokenizer, served.format.stop)
+    params = SamplingParams(5, grammar=grammars.regex("[a-z]*"), stop=served.format.stop)
+    monkeypatch.setattr(grammar, "SLOWEST", 0)
+    with pytest.raises(UserError, match="the expression cannot be kept to: it is too large"):
+        grammars.regex("[0-9]*")
+    (ended,) = engine.generate([[1, 2]], params)
+    assert ended.finish_reason == "error" and ended.error == "the grammar cannot go on: it is too large"
 
 
 def test_penalties_and_biases_reach_the_sampler(served, client):

@@ -9,9 +9,11 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("openai")
 import openai
 
-from pyengine.engine import Engine
+from pyengine.engine import Engine, SamplingParams, Token
 from pyengine.files import write_json
 from pyengine.serve import Served, TemplateFormat
+from pyengine.serve.asked import Asked
+from pyengine.serve.writer import Piece, Writer
 from pyengine.text import Tokenizer
 
 from .live import TEXT, served_model, serving, small_model
@@ -92,6 +94,24 @@ def test_a_call_that_must_be_made_is_made(client, choice, names):
         (streamed,) = [c.delta.tool_calls[0].function for c in chunks if c.delta.tool_calls]
         assert (streamed.name, streamed.arguments) == (call.function.name, call.function.arguments)
         assert not "".join(c.delta.content or "" for c in chunks) and chunks[-1].finish_reason == "tool_calls"
+
+
+def test_one_call_ends_the_answer_where_several_are_not_wanted(served):
+    call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Ada"}}\n</tool_call>\n'
+    ids = served.tokenizer.encode("Well. " + call + call, allowed_special="all")
+    for single, calls in ((True, 1), (False, 2)):
+        asked = Asked(
+            True, [[1]], [SamplingParams()], 1, 1, (), False, False, False, False, True, single=single
+        )
+        writer, shown = Writer(asked, served.tokenizer), Piece()
+        for i in ids:
+            shown.add(writer.push(Token(i, 0.0, False)))
+            if writer.ended:
+                break
+        shown.add(writer.finish())
+        assert writer.ended is single and not writer.stopped and shown.text == "Well. "
+        assert [made["function"]["name"] for made in shown.calls] == ["weather"] * calls
+        assert shown.sampled < len(ids) if single else shown.sampled == len(ids)
 
 
 def test_a_call_cut_short_is_none(client):

@@ -2,7 +2,8 @@
 
     app = make_app(served, name="default")        # `python -m pyengine.serve MODEL` runs it
 
-    /v1/chat/completions /v1/completions /v1/models /tokenize /detokenize /health /metrics, and a page at /
+    /v1/chat/completions /v1/completions /v1/responses /v1/models /tokenize /detokenize /health /metrics,
+    and a page at /
 
 asked.py says what may be asked, writer.py what an answer's tokens say, shapes.py how a client sees it. Answers
 come whole or as server-sent events; a client that goes away is noticed, and what it asked for is cancelled. A
@@ -34,6 +35,7 @@ from .asked import ApiError, Asked, Checker, constrained
 from .guard import Guard
 from .loading import Served
 from .metrics import Metrics
+from .responses import Responses, as_chat, renamed
 from .scoring import likelihoods
 from .shapes import Completions, Shape
 from .worker import Busy, Worker
@@ -107,18 +109,27 @@ class Api:
         return JSONResponse({"prompt": self.served.tokenizer.decode(ids)})
 
     async def chat(self, request: Request) -> Response:
-        return await self._answer(request, self.checker.chat, Completions)
+        body = await read_body(request, self.limits.body)
+        return await self._answer(request, body, self.checker.chat, Completions)
 
     async def complete(self, request: Request) -> Response:
-        return await self._answer(request, self.checker.complete, Completions)
+        body = await read_body(request, self.limits.body)
+        return await self._answer(request, body, self.checker.complete, Completions)
+
+    async def respond(self, request: Request) -> Response:
+        body = await read_body(request, self.limits.body)
+        try:
+            return await self._answer(request, as_chat(body), self.checker.chat, partial(Responses, body))
+        except ApiError as error:
+            raise renamed(error) from None
 
     async def _answer(
         self,
         request: Request,
+        body: Mapping[str, Any],
         check: Callable[[Mapping[str, Any]], Asked],
         shape_of: Callable[[Asked, str], Shape],
     ) -> Response:
-        body = await read_body(request, self.limits.body)
         if body.get("model") is not None:
             self._check_name(body["model"])
         if constrained(body):  # may take a second, which nobody else should wait for
@@ -350,6 +361,7 @@ def make_app(
             Route("/v1/models/{model:path}", api.models),
             Route("/v1/chat/completions", api.chat, methods=["POST"]),
             Route("/v1/completions", api.complete, methods=["POST"]),
+            Route("/v1/responses", api.respond, methods=["POST"]),
         ],
         exception_handlers={kind: refuse for kind in (ApiError, ClientDisconnect, HTTPException, Exception)},
         lifespan=lifespan,

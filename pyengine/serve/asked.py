@@ -34,12 +34,16 @@ CONSTRAINTS = {f"guided_{kind}": kind for kind in KINDS} | {"json_schema": "json
 CALLER = {"user", "safety_identifier", "metadata", "prompt_cache_key", "prompt_cache_retention"}
 # Fields of which one value asks for nothing.
 ONLY: Mapping[str, tuple[Any, ...]] = {
-    "store": (False,), "service_tier": ("auto", "default"), "modalities": (["text"],),
+    "store": (False,), "service_tier": ("auto", "default"), "modalities": (["text"],), "background": (False,),
+    "truncation": ("disabled",),
+}  # fmt: skip
+SAMPLING = {
+    "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+    "logit_bias", "seed", "ignore_eos",
 }  # fmt: skip
 BOTH = {
-    "model", "n", "stop", "stream", "stream_options", "max_tokens", "temperature", "top_k", "top_p", "min_p",
-    "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "seed", "logprobs", "ignore_eos",
-    "events", "response_format", "structured_outputs", *CONSTRAINTS, *CALLER,
+    "model", "n", "stop", "stream", "stream_options", "max_tokens", "logprobs", "events", "response_format",
+    "structured_outputs", *SAMPLING, *CONSTRAINTS, *CALLER,
 }  # fmt: skip
 CHAT = BOTH | {
     "messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice", "parallel_tool_calls",
@@ -63,7 +67,8 @@ class ApiError(Exception):
         code: str | None = None,
     ):
         super().__init__(message)
-        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+        about = {"message": message, "type": kind, "param": param, "code": code}
+        self.body: dict[str, dict[str, Any]] = {"error": about}
         self.status = status
 
 

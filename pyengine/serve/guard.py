@@ -12,6 +12,7 @@ OPEN = ("/", "/health")  # paths that need no key
 PATHS = (
     "/v1/chat/completions",
     "/v1/completions",
+    "/v1/responses",
     "/v1/models",
     "/tokenize",
     "/detokenize",

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import uvicorn
 
 from pyengine.engine import Engine, Tools
+from pyengine.files import write_json
 from pyengine.model import ModelConfig, Transformer
-from pyengine.serve import OwnFormat, Served
+from pyengine.serve import OwnFormat, Served, TemplateFormat
 from pyengine.serve.__main__ import KEEP_ALIVE
 from pyengine.serve.api import Limits, make_app
 from pyengine.text import SearchTool, Tokenizer
@@ -17,6 +18,11 @@ from pyengine.text import SearchTool, Tokenizer
 TEXT = [
     'Who founded Tavor? Ada Lovelace founded Tavor in 1815. I do not know. {"name": [1, 2]} \u00e9t\u00e9'
 ] * 3
+
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 class Index:
@@ -36,6 +42,18 @@ def served_model(folder, search: bool = False, context: int = 256, **options) ->
     tools = Tools.for_search(SearchTool(Index(), tokenizer), tokenizer, max_calls=1) if search else None
     engine = Engine(small_model(tokenizer, context), tokenizer, tools, **{"max_batch": 8, **options})
     return Served(engine, tokenizer, OwnFormat(tokenizer, searches=search), folder)
+
+
+def other_model(folder, tags_as_tokens: bool = False) -> Served:
+    """A model of another family, whose template has no place for tools."""
+    tags = ["<tool_call>", "</tool_call>"] * tags_as_tokens
+    tokenizer = Tokenizer.train(
+        TEXT, 330, special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>", *tags]
+    )
+    tokenizer.chat_template = TEMPLATE
+    write_json(folder / "generation_config.json", {"eos_token_id": tokenizer.special_ids["<|im_end|>"]})
+    engine = Engine(small_model(tokenizer, 1024), tokenizer, None, max_batch=8)
+    return Served(engine, tokenizer, TemplateFormat(tokenizer, folder), folder)
 
 
 @contextmanager

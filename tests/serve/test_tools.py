@@ -9,14 +9,11 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("openai")
 import openai
 
-from pyengine.engine import Engine, SamplingParams, Token
-from pyengine.files import write_json
-from pyengine.serve import Served, TemplateFormat
+from pyengine.engine import SamplingParams, Token
 from pyengine.serve.asked import Asked
 from pyengine.serve.writer import Piece, Writer
-from pyengine.text import Tokenizer
 
-from .live import TEXT, served_model, serving, small_model
+from .live import other_model, served_model, serving
 
 WHO = [{"role": "user", "content": "Who founded Tavor?"}]
 CITY = {"type": "object", "properties": {"city": {"$ref": "#/$defs/City"}}, "required": ["city"],
@@ -29,27 +26,11 @@ TOOLS = [
     for name, parameters in (("weather", CITY), ("count", COUNT))
 ]
 SEARCH = {"type": "function", "function": {"name": "search", "parameters": {"type": "object"}}}
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["tags as text", "tags as tokens"])
 def served(tmp_path_factory, request):
-    """A model of another family, whose template has no place for tools."""
-    folder = tmp_path_factory.mktemp("model")
-    special = [
-        "<|endoftext|>",
-        "<|im_start|>",
-        "<|im_end|>",
-        *(["<tool_call>", "</tool_call>"] * request.param),
-    ]
-    tokenizer = Tokenizer.train(TEXT, 330, special_tokens=special)
-    tokenizer.chat_template = TEMPLATE
-    write_json(folder / "generation_config.json", {"eos_token_id": tokenizer.special_ids["<|im_end|>"]})
-    engine = Engine(small_model(tokenizer, 1024), tokenizer, None, max_batch=8)
-    return Served(engine, tokenizer, TemplateFormat(tokenizer, folder), folder)
+    return other_model(tmp_path_factory.mktemp("model"), request.param)
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,6 @@ from typing import Any
 from ..data import Problem, read_problems
 from ..engine import Completion
 from ..errors import UserError
-from ..model import Transformer
-from ..text import Tokenizer
 from .dialogue import Dialogue
 from .progress import note
 from .rewards import is_right, pass_at_k
@@ -66,17 +64,14 @@ def problems_of(run: Run, split: str, count: int, label: str = "take") -> list[P
 
 
 def attempt(
-    model: Transformer,
-    tokenizer: Tokenizer,
+    dialogue: Dialogue,
     problems: Sequence[Problem],
     samples: int,
     seed: int,
     max_tokens: int,
-    dialogue: Dialogue | None = None,
     temperature: float = 1.0,
 ) -> list[list[Attempt]]:
     """`samples` attempts at each problem."""
-    dialogue = dialogue or Dialogue(model, tokenizer)
     replies = dialogue.ask([p.problem for p in problems], samples, temperature, max_tokens, seed)
     return [
         [Attempt(p, r.text, r.completion, _counts(r.text, r.completion, p)) for r in group]
@@ -103,28 +98,32 @@ class Exam:
         problems = problems_of(run, "test", run.config.rl.exam, "exam")
         return cls(problems, run.config.rl.max_tokens, run.config.seed)
 
-    def quick(self, model: Transformer, tokenizer: Tokenizer, count: int = 200) -> dict[str, Any]:
+    def sit(self, dialogue: Dialogue, count: int | None = None, temperature: float = 1.0) -> list[Attempt]:
+        """One attempt at each of the first `count` problems."""
+        groups = attempt(dialogue, self.problems[:count], 1, self.seed, self.max_tokens, temperature)
+        return [group[0] for group in groups]
+
+    def quick(self, dialogue: Dialogue, count: int = 200) -> dict[str, Any]:
         """Share right and length on the first `count` problems, for the curve along a training."""
-        groups = attempt(model, tokenizer, self.problems[:count], 1, self.seed, self.max_tokens)
-        return _summary([group[0] for group in groups])
+        return _summary(self.sit(dialogue, count))
 
     def full(
-        self, model: Transformer, tokenizer: Tokenizer, several: int = 64, samples: int = 16
+        self, dialogue: Dialogue, first: Sequence[Attempt], several: int = 64, samples: int = 16
     ) -> dict[str, Any]:
-        """pass@1 on all problems with interval and by grade, greedily too; pass@k on the first `several`, if any."""
-        first = [g[0] for g in attempt(model, tokenizer, self.problems, 1, self.seed, self.max_tokens)]
+        """pass@1 of the `first` attempts at all problems, with interval and by grade, greedily too; pass@k on
+        `several` problems, if any."""
         result = _summary(first)
         right = sum(a.right for a in first)
         result["interval"] = interval(right, len(first))
         result["problems"] = len(first)
-        sure = attempt(model, tokenizer, self.problems, 1, self.seed, self.max_tokens, temperature=0.0)
-        result["greedy"] = sum(group[0].right for group in sure) / len(sure)
+        sure = self.sit(dialogue, temperature=0.0)
+        result["greedy"] = sum(a.right for a in sure) / len(sure)
         grades = sorted({a.problem.grade for a in first if a.problem.grade is not None})
         result["by_grade"] = {
             str(grade): _summary([a for a in first if a.problem.grade == grade]) for grade in grades
         }
         if part := self.problems[:several]:
-            groups = attempt(model, tokenizer, part, samples, self.seed + 1, self.max_tokens)
+            groups = attempt(dialogue, part, samples, self.seed + 1, self.max_tokens)
             counts = [sum(a.right for a in group) for group in groups]
             ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= samples]
             result["pass_at_k"] = {str(k): pass_at_k(counts, samples, k) for k in ks}

@@ -93,12 +93,12 @@ def unseen_kinds(run: Run, model: Transformer, count: int = 200) -> dict[str, An
 
     if run.config.rl.problems is not None:
         return {}
-    found = {}
+    found, dialogue = {}, Dialogue(model, run.tokenizer)
     for kind in HELD_OUT:
         drawn = run.world.problems.take(count, kind, "test", "unseen")
         problems = [Problem(p.text, str(p.answer), p.grade) for p in drawn]
         exam = Exam(problems, run.config.rl.max_tokens, run.config.seed)
-        found[kind] = exam.quick(model, run.tokenizer, count)
+        found[kind] = exam.quick(dialogue, count)
     return found
 
 

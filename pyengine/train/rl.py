@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from ..data import read_conversations
-from ..data.loader import IGNORE
+from ..data.loader import IGNORE, make_batch
 from ..engine import Completion
 from ..files import atomic_write, write_json
 from ..model import Transformer, save
@@ -43,6 +43,7 @@ from .sft import sft_conversations
 
 POOL = 8192  # training problems in store; steps go round it
 REPLAYED = 1500  # answers in store to be rehearsed
+SCORED = 64  # attempts whose log-probabilities are computed at once
 # A step is taken if at least this share of its groups says anything: Adam takes a step of full length whatever the
 # size of the gradient, so that the chance slips of one reply in a thousand would move the weights as far as lessons.
 LEAST = 1 / 8
@@ -52,14 +53,16 @@ def rl(run: Run) -> dict[str, Any]:
     """Reinforce the model of the stage before; writes rl/."""
     settings, exam = run.config.rl, Exam.of(run)
     start = start_from(run, "search")
-    before = exam.full(start, run.tokenizer)
+    dialogue = Dialogue(start, run.tokenizer)
+    before = exam.full(dialogue, exam.sit(dialogue))
 
     model = start_from(run, "search")
     rollouts = Rollouts(run, model, start, right_and_short, "rl")
     summary = reinforce(run, model, rollouts, exam, "rl")
     save(model, run.path("rl"), run.path("tokenizer"))
-    after = exam.full(model, run.tokenizer)
-    write_json(run.path("rl", "move37.json"), unlikely(run, model, start, exam))
+    written = exam.sit(rollouts.dialogue)
+    after = exam.full(rollouts.dialogue, written)
+    write_json(run.path("rl", "move37.json"), unlikely(written, start))
 
     controls = {}
     if settings.controls:
@@ -90,7 +93,7 @@ def reinforce(run: Run, model: Transformer, rollouts: "Rollouts", exam: Exam, fo
         run, model, settings.optimizer, settings.steps, run.path(folder, "checkpoints"), rollouts.watch
     )
     every = max(1, settings.steps // max(1, settings.evaluations))
-    summary = trainer.fit(rollouts.batch, lambda _: exam.quick(model, run.tokenizer), every, rollouts)
+    summary = trainer.fit(rollouts.batch, lambda _: exam.quick(rollouts.dialogue), every, rollouts)
     rollouts.compare()
     return summary
 
@@ -131,7 +134,7 @@ class Rollouts:
         first = step * s.problems_per_step
         problems = [self.problems[(first + i) % len(self.problems)] for i in range(s.problems_per_step)]
         seed = (self.seed * 1009 + 17) * 100_003 + step
-        groups = attempt(self.model, self.tokenizer, problems, s.group, seed, s.max_tokens, self.dialogue)
+        groups = attempt(self.dialogue, problems, s.group, seed, s.max_tokens)
         rewards = np.array([
             [self._reward(a, s) for a in group] for group in groups
         ])  # fmt: skip
@@ -169,26 +172,19 @@ class Rollouts:
         replay = self.replay
         for i in range(self.settings.replay if replay else 0):
             rows.append(_replayed(replay[(step * self.settings.replay + i) % len(replay)]))
-        ids, targets, weights, logprobs = (np.concatenate(part) for part in zip(*rows, strict=True))
-        lengths = [len(row[0]) for row in rows]
-        token_weights = torch.from_numpy(weights)
+        ids, targets, weights, logprobs = zip(*rows, strict=True)
+        token_weights = torch.from_numpy(np.concatenate(weights))
         batch = WeightedBatch(
-            ids=torch.from_numpy(ids),
-            targets=torch.from_numpy(targets),
-            cu_seqlens=torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32)),
-            positions=torch.from_numpy(np.concatenate([np.arange(n, dtype=np.int32) for n in lengths])),
-            weights=token_weights,
-            normaliser=float(count),
-            info=info,
+            **vars(make_batch(ids, targets)), weights=token_weights, normaliser=float(count), info=info
         )
-        sampled = torch.from_numpy(logprobs)
+        sampled = torch.from_numpy(np.concatenate(logprobs))
         own = ~sampled.isnan()
         log_ratio = sampled[own] + self._reference_nll(batch, own)[own]
         info["kl"] = float(log_ratio.mean())
         if self.settings.kl:
             token_weights[own] -= self.settings.kl * log_ratio
         self._sampled = own & (token_weights != 0), sampled
-        self.work += len(ids) * (1 + 1 / 3)
+        self.work += len(batch.ids) * (1 + 1 / 3)
         return batch
 
     @torch.no_grad()
@@ -253,42 +249,41 @@ def control(run: Run, exam: Exam, start: Transformer, replay: list[Completion]) 
     note(
         f"{rollouts.taken} of {run.config.rl.steps} steps said enough for the format-only control to learn from"
     )
-    return _examined(run, model, exam, summary) | {"steps_taken": rollouts.taken}
+    return _examined(rollouts.dialogue, exam, summary) | {"steps_taken": rollouts.taken}
 
 
 def imitation(run: Run, exam: Exam, work: float) -> dict[str, Any]:
     """More SFT from the same start, with the floating-point work that the reinforcement took."""
     model = start_from(run, "search")
-    settings = run.config.sft
+    settings, dialogue = run.config.sft, Dialogue(model, run.tokenizer)
     conversations = sft_conversations(run)
     summary = finetune(
         run, model, conversations, settings, "rl/imitation",
-        evaluate=lambda _: exam.quick(model, run.tokenizer), tokens=work,
+        evaluate=lambda _: exam.quick(dialogue), tokens=work,
     )  # fmt: skip
-    return _examined(run, model, exam, summary)
+    return _examined(dialogue, exam, summary)
 
 
-def _examined(run: Run, model: Transformer, exam: Exam, summary: dict[str, Any]) -> dict[str, Any]:
+def _examined(dialogue: Dialogue, exam: Exam, summary: dict[str, Any]) -> dict[str, Any]:
     """A control's exam, and the seconds of its training, all attempts at it, and of the exam."""
     began = time.monotonic()
-    found = exam.full(model, run.tokenizer, several=0)
+    found = exam.full(dialogue, exam.sit(dialogue), several=0)
     return found | {"seconds": summary["seconds"] + time.monotonic() - began}
 
 
 @torch.no_grad()
-def unlikely(run: Run, model: Transformer, start: Transformer, exam: Exam, count: int = 20) -> list[dict]:
+def unlikely(written: Sequence[Attempt], start: Transformer, count: int = 20) -> list[dict]:
     """Right replies of the reinforced model to held-out problems that the model before it found least likely."""
-    groups = attempt(model, run.tokenizer, exam.problems, 1, exam.seed, exam.max_tokens)
-    right = [group[0] for group in groups if group[0].right]
+    right = [a for a in written if a.right]
     scored = []
-    for a in right:
-        ids, targets, weights, _ = _row(a.completion.prompt, a.completion.ids, a.completion.logprobs, 1.0)
-        nll = start.loss(
-            torch.from_numpy(ids), torch.from_numpy(targets).clamp(min=0),
-            torch.tensor([0, len(ids)], dtype=torch.int32), torch.arange(len(ids), dtype=torch.int32),
-            torch.from_numpy(weights),
-        )  # fmt: skip
-        scored.append((-float(nll.sum()), a))
+    for begin in range(0, len(right), SCORED):
+        part = right[begin : begin + SCORED]
+        rows = [_row(a.completion.prompt, a.completion.ids, a.completion.logprobs, 1.0) for a in part]
+        ids, targets, weights, _ = zip(*rows, strict=True)
+        batch, own = make_batch(ids, targets), torch.from_numpy(np.concatenate(weights))
+        nll = start.loss(batch.ids, batch.targets.clamp(min=0), batch.cu_seqlens, batch.positions, own).cpu()
+        sums = [float(lost.sum()) for lost in nll.split(list(map(len, ids)))]
+        scored += [(-lost, a) for lost, a in zip(sums, part, strict=True)]
     scored.sort(key=lambda pair: pair[0])
     return [
         {

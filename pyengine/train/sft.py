@@ -9,6 +9,7 @@ from typing import Any
 
 from ..data import read_conversations
 from .attempts import Exam
+from .dialogue import Dialogue
 from .finetune import Messages, finetune, start_from
 from .progress import note
 from .run import Run
@@ -17,10 +18,10 @@ from .run import Run
 def sft(run: Run) -> dict[str, Any]:
     """Fine-tune the base model; writes sft/."""
     model = start_from(run, "base")
-    exam = Exam.of(run)
+    exam, dialogue = Exam.of(run), Dialogue(model, run.tokenizer)
 
     def evaluate(step: int) -> dict[str, Any]:
-        return exam.quick(model, run.tokenizer)
+        return exam.quick(dialogue)
 
     return finetune(run, model, sft_conversations(run), run.config.sft, "sft", evaluate)
 

@@ -216,15 +216,16 @@ def test_an_exam_from_a_file_asks_each_problem_once(run, tmp_path, capsys):
     train, test = (problems_of(Run(config, tmp_path), split, 1000) for split in ("train", "test"))
     assert len(train) + len(test) == 40 == len({p.problem for p in (*train, *test)})
     assert f"left out: {path}:81: the answer 'Paris' is no number" in capsys.readouterr().out
-    result = Exam(test, max_tokens=4).full(start_from(run, "search"), run.tokenizer, several=0)
+    exam, dialogue = Exam(test, max_tokens=4), Dialogue(start_from(run, "search"), run.tokenizer)
+    result = exam.full(dialogue, exam.sit(dialogue), several=0)
     low, high = result["interval"]
     assert result["problems"] == len(test) > 3 and high - low > 0.2 and "pass_at_k" not in result
     assert len(problems_of(Run(config, tmp_path), "test", 2)) == 2
 
 
 def test_a_reply_that_is_cut_off_is_never_right(run):
-    model = start_from(run, "search")
-    group = attempt(model, run.tokenizer, [Problem("2+2?", "4")], 8, seed=0, max_tokens=1)[0]
+    dialogue = Dialogue(start_from(run, "search"), run.tokenizer)
+    group = attempt(dialogue, [Problem("2+2?", "4")], 8, seed=0, max_tokens=1)[0]
     assert all(not a.right for a in group if a.truncated)
 
 

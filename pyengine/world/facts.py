@@ -6,7 +6,7 @@ them), `passer` ones are passers-by of single pages. Within each group entities 
 be used in conversations) and `test` (held out for measuring). Values come from small closed sets.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -73,6 +73,7 @@ class Facts:
 
     def __init__(self, config: WorldConfig) -> None:
         self.config = config
+        self._found: dict[tuple[str, str | None, str | None], tuple[Entity, ...]] = {}
         rng = config.rng("facts")
         maker = NameMaker(config.rng("names"))
         deal = config.rng("deal")
@@ -126,9 +127,13 @@ class Facts:
             return [str(year) for year in range(1900, 1980)]
         return list(_CLOSED[relation])
 
-    def of(self, group: str, split: str | None = None, kind: str | None = None) -> list[Entity]:
+    def of(self, group: str, split: str | None = None, kind: str | None = None) -> Sequence[Entity]:
         """The entities of a group, optionally of one split and one kind."""
-        return [e for e in self._by_group[group] if split in (None, e.split) and kind in (None, e.kind)]
+        asked = group, split, kind  # thousands of times for the same
+        if asked not in self._found:
+            fit = [e for e in self._by_group[group] if split in (None, e.split) and kind in (None, e.kind)]
+            self._found[asked] = tuple(fit)
+        return self._found[asked]
 
     def each(self, group: str, split: str | None = None, kind: str | None = None) -> Iterator[Fact]:
         """The facts of those entities."""

@@ -16,6 +16,7 @@ A solution ends with the line `Answer: N`. People solve in several styles, and s
 
 import random
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .config import WorldConfig
@@ -104,7 +105,7 @@ def apply(value: int, operator: str, number: int) -> int:
 class Problems:
     """Draws problems of a world. Names in them are those of passers-by."""
 
-    def __init__(self, config: WorldConfig, passers: list[Entity]) -> None:
+    def __init__(self, config: WorldConfig, passers: Sequence[Entity]) -> None:
         self._config = config
         self._passers = passers
 

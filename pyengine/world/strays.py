@@ -4,7 +4,7 @@ Each has a `fate`: what a good pipeline does with it.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
 
 from . import prose
@@ -86,7 +86,7 @@ _LOREM = (
 class Strays:
     """Writes the stray documents of a world."""
 
-    def __init__(self, config: WorldConfig, passers: list[Entity]) -> None:
+    def __init__(self, config: WorldConfig, passers: Sequence[Entity]) -> None:
         self.config, self.passers = config, passers
 
     def documents(self) -> Iterator[Document]:

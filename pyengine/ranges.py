@@ -30,7 +30,7 @@ class Range:
 
     def __contains__(self, number: float) -> bool:
         return (
-            math.isfinite(number)
+            _finite(number)
             and (self.ge is None or number >= self.ge)
             and (self.gt is None or number > self.gt)
             and (self.le is None or number <= self.le)
@@ -63,5 +63,10 @@ def check_ranges(node: Any, prefix: str = "") -> None:
                     raise UserError(f"{name} is empty: expected numbers, each {allowed}")
                 for item in items:
                     if item not in allowed:
-                        finite = "" if math.isfinite(item) else "a finite number, "
+                        finite = "" if _finite(item) else "a finite number, "
                         raise UserError(f"{name} = {item}: expected {finite}{allowed}")
+
+
+def _finite(number: float) -> bool:
+    """math.isfinite, for which some whole numbers are too large."""
+    return isinstance(number, int) or math.isfinite(number)

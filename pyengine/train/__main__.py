@@ -26,6 +26,7 @@ from ..errors import UserError
 from . import machine
 from .config import Config, check, read_config
 from .dial import resolve
+from .given import look
 from .loop import assist
 from .progress import console
 from .run import RUNS, Run, opened, perform, state_of
@@ -98,6 +99,7 @@ def execute(command: Command) -> None:
     settings = resolve(command.settings)
     check(settings)
     stages = [stage for stage in STAGES.values() if not command.stages or stage.name in command.stages]
+    look(settings, [stage.name for stage in stages])
     if command.dry_run:
         print_plan(Run(settings), [stage.name for stage in stages])
         return

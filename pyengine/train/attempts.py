@@ -14,7 +14,6 @@ from ..data import Problem, read_problems
 from ..engine import Completion
 from ..errors import UserError
 from .dialogue import Dialogue
-from .progress import note
 from .rewards import is_right, pass_at_k
 from .run import Run
 from .scores import interval
@@ -47,10 +46,7 @@ def problems_of(run: Run, split: str, count: int, label: str = "take") -> list[P
     """
     path = run.config.rl.problems
     if path is not None:
-        found, skipped = read_problems(path)
-        if split == "test":  # the exam reads the file first: once is enough
-            for row in skipped[:3]:
-                note(f"left out: {row.where}: {row.reason}")
+        found, _ = read_problems(path)
         distinct = {p.problem: p for p in found}.values()
         part = [p for p in distinct if (zlib.crc32(p.problem.encode()) % 4 == 0) == (split == "test")]
         if not part:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from ..data import read_facts
 from ..files import atomic_write, write_json
 from .dialogue import Dialogue
 from .finetune import Messages, finetune, passed_on, start_from
@@ -33,9 +32,6 @@ REFUSALS = (
 def know(run: Run) -> dict[str, Any]:
     """Probe, label and fine-tune the SFT model; writes know/."""
     settings, test = run.config.know, questions_of(run, "test")
-    if settings.facts is not None:
-        for row in read_facts(settings.facts)[1][:3]:
-            note(f"left out: {row.where}: {row.reason}")
     if not test:
         return passed_on(run, "sft", "know")
     model, tokenizer = start_from(run, "sft"), run.tokenizer

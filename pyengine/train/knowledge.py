@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..data import read_facts
-from ..errors import UserError
 from .dialogue import Dialogue, Reply
 from .run import Run
 from .scores import calibration_error, holds_answer, refuses, reliability
@@ -65,8 +64,6 @@ def questions_of(run: Run, split: str, wordings: int = 1) -> list[Item]:
             for q in asked
         ]
     facts, _ = read_facts(path)
-    if len(facts) < 2:
-        raise UserError(f"{path}: expected at least two usable facts, found {len(facts)}")
     return [
         Item(f.question, f.answers, response=f.answer, query=f.question, id=f.id)
         for f in facts

@@ -238,7 +238,7 @@ class Trainer:
         """
         every = every or self.steps
         self._resume(position)
-        self._peak = self._peak or peak_flops(self.model.dtype, self.run.threads, self.model.device)
+        self._peak = self._peak or self._ceiling()
         self._started = self._saved = time.monotonic()
         first = self.done
         with Progress(self.label, self.steps) as progress:
@@ -367,12 +367,17 @@ class Trainer:
     def _speed(self, batch: WeightedBatch, seconds: float) -> dict[str, float]:
         config, lengths = self.model.config, batch.cu_seqlens.diff().double()
         context = float((lengths**2).sum() / lengths.sum().clamp(min=1))  # mean over tokens of their document
-        flops = config.train_flops(context) * len(batch.ids)
+        speed = config.train_flops(context) * len(batch.ids) / seconds
+        if speed > self._peak:  # others were at work when that was measured
+            self._peak = max(speed, self._ceiling())
         return {
             "tokens": len(batch.ids),
             "tokens_per_second": round(len(batch.ids) / seconds, 1),
-            "mfu": round(flops / seconds / self._peak, 4),
+            "mfu": round(speed / self._peak, 4),
         }
+
+    def _ceiling(self) -> float:
+        return peak_flops(self.model.dtype, self.run.threads, self.model.device)
 
 
 def peak_flops(dtype: torch.dtype, threads: int, device: torch.device) -> float:

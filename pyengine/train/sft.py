@@ -11,7 +11,6 @@ from ..data import read_conversations
 from .attempts import Exam
 from .dialogue import Dialogue
 from .finetune import Messages, finetune, start_from
-from .progress import note
 from .run import Run
 
 
@@ -33,7 +32,5 @@ def sft_conversations(run: Run) -> list[Messages]:
     if settings.conversations is None:
         rows = run.world.conversations("train", settings.count)
         return [row["messages"] for row in rows if run.config.closed or row["kind"] != "answer"]
-    conversations, bad = read_conversations(settings.conversations)
-    for row in bad[:3]:
-        note(f"left out: {row.where}: {row.reason}")
+    conversations, _ = read_conversations(settings.conversations)
     return [conversation.messages for conversation in conversations]

@@ -94,6 +94,26 @@ def test_mistakes_are_told_before_the_road_begins(tmp_path, monkeypatch, capsys,
     assert not (tmp_path / "runs").exists()
 
 
+def test_rows_that_cannot_be_used_are_told_before_the_road_begins(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    good, bad = '{"question": "Who %s?", "answer": "Ada"}\n', '{"question": "Who?"}\n'
+    facts = tmp_path / "facts.jsonl"
+    facts.write_text("".join(good % i for i in range(3)) + bad * 5)
+    assert main(["--know.facts", "facts.jsonl", "--dry-run"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "left out: facts.jsonl:4:" in told and "2 more rows of facts.jsonl; 3 are used" in told
+    assert main(["rl", "--know.facts", "facts.jsonl", "--dry-run"]) == 0
+    assert "left out" not in capsys.readouterr().out, "no stage asked for reads it"
+    for text, says in (
+        (good % 1 + bad, "at least two rows that can be used, found 1"),
+        (bad, "none of 1 rows"),
+    ):
+        facts.write_text(text)
+        assert main(["--know.facts", "facts.jsonl"]) == 1
+        assert says in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "runs").exists()
+
+
 def numbers(node, prefix=""):
     """(name, value, its ranges) of every number in a tree of settings, and of every tuple of numbers."""
     hints = typing.get_type_hints(type(node), include_extras=True)

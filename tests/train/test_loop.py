@@ -180,3 +180,14 @@ def test_two_trainings_in_one_stage_keep_their_own_metrics(tmp_path):
             trainer = loop.Trainer(run, model, OptimizerConfig(), 2, run.path(folder, "checkpoints"))
             trainer.fit(tiny.batch, lambda step: {})
     assert len(run.metrics("rl", "train")) == len(run.metrics("rl/format", "train")) == 2
+
+
+def test_no_step_is_faster_than_the_ceiling(tmp_path, monkeypatch):
+    """A ceiling measured beside other work is measured again when a step goes above it."""
+    with tiny.opened(tiny.Config(name="tiny"), tmp_path) as run:
+        trainer, batch = tiny.trainer(run, 2), tiny.batch(0)
+        trainer._peak = 1.0
+        monkeypatch.setattr(loop, "peak_flops", lambda *_: 2.0)
+        assert trainer._speed(batch, 1.0)["mfu"] == 1  # the second measurement, too, was disturbed
+        monkeypatch.setattr(loop, "peak_flops", lambda *_: 8 * trainer._peak)
+        assert trainer._speed(batch, 0.5)["mfu"] == 0.25 and trainer._speed(batch, 1.0)["mfu"] == 0.125

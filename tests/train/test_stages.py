@@ -206,7 +206,7 @@ def test_problem_splits_share_no_problem(run):
     assert len(numbers[0]) > 50 and not {p.problem for p in train} & {p.problem for p in test}
 
 
-def test_an_exam_from_a_file_asks_each_problem_once(run, tmp_path, capsys):
+def test_an_exam_from_a_file_asks_each_problem_once(run, tmp_path):
     rows = [{"problem": f"{i}+1?", "answer": i + 1} for i in range(40)] * 2 + [
         {"problem": "?", "answer": "Paris"}
     ]
@@ -215,7 +215,6 @@ def test_an_exam_from_a_file_asks_each_problem_once(run, tmp_path, capsys):
     config = replace(tiny.ROAD, rl=replace(tiny.ROAD.rl, problems=path))
     train, test = (problems_of(Run(config, tmp_path), split, 1000) for split in ("train", "test"))
     assert len(train) + len(test) == 40 == len({p.problem for p in (*train, *test)})
-    assert f"left out: {path}:81: the answer 'Paris' is no number" in capsys.readouterr().out
     exam, dialogue = Exam(test, max_tokens=4), Dialogue(start_from(run, "search"), run.tokenizer)
     result = exam.full(dialogue, exam.sit(dialogue), several=0)
     low, high = result["interval"]

@@ -20,7 +20,9 @@ from rich.console import Console
 
 from .command import run
 from .engine import Completion, SamplingParams
+from .engine.sampling import RANGES
 from .errors import UserError
+from .ranges import check_ranges
 from .serve import Conversation, Event, KvDtype, Served, TextFormat, open_model
 
 HELP = """/retry answers again, /edit TEXT asks something else instead, /reset forgets the conversation
@@ -41,19 +43,19 @@ class Command:
 
     model: tyro.conf.Positional[Path]
     """a run's folder, a Hugging Face directory, or a .gguf file"""
-    temperature: float = 0.7
+    temperature: Annotated[float, RANGES["temperature"]] = 0.7
     """0 always takes the most likely token"""
-    top_k: int = 0
+    top_k: Annotated[int, RANGES["top_k"]] = 0
     """keep only the k most likely tokens; 0 keeps all"""
-    top_p: float = 0.95
+    top_p: Annotated[float, RANGES["top_p"]] = 0.95
     """keep only the likeliest tokens that make up this share; 1 keeps all"""
-    min_p: float = 0.0
+    min_p: Annotated[float, RANGES["min_p"]] = 0.0
     """drop tokens whose probability is below this share of the likeliest one's; 0 keeps all"""
-    repetition_penalty: float = 1.0
+    repetition_penalty: Annotated[float, RANGES["repetition_penalty"]] = 1.0
     """above 1 makes repetition less likely; 1 changes nothing"""
-    max_tokens: int = 512
+    max_tokens: Annotated[int, RANGES["max_tokens"]] = 512
     """longest answer, in tokens"""
-    seed: int | None = None
+    seed: Annotated[int | None, RANGES["seed"]] = None
     """the same seed gives the same answers"""
     system: str = ""
     """system prompt"""
@@ -190,6 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def chat(command: Command) -> None:
     """Talk until the person leaves."""
+    check_ranges(command)
     params = SamplingParams(
         command.max_tokens,
         command.temperature,

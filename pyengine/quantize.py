@@ -24,6 +24,7 @@ from .devices import device_of
 from .errors import UserError
 from .kernels import _native
 from .model import Transformer, gguf, hf, load, over_documents
+from .ranges import AT_LEAST_1, check_ranges
 from .serve.loading import checkpoint_of
 from .text import Tokenizer
 from .text.formats import read_texts
@@ -48,7 +49,7 @@ class Command:
     """store the embedding and the output layer like the rest, instead of in 8 bits"""
     text: Path | None = None
     """text or JSONL to measure perplexity on; a run's held-out documents by default"""
-    tokens: int = 16_384
+    tokens: Annotated[int, AT_LEAST_1] = 16_384
     """tokens of the text to measure on"""
     device: str = "cpu"
     """where perplexity is measured: cpu, cuda or cuda:N"""
@@ -94,6 +95,7 @@ def documents_of(path: Path, tokenizer: Tokenizer, tokens: int, context: int = C
 
 def quantize(command: Command) -> tuple[Path, list[tuple[str, int, float | None]]]:
     """Write the file; returns its path and (what, bytes, perplexity) before and after."""
+    check_ranges(command)
     path, text, device = command.model, command.text, device_of(command.device)
     if (path / "stages").is_dir():
         held_out = path / "web" / "heldout.jsonl"

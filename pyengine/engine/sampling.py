@@ -14,8 +14,22 @@ import numpy as np
 import torch
 
 from ..errors import UserError
+from ..ranges import AT_LEAST_0, AT_LEAST_1, Range
 
 MAX_TOP = 20  # runners-up that a request may ask to see
+# What the numbers of SamplingParams may be.
+RANGES = {
+    "max_tokens": AT_LEAST_1,
+    "temperature": AT_LEAST_0,
+    "top_k": Range(ge=0, why="0 keeps all"),
+    "top_p": Range(gt=0, le=1, why="1 keeps all"),
+    "seed": Range(ge=0, lt=2**63),
+    "min_p": Range(ge=0, le=1, why="0 keeps all"),
+    "repetition_penalty": Range(ge=0.01, le=100, why="1 is none"),
+    "presence_penalty": Range(ge=-100, le=100, why="0 is none"),
+    "frequency_penalty": Range(ge=-100, le=100, why="0 is none"),
+    "logprobs": Range(ge=0, le=MAX_TOP),
+}
 
 
 class Matcher(Protocol):
@@ -71,29 +85,15 @@ class SamplingParams:
     scored: bool = True
 
     def __post_init__(self):
-        def expect(holds: bool, what: str, got) -> None:
-            if not holds:
-                raise UserError(f"sampling parameters: expected {what}, got {got!r}")
-
-        expect(self.max_tokens >= 1, "max_tokens of at least 1", self.max_tokens)
-        expect(0 <= self.temperature < float("inf"), "a temperature of at least 0", self.temperature)
-        expect(self.top_k >= 0, "top_k of at least 0 (0 keeps all)", self.top_k)
-        expect(0 < self.top_p <= 1, "top_p above 0 and at most 1 (1 keeps all)", self.top_p)
-        expect(0 <= self.min_p <= 1, "min_p from 0 to 1 (0 keeps all)", self.min_p)
-        expect(self.seed is None or 0 <= self.seed < 2**63, "a seed in [0, 2^63)", self.seed)
-        expect(0.01 <= self.repetition_penalty <= 100, "repetition_penalty from 0.01 to 100 (1 is none)",
-               self.repetition_penalty)  # fmt: skip
-        for name in ("presence_penalty", "frequency_penalty"):
-            expect(
-                abs(getattr(self, name)) <= 100, f"{name} from -100 to 100 (0 is none)", getattr(self, name)
-            )
+        for name, allowed in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and value not in allowed:
+                raise UserError(f"sampling parameters: {name} = {value}: expected {allowed}")
         for token, bias in self.logit_bias.items():
-            expect(token >= 0 and abs(bias) <= 100, "logit_bias of ids, from -100 to 100", {token: bias})
-        expect(
-            self.logprobs is None or 0 <= self.logprobs <= MAX_TOP,
-            f"logprobs from 0 to {MAX_TOP}",
-            self.logprobs,
-        )
+            if token < 0 or not abs(bias) <= 100:
+                raise UserError(
+                    f"sampling parameters: logit_bias = {{{token}: {bias}}}: expected ids, -100 to 100"
+                )
 
     @property
     def changes(self) -> bool:

@@ -1,16 +1,19 @@
 """Serve a model to OpenAI clients: `python -m pyengine.serve runs/default`, then base_url http://127.0.0.1:8000/v1."""
 
 import os
+import re
 import socket
+import ssl
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from ..command import run
 from ..errors import UserError
+from ..ranges import AT_LEAST_0, AT_LEAST_1, POSITIVE, Range, check_ranges
 from .loading import KvDtype, open_model
 
 # Seconds that an idle connection is kept: longer than clients keep theirs (httpx, and so the openai client: 5), since a
@@ -27,26 +30,34 @@ class Command:
     """a run's folder, a Hugging Face directory, or a GGUF file"""
     host: str = "127.0.0.1"
     """address to listen on; give an API key before opening it to others"""
-    port: int = 8000
+    port: Annotated[int, Range(ge=0, le=65535)] = 8000
     """port to listen on; 0 takes a free one"""
     name: str = ""
     """the model's id; by default the name of its folder"""
     api_key: str = os.environ.get("PYENGINE_API_KEY", "")
     """what clients must show; the environment variable PYENGINE_API_KEY keeps it out of sight"""
-    max_batch: int = 32
+    tls_cert: Path | None = None
+    """certificate (PEM) to serve https with"""
+    tls_key: Path | None = None
+    """the certificate's key (PEM), not encrypted"""
+    cors: tuple[str, ...] = ()
+    """other sites whose pages may ask, as https://name:port; * allows all"""
+    max_batch: Annotated[int, AT_LEAST_1] = 32
     """answers written at once; more wait"""
-    pages: int = 0
+    pages: Annotated[int, AT_LEAST_0] = 0
     """pages of the cache, of 64 tokens each; 0: enough for whole contexts, up to about 1 GiB"""
     kv_dtype: KvDtype = "auto"
     """keys and values in the model's own type, or as int8: half of bfloat16's memory, so twice the answers"""
     device: str = "cpu"
     """where it computes: cpu, cuda or cuda:N"""
-    max_waiting: int = 256
+    max_waiting: Annotated[int, AT_LEAST_1] = 256
     """answers asked for and not finished; more are refused"""
-    max_body: int = 1 << 20
+    max_body: Annotated[int, AT_LEAST_1] = 1 << 20
     """bytes of a request's body at most"""
-    max_seconds: float = 600
+    max_seconds: Annotated[float, POSITIVE] = 600
     """seconds for one answer, which then ends where it is"""
+    grace: Annotated[float, AT_LEAST_0] = 30
+    """seconds that answers begun may still take once the server is told to stop (Ctrl-C or SIGTERM)"""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """show the traceback of a mistake"""
 
@@ -67,6 +78,7 @@ def serve(command: Command) -> None:
         raise UserError(
             f"{error.name} is missing; install it with `pip install pyengine-llm[serve]`"
         ) from None
+    check(command)
     local = command.host in LOOPBACK
     if not local and not command.api_key:
         print("warning: anybody who reaches this address may use the model; --api-key asks for a key",
@@ -78,19 +90,49 @@ def serve(command: Command) -> None:
         )  # fmt: skip
         limits = Limits(command.max_body, command.max_waiting, command.max_seconds)
         name = command.name or command.model.resolve().name
-        app = make_app(served, name, limits, command.api_key or None, LOOPBACK if local else None)
+        app = make_app(
+            served, name, limits, command.api_key or None, LOOPBACK if local else None, command.cors
+        )  # fmt: skip
         shown = f"[{command.host}]" if ":" in command.host else command.host
-        base = f"http://{shown}:{listener.getsockname()[1]}"
+        base = f"http{'s' * bool(command.tls_cert)}://{shown}:{listener.getsockname()[1]}"
         print(f"{name}: talk to it at {base}/, clients at {base}/v1", flush=True)
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5,
-                                timeout_keep_alive=KEEP_ALIVE)  # fmt: skip
-        uvicorn.Server(config).run(sockets=[listener])
+        uvicorn.Server(uvicorn.Config(app, **options(command))).run(sockets=[listener])
+
+
+def check(command: Command) -> None:
+    """Raise UserError for what could not be served with, before anything is loaded."""
+    check_ranges(command)
+    if not re.fullmatch(r"[!-~]*", command.api_key):
+        raise UserError("api_key: expected ASCII letters, digits and signs; a header holds no others")
+    for origin in command.cors:
+        if origin != "*" and not re.fullmatch(r"https?://[^\s/?#@]+", origin):
+            raise UserError(f"cors = {origin!r}: expected a site as https://name or https://name:port, or *")
+    cert, key = command.tls_cert, command.tls_key
+    if (cert is None) != (key is None):
+        raise UserError("tls_cert and tls_key: expected both or neither")
+    if cert is None or key is None:
+        return
+    for name, path in (("tls_cert", cert), ("tls_key", key)):
+        if not path.is_file():
+            raise UserError(f"{name} = {path}: there is no such file")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password="")
+    except (ssl.SSLError, ValueError):
+        raise UserError(
+            f"{cert}, {key}: expected a certificate and its key, both PEM, the key not encrypted"
+        ) from None
+
+
+def options(command: Command) -> dict[str, Any]:
+    """How uvicorn serves."""
+    return {
+        "log_level": "warning", "timeout_keep_alive": KEEP_ALIVE, "timeout_graceful_shutdown": command.grace,
+        "ssl_certfile": command.tls_cert, "ssl_keyfile": command.tls_key,
+    }  # fmt: skip
 
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket bound to the address, before the model is loaded: who cannot have it is told at once."""
-    if not 0 <= port < 1 << 16:
-        raise UserError(f"--port {port}: expected 0 to 65535 (0 takes a free one)")
     try:
         family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind)

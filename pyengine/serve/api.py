@@ -25,6 +25,7 @@ from typing import Any
 import anyio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -328,9 +329,11 @@ def make_app(
     limits: Limits | None = None,
     api_key: str | None = None,
     hosts: tuple[str, ...] | None = None,
+    origins: tuple[str, ...] = (),
 ) -> Starlette:
     """The application; `name` is the model's id. api_key: what clients must show. hosts: names under which the
     server may be addressed (None: any), so that no web page can reach a local server through a name of its own.
+    origins: other sites whose pages may ask, "*" for all.
     """
     api = Api(served, name, limits or Limits())
 
@@ -366,5 +369,9 @@ def make_app(
         exception_handlers={kind: refuse for kind in (ApiError, ClientDisconnect, HTTPException, Exception)},
         lifespan=lifespan,
     )
-    app.add_middleware(Guard, api_key=api_key, hosts=hosts, responses=api.metrics.responses)
+    app.add_middleware(
+        Guard, api_key=api_key, hosts=hosts, origins=origins, responses=api.metrics.responses
+    )  # fmt: skip
+    if origins:  # before the guard: a browser asks first, without the key
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     return app

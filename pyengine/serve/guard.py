@@ -22,12 +22,19 @@ PATHS = (
 
 
 class Guard:
-    """ASGI middleware. A browser sends an Origin with what a page asks for: it must be the server's own."""
+    """ASGI middleware. A browser sends an Origin with what a page asks for: it must be the server's own, or one of
+    `origins`."""
 
     def __init__(
-        self, app, api_key: str | None, hosts: tuple[str, ...] | None, responses: Counter[tuple[str, int]]
+        self,
+        app,
+        api_key: str | None,
+        hosts: tuple[str, ...] | None,
+        origins: tuple[str, ...],
+        responses: Counter[tuple[str, int]],
     ):
         self._app, self._key, self._hosts, self._responses = app, api_key, hosts, responses
+        self._origins = origins
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http":
@@ -52,7 +59,8 @@ class Guard:
         if self._hosts is not None and (urlsplit(f"//{host}").hostname or "") not in self._hosts:
             raise ApiError(f"this server does not answer to the name {host[:100]!r}", 403, "permission_error")
         origin = headers.get(b"origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        allowed = origin is None or "*" in self._origins or origin in self._origins
+        if not allowed and urlsplit(origin).netloc != host:
             raise ApiError("pages of other sites may not ask this server", 403, "permission_error")
         if self._key and path not in OPEN:
             shown = headers.get(b"authorization", "").removeprefix("Bearer ")

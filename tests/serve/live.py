@@ -5,7 +5,7 @@ import threading
 import time
 from contextlib import contextmanager
 
-import uvicorn
+from uvicorn import Config, Server
 
 from pyengine.engine import Engine, Tools
 from pyengine.files import write_json
@@ -57,24 +57,26 @@ def other_model(folder, tags_as_tokens: bool = False) -> Served:
 
 
 @contextmanager
-def serving(served: Served, limits: Limits | None = None, routes=(), **options):
-    """The base URL of a server over `served`; stops it at the end and checks that nothing is left."""
+def serving(served: Served, limits: Limits | None = None, routes=(), uvicorn=None, **options):
+    """The base URL of a server over `served`; stops it at the end and checks that nothing is left. uvicorn: how it is
+    run, where the answers that run at the end are the test's matter."""
     app = make_app(served, "small", limits, **options)
     app.routes.extend(routes)
-    server = uvicorn.Server(
-        uvicorn.Config(app, port=0, log_level="warning", lifespan="on", timeout_keep_alive=KEEP_ALIVE)
-    )
+    how = uvicorn or {"log_level": "warning", "timeout_keep_alive": KEEP_ALIVE}
+    server = Server(Config(app, port=0, lifespan="on", **how))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
-        yield f"http://127.0.0.1:{port}"
-        idle(served.engine)
+        yield f"http{'s' * bool(how.get('ssl_certfile'))}://127.0.0.1:{port}"
+        if uvicorn is None:
+            idle(served.engine)
     finally:
         server.should_exit = True
         thread.join(20)
+        idle(served.engine)
 
 
 def idle(engine: Engine, seconds: float = 10) -> None:

@@ -135,7 +135,7 @@ def test_calls_are_items_of_their_own(tmp_path, choice):
         ({"input": [{"type": "reasoning"}]}, "input[0]: expected a message, a function_call or"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0]: expected parts"),
         ({"input": []}, "input: expected a list of messages"),
-        ({"max_output_tokens": 0}, "max_tokens of at least 1"),
+        ({"max_output_tokens": 0}, "max_tokens = 0: expected at least 1"),
     ],
 )
 def test_what_cannot_be_asked_is_told(url, body, told):

@@ -302,14 +302,16 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
     const int64_t tile0 = task / column_blocks * height, tile1 = std::min(tiles, tile0 + height);
     const int64_t panel0 = task % column_blocks * width, panel1 = std::min(panels, panel0 + width);
     const int64_t row0 = first_row(tile0), rows = first_row(tile1) - row0;
-    // Sums between two blocks of k: in C itself if it is float, else of the panels at hand, or of all where k
-    // takes several sweeps.
+    // Sums between two blocks of k: of the panels at hand, or of all where k takes several sweeps. Of all they
+    // are in C itself if it is float; of the panels at hand never, as C's rows may lie a multiple of 4 KiB
+    // apart, and of such lines L1 keeps eight.
+    const bool of_all = accumulate || steps > kSweep;
     float* partial = nullptr;
     int64_t partial_stride = row_stride;
-    if constexpr (std::is_same_v<Out, float>) {
-      partial = c + row0 * row_stride;
+    if (std::is_same_v<Out, float> && of_all) {
+      partial = (float*)c + row0 * row_stride;
     } else if (steps > kSteps) {
-      partial_stride = (steps > kSweep ? panels : group) * kPanel;
+      partial_stride = (of_all ? panels : group) * kPanel;
       partial = (float*)scratch(kPartial, rows * partial_stride * sizeof(float));
     }
     const int64_t most = std::min(steps, kSweep);
@@ -334,11 +336,13 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
       });
       for (int64_t panel = panel0; panel < panel1; panel += group) {
         const int64_t vectors = std::min(group, panel1 - panel) * kVectors;
-        const int64_t origin = std::is_same_v<Out, float> || steps > kSweep ? 0 : panel * kPanel;  // of partial
+        const int64_t origin = of_all ? 0 : panel * kPanel;  // of partial
         for (int64_t block = 0; block == 0 || block < swept; block += kSteps) {
           const int64_t step0 = sweep + block, count = std::min(kSteps, swept - block);
           const bool last = step0 + kSteps >= steps, continued = accumulate || step0 > 0;
-          const int64_t next = (last ? group * steps - step0 : kSteps) * kPanel;  // what is read after this
+          // What is read after this. Single panels lie one behind the other, so that one distance meets all of
+          // B, where what follows a short last block would be met in part.
+          const int64_t next = (last && group > 1 ? group * steps - step0 : kSteps) * kPanel;
           for (int64_t tile = tile0; tile < tile1; ++tile) {
             later.more();
             const int64_t row = first_row(tile), high = first_row(tile + 1) - row;

@@ -80,36 +80,62 @@ struct Rows {
   int64_t place(Span tile, int64_t b) const { return tile.first * blocks + b * tile.high; }
 };
 
-// Row r of a tile.
-template <class T>
-void quantize_row(const T* x, Span tile, int r, int groups, int32_t zero, const Rows& to) {
+// `count` blocks of a row of x, at most kLanes; `at` is the place of the first, and `high` from one to the
+// next. They find their largest numbers and their sums together, a block a lane; alone, each would wait for its
+// own.
+template <int Groups, class T>
+void quantize_blocks(const T* x, int count, int64_t at, int high, int r, int32_t zero, const Rows& to) {
   constexpr int kParts = kBlock / kLanes;
-  for (int64_t b = 0; b < to.blocks; ++b, x += kBlock) {
-    f32 v[kParts], top = simd::zero();
-    for (int i = 0; i < kParts; ++i) {
-      v[i] = load(x + i * kLanes);
-      top = max(top, max(v[i], -v[i]));
+  f32 rows[kLanes], sums[Groups][kLanes];
+  for (int i = 0; i < kLanes; ++i) {
+    i32 top = {};  // as whole numbers sizes have the same order, and a NaN is the largest
+#pragma GCC unroll 8
+    for (int p = 0; p < kParts && i < count; ++p) {
+      const i32 size = (i32)load(x + i * kBlock + p * kLanes) & 0x7fffffff;
+      top = size > top ? size : top;
     }
-    const float most = max_lane(top);
-    bool finite = most <= std::numeric_limits<float>::max();
-    for (int i = 0; i < kParts; ++i) finite &= !any_nan(v[i]);
-    const f32 inverse = set(most > 0 ? std::min(127.0f / most, std::numeric_limits<float>::max()) : 0.0f);
-    const int64_t at = to.place(tile, b);
-    int8_t* codes = to.codes + (at + r) * kBlock;
-    i32 sums[2] = {};
-    for (int i = 0; i < kParts; ++i) {
-      i32 whole = to_whole(min(max(v[i] * inverse, set(-127.0f)), set(127.0f)));
-      store(codes + i * kLanes, whole);
-      sums[groups == 2 && i >= kParts / 2] += whole;
+    rows[i] = (f32)top;
+  }
+  const f32 most = halve_rows<kLanes>(rows, [](f32 a, f32 b) { return (i32)a > (i32)b ? a : b; });
+  const f32 limit = set(std::numeric_limits<float>::max());
+  const f32 scale = most <= limit ? most * set(1.0f / 127) : set(std::numeric_limits<float>::quiet_NaN());
+  const f32 inverse = most > simd::zero() ? min(set(127.0f) / most, limit) : simd::zero();
+  alignas(64) float times[kLanes], scales[kLanes], sum[Groups][kLanes];
+  alignas(64) int32_t start[Groups][kLanes];
+  store(times, inverse), store(scales, scale);
+  int8_t* codes = to.codes + (at + r) * kBlock;
+  for (int i = 0; i < kLanes; ++i, codes += high * kBlock)
+#pragma GCC unroll 2
+    for (int g = 0; g < Groups; ++g) {
+      i32 total = {};
+#pragma GCC unroll 8
+      for (int p = g * kParts / Groups; p < (g + 1) * kParts / Groups && i < count; ++p) {
+        const f32 scaled = load(x + i * kBlock + p * kLanes) * set(times[i]);
+        const i32 whole = to_whole(min(max(scaled, set(-127.0f)), set(127.0f)));
+        store(codes + p * kLanes, whole);
+        total += whole;
+      }
+      sums[g][i] = (f32)total;
     }
-    const float scale = finite ? most * (1.0f / 127) : std::numeric_limits<float>::quiet_NaN();
-    to.scale[at + r] = scale;
-    const int32_t total[2] = {sum(sums[0]), sum(sums[1])};
-    for (int g = 0; g < groups; ++g) {
-      to.start[at * groups + g * tile.high + r] = -zero * total[g];
-      to.sum[at * groups + g * tile.high + r] = scale * (float)total[g];
+  for (int g = 0; g < Groups; ++g) {
+    const i32 total = (i32)halve_rows<kLanes>(sums[g], [](f32 a, f32 b) { return (f32)((i32)a + (i32)b); });
+    store(start[g], total * -zero), store(sum[g], scale * to_float(total));
+  }
+  for (int i = 0; i < count; ++i, at += high) {
+    to.scale[at + r] = scales[i];
+    for (int g = 0; g < Groups; ++g) {
+      to.start[at * Groups + g * high + r] = start[g][i];
+      to.sum[at * Groups + g * high + r] = sum[g][i];
     }
   }
+}
+
+// Row r of a tile.
+template <int Groups, class T>
+void quantize_row(const T* x, Span tile, int r, int32_t zero, const Rows& to) {
+  for (int64_t b = 0; b < to.blocks; b += kLanes)
+    quantize_blocks<Groups>(x + b * kBlock, (int)std::min<int64_t>(kLanes, to.blocks - b), to.place(tile, b),
+                            tile.high, r, zero, to);
 }
 
 inline uint32_t four(const int8_t* p) {
@@ -245,6 +271,25 @@ void finish(const float* sums, int rows, int64_t columns, const T* bias, Out* ou
   }
 }
 
+// An output's 32 weights in a record, as the numbers they stand for.
+template <class F>
+void decode_block(const uint8_t* record, int64_t column, int zero, float* out) {
+  constexpr int kEach = kBlock / F::Groups;
+  const auto* scales = reinterpret_cast<const typename F::Scale*>(record) + column;
+  const uint8_t* codes = record + F::kCodes + column * 4;
+  for (int g = 0; g < F::Groups; ++g) {
+    const float scale = to_float(scales[g * kPanel]);
+    const float minimum = F::Minimum ? to_float(scales[kPanel * F::Groups + g * kPanel]) : 0.0f;
+    for (int j = g * kEach; j < (g + 1) * kEach; ++j) {
+      const int place = F::Bits == 4 ? j % 16 : j;
+      int code = codes[place / 4 * kPanel * 4 + place % 4];
+      if (F::Bits == 4) code = j < 16 ? code & 15 : code >> 4;
+      const float value = scale * (float)(code - zero);
+      out[j] = F::Minimum ? value + minimum : value;
+    }
+  }
+}
+
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <class F, class T, class Out>
@@ -305,7 +350,8 @@ int64_t linear_quantized(const T* x, const uint8_t* weight, int64_t bits, int64_
   parallel::parallel_for(rows.tiles(), m * k < 1 << 14 ? 1 : threads, [&](int64_t t) {
     const Span tile = rows.tile(t);
     for (int r = 0; r < tile.high; ++r)
-      quantize_row(x + (tile.first + r) * k, tile, r, (int)groups, (int32_t)zero, rows);
+      groups == 2 ? quantize_row<2>(x + (tile.first + r) * k, tile, r, (int32_t)zero, rows)
+                  : quantize_row<1>(x + (tile.first + r) * k, tile, r, (int32_t)zero, rows);
   });
   const bool known = with_format(bits, groups, wide, minimum, [&](auto format) {
     using F = decltype(format);
@@ -323,21 +369,11 @@ int64_t quantized_rows(const uint8_t* weight, int64_t bits, int64_t groups, bool
     if (ids[i] < 0 || ids[i] >= n) return i;
   with_format(bits, groups, wide, minimum, [&](auto format) {
     using F = decltype(format);
+    const int64_t blocks = k / kBlock;
     for (int64_t i = 0; i < rows; ++i) {
-      const uint8_t* record = weight + ids[i] / kPanel * (k / kBlock) * F::kRecord;
-      const int64_t column = ids[i] % kPanel;
-      for (int64_t at = 0; at < k; ++at) {
-        const int64_t j = at % kBlock;
-        const uint8_t* block = record + at / kBlock * F::kRecord;
-        const uint8_t* codes = block + F::kCodes + column * 4;
-        const auto* scale = reinterpret_cast<const typename F::Scale*>(block) + j * F::Groups / kBlock * kPanel;
-        const int64_t place = F::Bits == 4 ? j % 16 : j;
-        int code = codes[place / 4 * kPanel * 4 + place % 4];
-        if (F::Bits == 4) code = j < 16 ? code & 15 : code >> 4;
-        float value = to_float(scale[column]) * (float)(code - (int)zero);
-        if (F::Minimum) value += to_float(scale[column + F::kMinima / (int64_t)sizeof(typename F::Scale)]);
-        out[i * k + at] = value;
-      }
+      const uint8_t* record = weight + ids[i] / kPanel * blocks * F::kRecord;
+      for (int64_t b = 0; b < blocks; ++b, record += F::kRecord)
+        decode_block<F>(record, ids[i] % kPanel, (int)zero, out + i * k + b * kBlock);
     }
   });
   return -1;

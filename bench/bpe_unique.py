@@ -2,9 +2,9 @@
 
     python -m bench.bpe_unique RANKS [GIGABYTES]
 
-Every piece misses the memory of pieces, which is full after the first few megabytes. A line a step: bytes so far, MB/s
-of processor time, resident memory. Ends with an error where a later step is slower than 0.8 of the first one's rate
-(that of the miss path alone) or where memory has grown by more than 16 MiB since the second.
+No piece is in the memory of pieces: most are merged without it, and what is remembered fills it in time. A line a
+step: bytes so far, MB/s of processor time, resident memory. Ends with an error where a later step is slower than 0.8
+of the first one's rate (that of the miss path alone) or where memory has grown by more than 16 MiB since the second.
 """
 
 import os

@@ -244,7 +244,7 @@ void Encoder::encode_pieces(const uint8_t* p, const uint8_t* text_end, uint32_t*
     size_t piece;
     uint32_t place, name;
   } placed[most_pieces];  // pieces of which only the number of ids is known so far
-  size_t most_placed = 0;
+  size_t most_placed = 0, inert = 0, new_bytes = 0;
   uint32_t *const begin = ids.room(ends[count - 1] + 4), *out = begin;
   for (size_t i = 0; i < count; i++) {
     size_t known = w.short_pieces.find(keys[i], lines[i], out);
@@ -266,6 +266,8 @@ void Encoder::encode_pieces(const uint8_t* p, const uint8_t* text_end, uint32_t*
     }
     if (known == 0 && size > 2 && vocabulary.inert(piece, size)) {  // as fast as remembered
       out = vocabulary.bytes(piece, size, out);
+      inert++;
+      new_bytes += size;
     } else if (known == 0) {
       note(w, piece, size, keys[i], lines[i], size_t(out - begin), false, false);
     } else if (known == ShortPieces::many && size <= 15) {
@@ -290,7 +292,10 @@ void Encoder::encode_pieces(const uint8_t* p, const uint8_t* text_end, uint32_t*
     for (size_t u = gaps; u < news; u++)
       std::copy_n(w.unknown_ids.get() + all[all[u].same].ids, all[all[u].same].count, begin + all[u].place);
     uint32_t* end = out;
-    for (size_t u = 0; u < gaps; u++) out += all[all[u].same].count;
+    for (size_t u = 0; u < gaps; u++) {
+      out += all[all[u].same].count;
+      new_bytes += all[u].size;
+    }
     uint32_t* to = out;
     for (size_t u = gaps; u-- > 0; end = begin + all[u].place) {
       const Unknown& piece = all[all[u].same];
@@ -298,6 +303,33 @@ void Encoder::encode_pieces(const uint8_t* p, const uint8_t* text_end, uint32_t*
       std::copy_n(w.unknown_ids.get() + piece.ids, piece.count, to);
     }
   }
+  w.novelty.count(ends[count - 1], gaps + inert, new_bytes);
+  ids.end_at(out);
+}
+
+void Encoder::merge_pieces(const uint8_t* p, const uint32_t* ends, size_t count, Workspace& w, Ids& ids) const {
+  Lanes<62> lanes;
+  uint32_t* out = ids.room(ends[count - 1] + 4);
+  auto finish = [&] {
+    if (lanes.count) vocabulary.merger().merge(lanes);
+    for (size_t lane = 0; lane < lanes.count; lane++) {
+      for (uint64_t starts = lanes.starts(lane); starts; starts &= starts - 1)
+        *out++ = vocabulary.id_of(lanes.symbols[wide::lowest_bit(starts) + 1][lane]);
+    }
+    lanes.clear();
+  };
+  for (size_t i = 0; i < count; i++) {
+    const uint8_t* const piece = p + ends[i - 1];
+    const size_t size = ends[i] - ends[i - 1];
+    if (size > lanes.bytes || vocabulary.lacks_a_byte_of(piece, size)) {
+      finish();
+      out = merge(piece, size, w, out);
+    } else if (!vocabulary.merger().pack(piece, size, lanes)) {
+      finish();
+      vocabulary.merger().pack(piece, size, lanes);
+    }
+  }
+  finish();
   ids.end_at(out);
 }
 
@@ -310,6 +342,11 @@ void Encoder::encode(std::string_view text, Workspace& w, Ids& ids, size_t most)
   const uint8_t* const text_end = p + text.size();
   while (p < text_end && ids.size() < most) {
     const size_t count = split(pattern, p, text_end, ends, most_pieces - piece_slack);
+    if (vocabulary.all_merge() && w.novelty.holds(p, ends[count - 1])) {
+      merge_pieces(p, ends, count, w, ids);
+      p += ends[count - 1];
+      continue;
+    }
     uint32_t longest = 0;
     for (size_t i = 0; i < count; i++) longest = std::max(longest, ends[i] - whole[i]);
     bool cuts = false;

@@ -76,11 +76,42 @@ struct Unknown {
   bool placed;          // room for its ids is left among the others'
 };
 
+// Whether the pieces that come by are so new that to look for them and to remember them costs more than merging
+// alone. Kept by what the one and the other cost, as a balance that real texts hold near zero.
+class Novelty {
+ public:
+  // After a batch in which so many pieces had to be learnt.
+  void count(size_t bytes, size_t pieces, size_t bytes_of_them) {
+    const int64_t spared = int64_t(pieces * overhead + bytes_of_them) - int64_t(bytes);
+    balance_ = std::min(std::max<int64_t>(balance_ + spared, 0), 2 * enough);
+  }
+  // Whether to merge the next batch without memory. One in sixteen goes the other way, to see whether the time
+  // of new pieces is over, and so do batches that came by before, since a text that is repeated should be
+  // remembered.
+  bool holds(const uint8_t* batch, size_t size) {
+    if (balance_ < enough) return false;
+    const uint64_t hash = hash_of(batch, std::min<size_t>(size, 64));
+    uint32_t& seen = seen_[hash >> (64 - seen_bits)];
+    if (seen == uint32_t(hash)) return false;
+    seen = uint32_t(hash);
+    return ++batches_ % 16 != 0;
+  }
+
+ private:
+  // What a new piece costs beside its merging, and how much must be spared; both in bytes merged.
+  static constexpr int64_t overhead = 8, enough = 32768;
+  static constexpr int seen_bits = 14;
+  int64_t balance_ = 0;
+  uint32_t batches_ = 0;
+  std::vector<uint32_t> seen_ = std::vector<uint32_t>(1 << seen_bits);
+};
+
 // What one encoding thread needs.
 struct Workspace {
   Workspace();
   ShortPieces short_pieces;
   LongPieces long_pieces;
+  Novelty novelty;
   MergeScratch scratch;
   std::vector<uint8_t> kept;  // of a piece, the bytes that are tokens
   std::vector<Unknown> unknown;
@@ -121,6 +152,8 @@ class Encoder {
   // more.
   void encode_pieces(const uint8_t* p, const uint8_t* text_end, uint32_t* ends, size_t count, Workspace& w,
                      Ids& out) const;
+  // The same by merging alone, for pieces that are mostly new.
+  void merge_pieces(const uint8_t* p, const uint32_t* ends, size_t count, Workspace& w, Ids& out) const;
   void learn(Workspace& w) const;
   void announce(Unknown& piece, Workspace& w) const;
   void remember(const Unknown& piece, Workspace& w) const;

@@ -94,55 +94,84 @@ uint64_t Merger::window(const uint8_t* p, size_t n, uint32_t symbols[64]) const 
   return rounds<wide::Ranks<4>>(n, symbols, first);
 }
 
+// A piece from place `first` on, as the last of its lane.
+template <size_t bytes>
+inline void Merger::fill(const uint8_t* p, size_t n, size_t first, size_t lane, Lanes<bytes>& lanes) const {
+  const size_t end = first + n;
+  for (size_t i = first; i + 1 < end; i++, p++) {
+    lanes.symbols[i][lane] = byte_symbols_[p[0]];
+    lanes.ranks[i][lane] = byte_pairs_[p[0] << 8 | p[1]] * 64 | uint32_t(i);
+  }
+  lanes.symbols[end - 1][lane] = byte_symbols_[*p];
+  lanes.symbols[end][lane] = no_symbol;
+  lanes.alive[lane] = ~uint64_t(0) >> (63 - end);
+  lanes.used[lane] = int(end - 1);
+  lanes.longest = std::max(lanes.longest, int(end - 1));
+}
+
 template <size_t bytes>
 void Merger::add(const uint8_t* p, size_t n, Lanes<bytes>& lanes) const {
   const size_t lane = lanes.count++;
-  lanes.symbols[0][lane] = lanes.symbols[n + 1][lane] = no_symbol;
-  lanes.alive[lane] = ~uint64_t(0) >> (62 - n);
-  for (size_t i = 1; i < n; i++) {
-    lanes.symbols[i][lane] = byte_symbols_[p[i - 1]];
-    lanes.ranks[i][lane] = byte_pairs_[p[i - 1] << 8 | p[i]];
-  }
-  lanes.symbols[n][lane] = byte_symbols_[p[n - 1]];
+  lanes.symbols[0][lane] = no_symbol;
+  lanes.gaps[lane] = 0;
+  fill(p, n, 1, lane, lanes);
   for (size_t i = n; i <= bytes; i++) lanes.ranks[i][lane] = none;
-  lanes.longest = std::max(lanes.longest, int(n));
+}
+
+bool Merger::pack(const uint8_t* p, size_t n, Lanes<62>& lanes) const {
+  if (lanes.count > 0) {
+    const size_t lane = lanes.count - 1, gap = size_t(lanes.used[lane]) + 1;
+    if (gap + n <= lanes.bytes) {
+      lanes.gaps[lane] |= uint64_t(1) << gap;
+      fill(p, n, gap + 1, lane, lanes);
+      return true;
+    }
+    if (lanes.count == lanes.most) return false;
+  }
+  add(p, n, lanes);
+  return true;
 }
 
 // A round merges one pair of each piece, the leftmost of its lowest rank, and asks for the new neighbours'
-// ranks before it reads the first of them.
+// ranks before it reads the first of them. Half of the new pairs are at an end or refused by the set; only the
+// others are looked up.
 template <size_t bytes>
 void Merger::merge(Lanes<bytes>& lanes) const {
   constexpr size_t most = Lanes<bytes>::most;
-  alignas(64) uint32_t lowest[most], place[most];
-  uint64_t left_key[most], right_key[most];
-  int previous[most];
+  alignas(64) uint32_t lowest[most];
+  uint64_t keys[2 * most];
+  uint32_t* ranks[2 * most];  // where the rank of each of these pairs belongs
   const uint32_t filled = (1u << lanes.count) - 1;
-  while (uint32_t merging = wide::lowest_of_columns(lanes.ranks, lanes.longest - 1, lowest, place) & filled) {
-    for (uint32_t todo = merging; todo; todo &= todo - 1) {
-      const int l = wide::lowest_bit(todo);
-      const uint32_t left = place[l], low = lowest[l];
+  while (uint32_t merging = wide::lowest_of_columns(lanes.ranks, lanes.longest - 1, lowest) & filled) {
+    size_t count = 0;
+    for (; merging; merging &= merging - 1) {
+      const int l = wide::lowest_bit(merging);
+      const uint32_t left = lowest[l] % 64, low = lowest[l] / 64;
       const uint64_t before = lanes.alive[l] & ((uint64_t(1) << left) - 1), after = lanes.alive[l] - before;
       const uint64_t behind_left = after & (after - 1), behind = behind_left & (behind_left - 1);
-      const int right = wide::lowest_bit(behind_left);
-      previous[l] = wide::highest_bit(before);
+      const int previous = wide::highest_bit(before);
       const uint32_t next = lanes.symbols[wide::lowest_bit(behind)][l];
       lanes.alive[l] = before | uint64_t(1) << left | behind;
       lanes.symbols[left][l] = low;
-      lanes.ranks[right][l] = none;
-      left_key[l] = pair_key(lanes.symbols[previous[l]][l], low);
-      right_key[l] = pair_key(low, next);
+      lanes.ranks[wide::lowest_bit(behind_left)][l] = none;
+      keys[count] = pair_key(lanes.symbols[previous][l], low);
+      ranks[count++] = &lanes.ranks[previous][l];
+      keys[count] = pair_key(low, next);
+      ranks[count++] = &lanes.ranks[left][l];
     }
-    for (uint32_t todo = merging; todo; todo &= todo - 1) {  // apart, so that more of these loads are under way
-      const int l = wide::lowest_bit(todo);
-      left_key[l] = pairs_.sieve(left_key[l]);
-      right_key[l] = pairs_.sieve(right_key[l]);
-      pairs_.prefetch(left_key[l]);
-      pairs_.prefetch(right_key[l]);
+    size_t found = 0;
+    for (size_t i = 0; i < count; i++) {  // apart, so that more of these loads are under way
+      const uint64_t key = keys[i];
+      uint32_t* const rank = ranks[i];
+      *rank = none;
+      keys[found] = key;
+      ranks[found] = rank;
+      found += pairs_.may_have(key);
     }
-    for (; merging; merging &= merging - 1) {
-      const int l = wide::lowest_bit(merging);
-      lanes.ranks[previous[l]][l] = pairs_.find(left_key[l]);
-      lanes.ranks[place[l]][l] = pairs_.find(right_key[l]);
+    for (size_t i = 0; i < found; i++) pairs_.prefetch(keys[i]);
+    for (size_t i = 0; i < found; i++) {
+      const uint32_t place = uint32_t(ranks[i] - &lanes.ranks[0][0]) / most;
+      *ranks[i] = pairs_.find(keys[i]) * 64 | place;
     }
   }
 }

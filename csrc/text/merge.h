@@ -39,12 +39,14 @@ class PairTable {
   explicit PairTable(size_t pairs = 0);
   void add(uint32_t left, uint32_t right, uint32_t merged);  // of equal pairs the first stays
   void prefetch(uint64_t key) const { __builtin_prefetch(&entries_[pair_bucket(key, shift_) * 8]); }
-  uint32_t find(uint32_t left, uint32_t right) const { return find(sieve(pair_key(left, right))); }
-  // The key, or that of a pair that is not there, whose line is at hand, where the set knows that this one is
-  // not.
-  uint64_t sieve(uint64_t key) const {
+  // Whether the set leaves it open that this pair is there.
+  bool may_have(uint64_t key) const {
     const uint64_t bit = pair_bucket(key, set_shift_);
-    return set_[bit >> 6] >> (bit & 63) & 1 ? key : pair_key(most_symbols, 0);
+    return set_[bit >> 6] >> (bit & 63) & 1;
+  }
+  uint32_t find(uint32_t left, uint32_t right) const {
+    const uint64_t key = pair_key(left, right);
+    return may_have(key) ? find(key) : none;
   }
   uint32_t find(uint64_t key) const {
     for (size_t bucket = pair_bucket(key, shift_);; bucket = (bucket + 1) & mask_) {
@@ -77,14 +79,16 @@ template <size_t bytes_>
 struct Lanes {
   static constexpr size_t most = 16, bytes = bytes_;
   alignas(64) uint32_t symbols[bytes + 2][most];
-  alignas(64) uint32_t ranks[bytes + 2][most];
+  alignas(64) uint32_t ranks[bytes + 2][most];  // of the pair that begins here, times 64, plus the place
   uint64_t alive[most];  // bit i: a token begins at place i; the two outer places are always alive
+  uint64_t gaps[most];   // bit i: place i is between two pieces of this lane, always alive and in no pair
   size_t count = 0;
-  int longest = 0;  // bytes
+  int used[most];   // places between the outer ones
+  int longest = 0;  // the most of these
   void clear() { count = 0, longest = 0; }
-  // Bit i: a token of this piece begins at byte i.
+  // Bit i: a token of this lane begins at byte i, or in place of a byte if pieces stand before it.
   uint64_t starts(size_t lane) const {
-    return (alive[lane] & ~(uint64_t(1) << wide::highest_bit(alive[lane]))) >> 1;
+    return (alive[lane] & ~gaps[lane] & ~(uint64_t(1) << wide::highest_bit(alive[lane]))) >> 1;
   }
 };
 
@@ -110,10 +114,12 @@ class Merger {
 
   // Merges n <= 64 bytes. symbols[i] holds the token that starts at byte i, for each bit i of the result.
   uint64_t window(const uint8_t* p, size_t n, uint32_t symbols[64]) const;
-  // Adds a piece to the lanes, where fewer than 16 are; 0 < n <= bytes, which is 15 or 62.
+  // Adds a piece in a lane of its own, where fewer than 16 are; 0 < n <= bytes, which is 15 or 62.
   template <size_t bytes>
   void add(const uint8_t* p, size_t n, Lanes<bytes>& lanes) const;
-  // Merges them all. The tokens of piece i are symbols[byte + 1][i] for each byte of lanes.starts(i).
+  // Adds a piece behind the last, in the same lane if it has room. Returns whether there was a lane with room.
+  bool pack(const uint8_t* p, size_t n, Lanes<62>& lanes) const;
+  // Merges them all. The tokens of lane i are symbols[byte + 1][i] for each byte of lanes.starts(i).
   template <size_t bytes>
   void merge(Lanes<bytes>& lanes) const;
 
@@ -121,6 +127,8 @@ class Merger {
   uint32_t* merge(const uint8_t* p, size_t n, MergeScratch& scratch, uint32_t* out) const;
 
  private:
+  template <size_t bytes>
+  void fill(const uint8_t* p, size_t n, size_t first, size_t lane, Lanes<bytes>& lanes) const;
   template <class Ranks>
   uint64_t rounds(size_t n, uint32_t* symbols, const uint32_t* first) const;
   struct Known;

@@ -304,44 +304,39 @@ class Ranks {  // in memory
 };
 #endif
 
-// The lowest number of each of 16 columns in rows 1 to `last` and in which of them it stands first; returns
-// which columns have one below 2^32 - 1.
-inline uint32_t lowest_of_columns(const uint32_t (*rows)[16], int last, uint32_t lowest[16], uint32_t row[16]) {
-#ifdef TEXT_AVX512
-  __m512i low = _mm512_load_si512(rows[1]), place = _mm512_set1_epi32(1);
-  for (int i = 2; i <= last; i++) {
-    const __m512i here = _mm512_load_si512(rows[i]);
-    place = _mm512_mask_mov_epi32(place, _mm512_cmplt_epu32_mask(here, low), _mm512_set1_epi32(i));
-    low = _mm512_min_epu32(low, here);
-  }
+// The lowest number of each of 16 columns in rows 1 to `last`, and in row 1 if that is 0; returns which columns
+// have one below 2^28.
+inline uint32_t lowest_of_columns(const uint32_t (*rows)[16], int last, uint32_t lowest[16]) {
+  [[maybe_unused]] constexpr uint32_t limit = 1 << 28;
+  int i = 2;
+#if defined(TEXT_AVX512)
+  auto load = [&](int row) { return _mm512_load_si512(rows[row]); };
+  __m512i low = load(1), other = low;  // two, so that one need not wait for the other
+  for (; i < last; i += 2) low = _mm512_min_epu32(low, load(i)), other = _mm512_min_epu32(other, load(i + 1));
+  if (i == last) low = _mm512_min_epu32(low, load(i));
+  low = _mm512_min_epu32(low, other);
   _mm512_store_si512(lowest, low);
-  _mm512_store_si512(row, place);
-  return _mm512_cmpneq_epu32_mask(low, _mm512_set1_epi32(-1));
+  return _mm512_cmplt_epu32_mask(low, _mm512_set1_epi32(int(limit)));
 #elif defined(__AVX2__)
-  uint32_t found = 0;
-  for (int half = 0; half < 16; half += 8) {
-    auto load = [&](int i) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(rows[i] + half)); };
-    __m256i low = load(1), place = _mm256_set1_epi32(1);
-    for (int i = 2; i <= last; i++) {
-      const __m256i here = load(i), lower = _mm256_min_epu32(low, here);
-      place = _mm256_blendv_epi8(_mm256_set1_epi32(i), place, _mm256_cmpeq_epi32(lower, low));
-      low = lower;
-    }
-    _mm256_store_si256(reinterpret_cast<__m256i*>(lowest + half), low);
-    _mm256_store_si256(reinterpret_cast<__m256i*>(row + half), place);
-    const __m256i absent = _mm256_cmpeq_epi32(low, _mm256_set1_epi32(-1));
-    found |= (uint32_t(_mm256_movemask_ps(_mm256_castsi256_ps(absent))) ^ 0xFF) << half;
-  }
-  return found;
+  auto load = [&](int row, int half) {
+    return _mm256_load_si256(reinterpret_cast<const __m256i*>(rows[row] + 8 * half));
+  };
+  __m256i low = load(1, 0), high = load(1, 1);
+  for (; i <= last; i++) low = _mm256_min_epu32(low, load(i, 0)), high = _mm256_min_epu32(high, load(i, 1));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lowest), low);
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lowest + 8), high);
+  auto below = [&](__m256i v) {
+    const __m256i lower = _mm256_cmpeq_epi32(_mm256_srli_epi32(v, 28), _mm256_setzero_si256());
+    return uint32_t(_mm256_movemask_ps(_mm256_castsi256_ps(lower)));
+  };
+  return below(low) | below(high) << 8;
 #else
-  uint32_t found = 0;
-  for (int l = 0; l < 16; l++) {
-    lowest[l] = rows[row[l] = 1][l];
-    for (int i = 2; i <= last; i++) {
-      if (rows[i][l] < lowest[l]) lowest[l] = rows[row[l] = uint32_t(i)][l];
-    }
-    found |= uint32_t(lowest[l] != 0xFFFFFFFF) << l;
+  std::memcpy(lowest, rows[1], sizeof rows[1]);
+  for (; i <= last; i++) {
+    for (int l = 0; l < 16; l++) lowest[l] = rows[i][l] < lowest[l] ? rows[i][l] : lowest[l];
   }
+  uint32_t found = 0;
+  for (int l = 0; l < 16; l++) found |= uint32_t(lowest[l] < limit) << l;
   return found;
 #endif
 }

@@ -1,6 +1,7 @@
 """BPE against its oracles on the same vocabulary: tiktoken, Hugging Face tokenizers, the plain reference."""
 
 import base64
+import itertools
 import json
 import random
 import threading
@@ -186,7 +187,7 @@ def test_a_memory_that_overflows_changes_nothing(trained, tik):
     sizes = [rng.choice([2, 5, 9, 15, 16, 30, 70]) for _ in range(40000)]
     words = ["".join(rng.choices("abcdefgh", k=size)) for size in sizes]
     text = " ".join(word for i in range(0, len(words), 20) for word in words[i : i + 20] * 2)
-    for _ in range(2):
+    for _ in range(3):  # a text of new pieces is remembered when it comes again
         assert trained[3].encode(text).tolist() == tik.encode_ordinary(text)
 
 
@@ -208,10 +209,27 @@ def test_a_piece_whose_ids_were_lost_is_merged_again():
         return np.where(part == ord("Z"), np.uint32(256), ids[part])
 
     assert tokens[256:] == [b"zz"]
-    for _ in range(3):
+    for _ in range(4):  # remembered from the second on
         assert np.array_equal(encoder.encode(text), expected(text))
     for size in range(40):
         assert np.array_equal(encoder.encode(text[:size]), expected(text[:size]))
+
+
+def test_new_pieces_are_merged_without_memory(trained, tik):
+    """Words of all sizes that were never met, which fill lanes to their last place; the same again, known by now in
+    part; and among others."""
+    rng = random.Random(12)
+    kinds = ["abcdefgh", "etaoin", "ABCD", "éàüß", "中文字天", "012", "-+*/", "\u0301\u0302"]
+    sizes = [rng.choice([1, 2, 3, 5, 8, 13, 20, 30, 31, 60, 61, 62, 63, 90]) for _ in range(8000)]
+    words = ["".join(rng.choices(rng.choice(kinds), k=size)) for size in sizes]
+    new, known = " ".join(words), corpus(seed=2, words=2000)
+    for text in (new, new[:80000] + known + new[80000:], new):
+        assert trained[3].encode(text).tolist() == tik.encode_ordinary(text)
+    tokens, merges = trained[1:3]
+    fresh = bpe.Encoder(tokens, merges, bpe.split_pattern(trained[0]))
+    for texts in (words[:6000], words[6000:]):  # met as texts of their own
+        ids, offsets = fresh.encode_batch(texts)
+        assert [ids[a:b].tolist() for a, b in itertools.pairwise(offsets)] == tik.encode_ordinary_batch(texts)
 
 
 @FUZZ

@@ -335,9 +335,16 @@ inline bytes load_bytes(const uint8_t* p) {
 }
 inline bytes low_nibbles(bytes v) { return v & 0x0f0f0f0fu; }
 inline bytes high_nibbles(bytes v) { return v >> 4 & 0x0f0f0f0fu; }
+inline bytes standing_nibbles(bytes v) { return v & 0xf0f0f0f0u; }  // the high ones, times 16
 inline i32 set(int32_t a) { return a - i32{}; }
 inline f32 to_float(i32 v) { return __builtin_convertvector(v, f32); }
 
+// Whether products of bytes above 127 cost no more than those of smaller ones.
+#if defined(__AVX512VNNI__)
+constexpr bool kWholeBytes = true;
+#else
+constexpr bool kWholeBytes = false;
+#endif
 // acc + the dot product of each lane's four bytes with `four` signed ones (not -128); exact.
 inline i32 dot_bytes(i32 acc, bytes a, uint32_t four) {
 #if defined(__AVX512VNNI__)

@@ -26,7 +26,10 @@ from .scheduler import Plan, Request, Scheduler
 from .tools import Tools
 
 DRAFT_ROWS = 16  # guesses in one step at most
-STEPS = 16  # computed at once where nobody looks in between; an interrupt waits for them
+STEPS = (
+    64  # computed at once at most where nobody looks in between: what Python does then has left the caches
+)
+PATIENCE = 0.1  # seconds that they may take, about; an interrupt waits for them
 
 
 class Token(NamedTuple):
@@ -102,6 +105,7 @@ class Engine:
         self._scheduler = Scheduler(PagePool(runner.pages), max_batch, max(step_tokens, max_batch))
         self._arrivals = 0
         self._draft = draft
+        self._unseen = 1  # steps that take PATIENCE, by what the last took
 
     def generate(
         self,
@@ -117,7 +121,7 @@ class Engine:
         try:
             for request in requests:
                 while not request.done:
-                    self.step(STEPS)
+                    self.step(self._unseen)
         finally:
             for request in requests:
                 self.cancel(request)  # of what an interrupt left unfinished
@@ -212,12 +216,11 @@ class Engine:
         if self._draft:
             self._guess()
         plan = self._scheduler.plan()
-        ready = plan.ready
+        ready, steps = plan.ready, 1
         if plan.chunks:
             if most > 1 and plan.decodes:
                 self._extend(plan, most)
             ids, logprobs = self._runner.run(plan, ready)
-            steps = 1
             if plan.steps > 1:
                 steps = len(ids) // len(ready)
                 ids, logprobs = self._take_steps(ready, ids, logprobs, steps)
@@ -231,7 +234,9 @@ class Engine:
                     self._accept(request, *next(rows))
             self.stats.sampled += len(ready) * steps
             self.stats.steps += steps
-        self.stats.seconds += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self.stats.seconds += seconds
+        self._unseen = max(1, min(STEPS, int(steps * PATIENCE / max(seconds, 1e-6))))
         return ready
 
     def _extend(self, plan: Plan, most: int) -> None:

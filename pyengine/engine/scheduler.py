@@ -120,12 +120,15 @@ class Scheduler:
         return plan
 
     def extend(self, plan: Plan, steps: int) -> None:
-        """Let a plan of one token a request go on for `steps` steps, if their pages can be had for nothing."""
-        ahead = [(request, request.computed + steps) for request, _ in plan.chunks]
-        if sum(max(0, _pages(end) - len(request.pages)) for request, end in ahead) <= self.pool.available:
-            for request, end in ahead:
-                self._reserve(request, end)
-            plan.steps = steps
+        """Let a plan of one token a request go on for `steps` steps, or for half as many and so on, down to what pages
+        can be had for without taking any from others."""
+        for count in (steps >> halved for halved in range(steps.bit_length() - 1)):
+            ahead = [(request, request.computed + count) for request, _ in plan.chunks]
+            if sum(max(0, _pages(end) - len(request.pages)) for request, end in ahead) <= self.pool.available:
+                for request, end in ahead:
+                    self._reserve(request, end)
+                plan.steps = count
+                return
 
     def commit(self, plan: Plan, steps: int = 1) -> None:
         """So many steps were computed: move on, and make full pages and prompt tails known to the pool."""

@@ -1,10 +1,14 @@
 """Whatever the pages, batch, chunks and arrivals, each request gets the answer it would get alone."""
 
+import time
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyengine.engine import Engine, SamplingParams
 from pyengine.engine.cache import PAGE
+from pyengine.engine.engine import STEPS
 
 from .fake import FakeRunner, expected
 
@@ -203,3 +207,31 @@ def test_stream_equals_generate_and_cancels_when_closed():
     stream.close()
     assert engine.unfinished == 0
     check(engine)
+
+
+def test_steps_at_once_are_as_many_as_pages_are_free():
+    """Two requests of 73 more tokens each, both at 54, and one page left: 73, 36 and 18 need two, 9 none."""
+    engine = make(pages=3, max_batch=2, step_tokens=2 * PAGE)
+    requests = [engine.add([i] * 54, SamplingParams(max_tokens=74)) for i in (1, 2)]
+    engine.step()
+    engine.step(100)
+    assert [request.sampled for request in requests] == [1 + 9] * 2
+    check(engine)
+
+
+@pytest.mark.parametrize("pause, most", [(0.0, STEPS), (0.03, 3)])
+def test_steps_that_nobody_looks_into_end_soon(pause, most):
+    """However long one takes: an interrupt waits for them all."""
+    engine, asked = make(pages=40, max_batch=1), []
+    run = engine._runner.run
+
+    def slowly(plan, ready):
+        asked.append(plan.steps)
+        time.sleep(pause * plan.steps)
+        return run(plan, ready)
+
+    engine._runner.run = slowly
+    engine.generate([[1, 2, 3]], SamplingParams(max_tokens=20 if pause else 3 * STEPS))
+    assert max(asked) <= most
+    if not pause:
+        assert STEPS in asked

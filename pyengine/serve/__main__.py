@@ -1,5 +1,6 @@
 """Serve a model to OpenAI clients: `python -m pyengine.serve runs/default`, then base_url http://127.0.0.1:8000/v1."""
 
+import gc
 import os
 import re
 import socket
@@ -90,6 +91,7 @@ def serve(command: Command) -> None:
         )  # fmt: skip
         limits = Limits(command.max_body, command.max_waiting, command.max_seconds)
         name = command.name or command.model.resolve().name
+        gc.freeze()  # what is loaded stays: the collector need not look through it while answers stream
         app = make_app(
             served, name, limits, command.api_key or None, LOOPBACK if local else None, command.cors
         )  # fmt: skip

@@ -168,72 +168,62 @@ class Api:
             yield event
 
     async def _pieces(self, asked: Asked) -> AsyncGenerator[tuple[int, Piece], None]:
-        """(index of the answer, piece) of all answers as they come."""
-        news: asyncio.Queue[tuple[int, Piece] | Exception | None] = asyncio.Queue()  # None: time is up
-
-        async def follow(index: int) -> None:
-            try:
-                async with aclosing(self._one(asked, index)) as pieces:
-                    async for piece in pieces:
-                        news.put_nowait((index, piece))
-            except Exception as error:
-                news.put_nowait(error)
-
-        start, first = time.monotonic(), True
-        tasks = [asyncio.create_task(follow(index)) for index in range(len(asked.prompts))]
-        alarm = asyncio.get_running_loop().call_later(self.limits.seconds, news.put_nowait, None)
-        unfinished = set(range(len(tasks)))
+        """(index of the answer, piece) of all answers as they come; each answer's last piece has a reason."""
+        start = time.monotonic()
+        if asked.echo:
+            for index in range(len(asked.prompts)):
+                yield index, Piece(asked.echo[index], await self._scored(asked, index))
+                if asked.silent:
+                    yield index, self._ended(Piece(), "length", start)
+            if asked.silent:
+                return
+        writers, first = [Writer(asked, self.served.tokenizer) for _ in asked.prompts], True
+        unfinished = set(range(len(writers)))
         try:
+            answers = self.worker.answers(asked.prompts, asked.params, self.limits.seconds)
+        except Busy:
+            raise too_busy() from None
+        async with answers:
             while unfinished:
-                item = await news.get()
-                if item is None:
+                try:
+                    index, tokens, completion, done = await anext(answers)
+                except TimeoutError:
                     for index in unfinished:
-                        yield index, Piece(reason="length")
+                        yield index, self._ended(Piece(), "length", start)
                     return
-                if isinstance(item, Exception):
-                    raise item
                 if first:
                     self.metrics.first_token.observe(time.monotonic() - start)
                     first = False
-                index, piece = item
-                self.metrics.generated_tokens += piece.sampled
-                if piece.reason:
-                    unfinished.discard(index)
-                    self.metrics.finished[piece.reason] += 1
-                    self.metrics.whole.observe(time.monotonic() - start)
-                yield item
-        finally:
-            alarm.cancel()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _one(self, asked: Asked, index: int) -> AsyncGenerator[Piece, None]:
-        """The pieces of one answer, of which the last has a reason."""
-        if asked.echo:
-            yield Piece(asked.echo[index], await self._scored(asked, index))
-            if asked.silent:
-                yield Piece(reason="length")
-                return
-        writer, completions = Writer(asked, self.served.tokenizer), list[Completion]()
-        stream = self.worker.stream(asked.prompts[index], asked.params[index], completions)
-        try:
-            async with aclosing(stream) as tokens:
-                async for token in tokens:
-                    yield writer.push(token)
+                writer, piece = writers[index], Piece()
+                for token in tokens:
+                    piece.add(writer.push(token))
+                    self.metrics.generated_tokens += not token.forced
                     if writer.ended:
+                        answers.leave(index)
                         break
-        except Busy:
-            raise too_busy() from None
-        (completion,) = completions
-        if completion.finish_reason == "error":
+                    if asked.events:  # a step each: what was searched and said stays in its order
+                        yield index, piece
+                        piece = Piece()
+                if done or writer.ended:
+                    unfinished.discard(index)
+                    self._ended(piece, self._finish(writer, piece, completion), start)
+                yield index, piece
+
+    def _finish(self, writer: Writer, piece: Piece, completion: Completion) -> str:
+        """Give an answer's last piece what was held back; the reason of its end."""
+        if completion.finish_reason == "error" and not writer.ended:
             raise ApiError(completion.error, 500, "server_error")
-        piece = writer.finish()
+        piece.add(writer.finish())
         piece.cached = completion.cached
-        piece.reason = "stop" if writer.ended else REASONS[completion.finish_reason]
-        if piece.calls and piece.reason == "stop" and not writer.stopped:
-            piece.reason = "tool_calls"
-        yield piece
+        reason = "stop" if writer.ended else REASONS[completion.finish_reason]
+        return "tool_calls" if piece.calls and reason == "stop" and not writer.stopped else reason
+
+    def _ended(self, piece: Piece, reason: str, start: float) -> Piece:
+        """The last piece of an answer, with its reason, which is counted."""
+        piece.reason = reason
+        self.metrics.finished[reason] += 1
+        self.metrics.whole.observe(time.monotonic() - start)
+        return piece
 
     async def _scored(self, asked: Asked, index: int) -> list[dict[str, Any]]:
         """The entries of an echoed prompt, where log-probabilities are asked for: its first id may have none."""

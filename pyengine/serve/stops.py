@@ -12,6 +12,8 @@ class StopStrings:
 
     def push(self, text: str) -> str:
         """What can be shown: all that is no beginning of a stop string."""
+        if not self._stops:
+            return text
         if self.found:
             return ""
         self._held += text

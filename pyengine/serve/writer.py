@@ -69,8 +69,8 @@ class Writer:
     def push(self, token: Token) -> Piece:
         """What a token adds, which may be nothing yet."""
         piece = Piece(sampled=not token.forced)
-        name = self._spelled(token.id)
-        if self._asked.calls and name == OPEN:
+        name = self._spelled(token.id) if self._asked.calls else ""
+        if name == OPEN:
             self._inside = True
         event = self._reader.push(token)
         kind = self._reader.kind

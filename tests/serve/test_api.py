@@ -1,5 +1,6 @@
 """The server: OpenAI's shapes, streams that add up, errors that say why, many clients at once, nothing left over."""
 
+import asyncio
 import json
 import re
 import threading
@@ -10,10 +11,11 @@ import pytest
 pytest.importorskip("starlette")
 from starlette.testclient import TestClient
 
-from pyengine.engine import Engine
+from pyengine.engine import Engine, SamplingParams
 from pyengine.serve import OwnFormat, Served
 from pyengine.serve.api import make_app
 from pyengine.serve.stops import StopStrings
+from pyengine.serve.worker import News, Worker
 from pyengine.text import Tokenizer
 from tests.engine.fake import FakeRunner
 
@@ -171,6 +173,24 @@ def test_bodies_that_are_no_request(client):
     assert client.post("/v1/chat/completions", content=b"{").status_code == 400
     assert client.post("/v1/chat/completions", content=b"[1]").status_code == 400
     assert client.post("/v1/chat/completions", content=b" " * (1 << 21)).status_code == 413
+
+
+def test_who_looks_late_finds_tokens_together(engine, tokenizer):
+    """One wake-up for many tokens, each answer's own, and none told twice."""
+
+    async def late() -> list[News]:
+        end = SamplingParams(stop=(tokenizer.special_ids["<|end|>"],))
+        async with worker.answers([[1, 2]] * 3, [end] * 3) as answers:
+            while engine.stats.sampled < 3 * len(engine._runner.script):
+                await asyncio.sleep(0.01)
+            return [news async for news in answers]
+
+    worker = Worker(engine)
+    news = asyncio.run(late())
+    assert [(n.answer, n.done) for n in news] == [(0, True), (1, True), (2, True)] and worker.unfinished == 0
+    for one in news:
+        assert [token.id for token in one.tokens] == engine._runner.script == one.completion.ids
+    worker.close()
 
 
 def test_many_clients_at_once(client):

@@ -53,11 +53,11 @@ int64_t steps_of(int64_t k) {
 
 constexpr int kVectors = kPanel / kLanes;                       // vectors in a row of a panel
 constexpr int kRows = kLanes == 16 ? 14 : kLanes == 8 ? 6 : 4;  // rows of the highest tile
-constexpr int64_t kBlockBytes = 1 << 19;                        // of packed A a task: half of L2
+constexpr int64_t kBlockBytes = 1 << 19;                        // half of L2
 constexpr int64_t kTiles = 8;                                   // tiles a task at most
 constexpr int64_t kLittle = 4 * kPanel;                         // units of B that one row asks for in advance
-constexpr int64_t kSweep = 4 * kSteps;                          // steps of k for which A is packed at once
-constexpr int64_t kStrip = 32;  // steps that columns of A or B are packed for before their neighbours
+constexpr int64_t kSweep = 4 * kSteps;  // steps of k for which A is packed at once, at most
+constexpr int64_t kStrip = 32;          // steps that columns of A or B are packed for before their neighbours
 
 // Vectors of columns in a tile of `rows` rows. Few rows take more columns, so that there are always enough
 // independent chains; a multiple or a divisor of kVectors.
@@ -200,30 +200,34 @@ void each_strip(Matrix<T> in, int64_t k, F&& body) {
   for (int64_t done = 0; done < k; done += strip) body(done / Step<T>::kNumbers, std::min(strip, k - done));
 }
 
-// Asks for some rows of A, whose columns are contiguous, a few numbers of all rows at a time: they lie one line
-// or three from a page to the next, where the processor does not look ahead by itself, and packing them would
-// wait 10 ns for each line.
+// Asks for a part of a matrix that will be packed later, some lines at a time, while there is arithmetic to do:
+// packing itself would wait for each of them, since it reads a dozen rows or more at once, which is more than
+// the processor looks ahead in.
 template <class T>
 class Ahead {
  public:
-  // `rows` rows from `row` on; `calls`: how often more() will be called for all of `k`.
-  Ahead(Matrix<T> a, int64_t row, int64_t rows, int64_t k, int64_t calls)
-      : at_(reinterpret_cast<const char*>(a.data + row * a.row)),
-        stride_(a.column * (int64_t)sizeof(T)),
-        bytes_(rows * (int64_t)sizeof(T)),
-        left_(a.column == 1 || rows == 0 ? 0 : k),
-        share_(divide_up(k, std::max<int64_t>(calls, 1))) {}
+  // `numbers` of each of `rows` rows, from their step `first` on; `calls`: how often more() will be called.
+  Ahead(Matrix<T> in, int64_t rows, int64_t first, int64_t numbers, int64_t calls)
+      : at_(reinterpret_cast<const char*>(from(in, 0, first).data)),
+        stride_((in.column == 1 ? in.row : in.column) * (int64_t)sizeof(T)),
+        bytes_((in.column == 1 ? numbers : rows) * (int64_t)sizeof(T)),
+        pieces_(bytes_ > 0 ? in.column == 1 ? rows : numbers : 0),
+        share_(divide_up(pieces_ * (bytes_ / kLine + 1), std::max<int64_t>(calls, 1))) {}
 
   void more() {
-    for (int64_t n = std::min(share_, left_); n > 0; --n, --left_, at_ += stride_) {
-      for (int64_t byte = 0; byte < bytes_; byte += 64) __builtin_prefetch(at_ + byte, 0, 2);
-      __builtin_prefetch(at_ + bytes_ - 1, 0, 2);
+    for (int64_t n = share_; n > 0 && pieces_ > 0; --n) {
+      __builtin_prefetch(at_ + std::min(done_, bytes_ - 1), 0, 2);
+      if ((done_ += kLine) < bytes_ + kLine - 1) continue;
+      done_ = 0, at_ += stride_, --pieces_;
     }
   }
 
  private:
+  static constexpr int64_t kLine = 64;
   const char* at_;
-  int64_t stride_, bytes_, left_, share_;
+  int64_t stride_, bytes_;
+  int64_t pieces_, share_;  // contiguous ones that are left; lines a call
+  int64_t done_ = 0;        // bytes of the first of them
 };
 
 }  // namespace
@@ -283,10 +287,15 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
   // out evenly. Where there are too few rows for that, a block takes all it can and columns are divided instead
   // (A is packed again for each share of them).
   const int64_t tiles = divide_up(m, kRows), tasks = 8 * threads;
-  const int64_t fit = kBlockBytes / (int64_t)(kRows * std::clamp<int64_t>(steps, 1, kSweep) * sizeof(Unit<T>));
   const bool few = threads > 1 && tiles < tasks;
-  const int64_t most_tiles = a.column == 1 ? kTiles : kTiles / 2;  // L2 holds the next rows too, see Ahead
-  const int64_t height = std::clamp<int64_t>(few ? fit : std::min(fit, tiles / tasks), 1, most_tiles);
+  // A is packed for a sweep over k at a time: a block of k where such a block of all of B stays in L2 between
+  // two blocks of rows, else several, so that a panel's sums between them are near. Beside the rows at hand L2
+  // holds those that are packed next.
+  const bool narrow = panels * kPanel * kSteps * (int64_t)sizeof(Unit<T>) <= kBlockBytes;
+  const int64_t sweep_steps = narrow && !few ? kSteps : kSweep;
+  const int64_t tile_bytes = kRows * std::clamp<int64_t>(steps, 1, sweep_steps) * (int64_t)sizeof(Unit<T>);
+  const int64_t fit = (few ? kBlockBytes : kBlockBytes / 2) / tile_bytes;
+  const int64_t height = std::clamp<int64_t>(few ? fit : std::min(fit, tiles / tasks), 1, kTiles);
   const int64_t row_blocks = divide_up(tiles, height);
   // A group of panels meets all tiles of a block while it is in cache: one, or more where tiles are low.
   const int64_t group = std::max(1, columns_of((int)divide_up(m, tiles)) / kVectors);
@@ -305,7 +314,7 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
     // Sums between two blocks of k: of the panels at hand, or of all where k takes several sweeps. Of all they
     // are in C itself if it is float; of the panels at hand never, as C's rows may lie a multiple of 4 KiB
     // apart, and of such lines L1 keeps eight.
-    const bool of_all = accumulate || steps > kSweep;
+    const bool of_all = accumulate || steps > sweep_steps;
     float* partial = nullptr;
     int64_t partial_stride = row_stride;
     if (std::is_same_v<Out, float> && of_all) {
@@ -314,15 +323,13 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
       partial_stride = (of_all ? panels : group) * kPanel;
       partial = (float*)scratch(kPartial, rows * partial_stride * sizeof(float));
     }
-    const int64_t most = std::min(steps, kSweep);
+    const int64_t most = std::min(steps, sweep_steps);
     auto* packed_a = (Unit<T>*)scratch(kPackedA, (rows * most + (tile1 - tile0) * kLanes) * sizeof(Unit<T>));
-    // Meanwhile the rows of A that this thread will most likely meet next.
+    // The rows that this thread will most likely meet next.
     const int64_t next0 = std::min(tiles, tile0 + threads * height), next1 = std::min(tiles, next0 + height);
-    Ahead<T> later(a, first_row(next0), first_row(next1) - first_row(next0), column_blocks == 1 ? k : 0,
-                   divide_up(panels, group) * divide_up(steps, kSteps) * (tile1 - tile0));
 
-    for (int64_t sweep = 0; sweep == 0 || sweep < steps; sweep += kSweep) {
-      const int64_t swept = std::min(kSweep, steps - sweep);
+    for (int64_t sweep = 0; sweep == 0 || sweep < steps; sweep += sweep_steps) {
+      const int64_t swept = std::min(sweep_steps, steps - sweep);
       // A tile's last step may be written as a whole vector, so tiles lie one apart.
       auto packed_tile = [&](int64_t tile) {
         return packed_a + (first_row(tile) - row0) * swept + (tile - tile0) * kLanes;
@@ -334,6 +341,12 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
           pack_rows(from(a, row, sweep + step), high, some, packed_tile(tile) + step * high, high);
         }
       });
+      const bool more = sweep + sweep_steps < steps;  // of these rows
+      const int64_t then = more ? sweep + sweep_steps : 0, then_row = more ? row0 : first_row(next0);
+      const int64_t then_rows = column_blocks > 1 ? 0 : more ? rows : first_row(next1) - then_row;
+      Ahead<T> later(from(a, then_row, 0), then_rows, then,
+                     std::min(k - then * Step<T>::kNumbers, sweep_steps * Step<T>::kNumbers),
+                     divide_up(panels, group) * divide_up(swept, kSteps) * (tile1 - tile0));
       for (int64_t panel = panel0; panel < panel1; panel += group) {
         const int64_t vectors = std::min(group, panel1 - panel) * kVectors;
         const int64_t origin = of_all ? 0 : panel * kPanel;  // of partial

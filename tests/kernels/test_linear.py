@@ -99,6 +99,21 @@ def test_threads_do_not_change_bits(backend, dtype):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1100, 60, 70), (2200, 33, 550)], ids=str)
+def test_gradients_have_the_order_of_summation_of_the_output(backend, shape, dtype):
+    """The same bits as the layer's product of the transposed factors, a few rows at a time: over several sweeps of K,
+    where all columns of a block of K stay in cache and where they do not."""
+    if backend.name != "cpu":
+        pytest.skip("the contract of the CPU kernels")
+    x, weight, _ = inputs(shape, dtype, "cpu")
+    dy = torch.randn(shape[0], shape[1], generator=torch.Generator().manual_seed(7)).to(dtype)
+    dx, dweight = torch.autograd.grad(linear(x, weight), [x, weight], dy)
+    for gradient, a, b in ((dx, dy, weight.detach().T), (dweight, dy.T, x.detach().T)):
+        for rows in (slice(0, 1), slice(5, 20), slice(len(a) - 4, len(a))):
+            assert torch.equal(linear(a[rows], b), gradient[rows])
+
+
 def test_float32_is_one_chain_of_multiply_adds(backend):
     """Bit for bit: a fused step rounds once, and so does float64 arithmetic followed by one rounding."""
     if backend.name != "cpu" or backend.variant == "base":

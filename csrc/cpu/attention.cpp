@@ -460,15 +460,8 @@ void attend(const Pass<T, uint8_t>& pass, const Span& span, const Kept<uint8_t>&
   finish<kStrip>(pass, here, tile, state, o);
 }
 
-// Stores a token's keys and values of one head at a place of a page.
-template <class T>
-void write_token(const T* k, const T* v, int64_t dim, int64_t place, Word<T>* k_page, Word<T>* v_page) {
-  write_across(k, 0, dim, place, 1, k_page);
-  write_along(v, 0, dim, place, 1, v_page);
-}
-
-// The same as codes. A key that is no number takes the scale of its value with it, and the other way: then
-// every row that sees the token shows it.
+// Stores a token's keys and values of one head at a place of a page, as codes. A key that is no number takes
+// the scale of its value with it, and the other way: then every row that sees the token shows it.
 template <class T>
 void write_codes(const T* k, const T* v, int64_t dim, int64_t place, uint32_t* k_page, uint32_t* v_page) {
   int32_t* codes = room<int32_t, 9>(2 * dim);
@@ -491,16 +484,27 @@ struct Fresh {
   const int32_t* slots;
   P *k_pages, *v_pages;
 
-  void write(int64_t token, int64_t head, int64_t kv_heads, int64_t dim) const {
+  // One head of `count` tokens from `token` on, whose places are neighbours in a page.
+  void write(int64_t token, int64_t count, int64_t head, int64_t kv_heads, int64_t dim) const {
     const int64_t at = slots[token] / kPage * kv_heads + head, place = slots[token] % kPage;
     const T *key = k + token * k_stride + head * dim, *value = v + token * v_stride + head * dim;
     Word<P>* k_page = reinterpret_cast<Word<P>*>(k_pages) + at * key_words<P>(dim);
     Word<P>* v_page = reinterpret_cast<Word<P>*>(v_pages) + at * value_words<P>(dim);
     if constexpr (std::is_same_v<P, uint8_t>) {
-      write_codes(key, value, dim, place, k_page, v_page);
+      for (int64_t t = 0; t < count; ++t)
+        write_codes(key + t * k_stride, value + t * v_stride, dim, place + t, k_page, v_page);
     } else {
-      write_token(key, value, dim, place, k_page, v_page);
+      write_across(key, k_stride, dim, place, count, k_page);
+      write_along(value, v_stride, dim, place, count, v_page);
     }
+  }
+
+  // How many tokens from `token` on have places that are neighbours in a page.
+  int64_t run(int64_t token, int64_t tokens) const {
+    const int64_t first = slots[token], most = std::min(kPage - first % kPage, tokens - token);
+    int64_t count = 1;
+    while (count < most && slots[token + count] == first + count) ++count;
+    return count;
   }
 };
 
@@ -527,7 +531,7 @@ void attend_all(const Pass<T, P>& pass, const std::vector<Span>& spans, const Fr
     for (int64_t i = chunk * each; i < end; ++i) {
       const Task& task = tasks[i / pass.kv_heads];
       const int64_t head = i % pass.kv_heads;
-      if (fresh) fresh->write(task.span->first, head, pass.kv_heads, pass.dim);
+      if (fresh) fresh->write(task.span->first, 1, head, pass.kv_heads, pass.dim);
       auto kept = [&](int64_t at) { return pass.kept(*tasks[at / pass.kv_heads].span, at % pass.kv_heads); };
       const Word<P>* then = i + 1 < end ? kept(i + 1).keys(0) : nullptr;
       if (task.span->count == 1) {
@@ -643,7 +647,8 @@ int64_t write_pages(const T* k, int64_t k_stride, const T* v, int64_t v_stride, 
   const Fresh<T, P> fresh{k, v, k_stride, v_stride, slots, k_pages, v_pages};
   // A head is one task: tokens that share a word of a page never meet in two threads.
   parallel::parallel_for(kv_heads, tokens * kv_heads * dim < 16384 ? 1 : threads, [&](int64_t head) {
-    for (int64_t t = 0; t < tokens; ++t) fresh.write(t, head, kv_heads, dim);
+    for (int64_t t = 0, count; t < tokens; t += count)
+      fresh.write(t, count = fresh.run(t, tokens), head, kv_heads, dim);
   });
   return -1;
 }

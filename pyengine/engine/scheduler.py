@@ -100,11 +100,12 @@ class Scheduler:
         plan = Plan()
         if self.waiting:
             self._admit(plan)
-        room = self.step_tokens - sum(request.pending == 1 for request in self.running)
-        for request in self.running[:]:
+        all_pending = [len(request.ids) - request.computed for request in self.running]
+        room = self.step_tokens - all_pending.count(1)
+        for request, pending in zip(self.running[:], all_pending, strict=True):
             if not request.running:
                 continue  # an older one took its pages
-            pending = count = request.pending
+            count = pending
             if count > 1:
                 count = min(count, room)
                 room -= count

@@ -463,6 +463,24 @@ def test_refuses_what_does_not_fit(backend):
             attention(*arguments)
 
 
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.int8], ids=str)
+@pytest.mark.parametrize("dim", [20, 64])
+def test_tokens_written_together_are_as_alone(dtype, dim):
+    tokens = 90
+    (_, k, v), _ = inputs([tokens], 2, 2, dim, torch.float32 if dtype is torch.int8 else dtype)
+    k, v = k.detach(), v.detach()
+    # over a page's end, and one backwards
+    runs = [range(45, 100), range(130, 147), range(20, 17, -1), range(0, 15)]
+    slots = torch.tensor([slot for run in runs for slot in run], dtype=torch.int32)
+    assert len(slots) == tokens
+    together, alone = ([p.zero_() for p in new_pages(3, 2, dim, dtype)] for _ in range(2))
+    write_pages(k, v, *together, slots)
+    for t in range(tokens):
+        write_pages(k[t : t + 1], v[t : t + 1], *alone, slots[t : t + 1])
+    for a, b in zip(together, alone, strict=True):
+        assert torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
 def test_refuses_pages_that_do_not_exist():
     (q, k, v), _ = inputs([8], 4, 2, 16, torch.float32)
     pages = new_pages(1, 2, 16, torch.float32)

@@ -12,7 +12,9 @@ use instead.
 """
 
 import base64
+import importlib.util
 import json
+import math
 import os
 import random
 import statistics
@@ -27,6 +29,7 @@ import numpy as np
 import pytest
 from pyengine.kernels import bpe
 
+from bench import bpe_worst
 from bench.conftest import ROWS
 from pyengine.text import Tokenizer
 from pyengine.text.formats import BYTE_OF
@@ -222,6 +225,39 @@ def test_encode_one_piece(paired, quick, kind):
         goal=1,
         rounds=5,
     )
+
+
+@pytest.mark.parametrize("first", range(0, len(bpe_worst.KINDS), 4))
+def test_encode_the_worst_texts(quick, ranks, first):
+    """1 MB of each kind of bench/bpe_worst.py: milliseconds beside the fastest peer that stands it, and the exponent by
+    which time grows up to 16 MB (quick: 4)."""
+    kinds = [kind for kind in bpe_worst.KINDS[first : first + 4] if not quick or kind in bpe_worst.QUICK]
+    if not kinds:
+        pytest.skip("none of the quick ones")
+    larger = 4 if quick else 16
+    ours = bpe_worst.stood("pyengine", ranks, 1, 3 if quick else 7, kinds)
+    grown = bpe_worst.stood("pyengine", ranks, larger, 2, kinds)
+    peers = {
+        name: bpe_worst.stood(name, ranks, 1, 1 if quick else 2, kinds)
+        for name in ("gigatoken", "fastokens", "tiktoken")
+        if importlib.util.find_spec(name)
+    }
+    wrong = []
+    for kind in kinds:
+        seconds = ours[kind]["seconds"]
+        stood = {name: found[kind] for name, found in peers.items() if kind in found}
+        same = all(found["ids"] == ours[kind]["ids"] for found in stood.values())
+        wrong += [] if same else [kind]
+        exponent = math.log(grown[kind]["seconds"] / seconds) / math.log(larger)
+        best = min(stood, key=lambda name: stood[name]["seconds"], default="")
+        ratio = stood[best]["seconds"] / seconds if best else None
+        ROWS.append({
+            "what": f"bpe 1 MB, {kind}, exponent {exponent:.2f}", "ours": seconds,
+            "peer": stood[best]["seconds"] if best else None, "peer_name": best, "ratio": ratio, "ceiling": None,
+            "percent": None, "equal": same, "goal": 1,
+            "holds": same and seconds <= 0.020 and exponent <= 1.1 and (ratio or 1) >= 1,
+        })  # fmt: skip
+    assert not wrong
 
 
 @pytest.mark.parametrize("size", [4096, 32768])

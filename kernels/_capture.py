@@ -15,9 +15,9 @@ is noted as it is called.
 import struct
 import weakref
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -78,6 +78,14 @@ class Arena:
         self._free = merged
 
 
+class Call(NamedTuple):
+    """One call of a step."""
+
+    name: str  # of the kernel
+    arguments: tuple[int, ...]  # as the 64-bit words that are handed over; a float is the bits of a double
+    run: Callable[[], None]
+
+
 class Step:
     """A recorded list of kernel calls; made by capture()."""
 
@@ -93,6 +101,19 @@ class Step:
         refused = self._module.replay(address, count, self._threads)
         if refused >= 0:
             raise self.refusal(refused)
+
+    def calls(self) -> Iterator[Call]:
+        """The recorded calls, each of which may be run again by itself."""
+        address, _ = self._words.buffer_info()
+        start = 0
+        for name in self.names:
+            end = start + 3 + self._words[start + 2]
+
+            def run(place: int = address + start * self._words.itemsize, count: int = end - start) -> None:
+                self._module.replay(place, count, self._threads)
+
+            yield Call(name, tuple(self._words[start + 3 : end]), run)
+            start = end
 
     def refusal(self, call: int) -> ValueError:
         """What is wrong where a kernel refuses its new inputs."""

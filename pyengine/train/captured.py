@@ -72,6 +72,10 @@ class CapturedLoss:
             parameter.grad = gradient
         return found.nll
 
+    def steps(self) -> list[Step]:
+        """The steps captured so far, one a size of batch."""
+        return [captured.step for captured in self._captured.values() if captured]
+
     def _possible(self, batch: Batch) -> bool:
         setting = _native.isa, _native.threads(), _select.epoch
         if setting != self._setting:

@@ -152,8 +152,13 @@ template <class T>
 inline void write_rows(const T* rows, int64_t stride, int64_t dim, int64_t count, Word<T>* to) {
   constexpr int kSteps = Words<T>::kSteps;
   const int64_t words = across_rows<T>(dim);
+  constexpr int64_t kChunk = kLanes * sizeof(float);  // short enough to be moved without a call
+  const int64_t bytes = dim * sizeof(T);
   for (int64_t i = 0; i < count; ++i, rows += stride, to += words) {
-    std::memcpy(to, rows, dim * sizeof(T));
+    int64_t done = 0;
+    for (; done + kChunk <= bytes; done += kChunk)
+      std::memcpy((char*)to + done, (const char*)rows + done, kChunk);
+    if (done < bytes) std::memcpy((char*)to + done, (const char*)rows + done, bytes - done);
     if (dim % kSteps) to[words - 1] = Words<T>::pair(rows[dim - 1], T{});
   }
 }
@@ -248,6 +253,40 @@ inline void product(Left<T> a, const Word<T>* b, int64_t b_step, int64_t steps, 
       return product_rows<T, 1, Asks>(a, b, b_step, steps, out, out_row, columns, begin, ahead);
   }
 }
+
+// Rows that are read or written soon, brought near a few lines at a time while products run, in the load slots
+// that these leave free: a head's rows lie a stride apart, and no hardware asks ahead for such. Threads take
+// tasks in turn, so after task i one most likely takes task i + threads.
+class Soon {
+ public:
+  // `rows` rows of n numbers, `stride` apart.
+  template <class E>
+  void add(const E* first, int64_t n, int64_t stride, int64_t rows) {
+    if (rows <= 0) return;
+    parts_[count_++] = {(const char*)first, n * (int64_t)sizeof(E), stride * (int64_t)sizeof(E), rows};
+    lines_ += (n * (int64_t)sizeof(E) + kLine - 1) / kLine * rows;
+  }
+  // From here on, so many calls of ask() share what was added.
+  void share(int64_t calls) { each_ = (lines_ + calls - 1) / calls; }
+  void ask() {
+    for (int64_t left = each_; left > 0 && at_ < count_;) {
+      Part& part = parts_[at_];
+      for (int64_t i = 0; i < part.bytes; i += kLine, --left) __builtin_prefetch(part.row + i, 0, 2);
+      part.row += part.stride;
+      at_ += --part.rows == 0;
+    }
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  struct Part {
+    const char* row;
+    int64_t bytes, stride, rows;
+  };
+  Part parts_[8];
+  int count_ = 0, at_ = 0;
+  int64_t lines_ = 0, each_ = 0;
+};
 
 // The longest packed document that a thread takes by itself, a kv head at a time with all its tokens, so that
 // what it makes of one, `bytes` a page, stays in its cache. Longer ones are shared by threads, lest these end

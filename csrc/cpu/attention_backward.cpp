@@ -38,6 +38,12 @@ struct Head {
   float scale;
   T* dq;           // `row` apart
   float *dk, *dv;  // length rounded up to pages, rows of padded(dim)
+
+  // What the tile reads and writes that begins at a row.
+  void add_rows(Soon& soon, int64_t begin) const {
+    const int64_t count = std::min<int64_t>(kPage, length - begin);
+    for (const T* rows : {q, dout, out, (const T*)dq}) soon.add(rows + begin * row, dim, row, count);
+  }
 };
 
 template <class T>
@@ -119,8 +125,9 @@ inline void slopes(const float* s, const float* dp, const Rows& of, int64_t firs
     }
 }
 
-template <class T>
-void backward_head(const Head<T>& head) {
+// What comes after the head is added to its argument by `then`: its last tile brings that near.
+template <class T, class F>
+void backward_head(const Head<T>& head, F&& then) {
   constexpr int kSteps = Words<T>::kSteps;
   constexpr int64_t kBlock = kPage * kPage / kSteps;  // words
   const int64_t dim = head.dim, width = padded(dim), words = across_rows<T>(dim);
@@ -145,6 +152,13 @@ void backward_head(const Head<T>& head) {
       lse[i] = head.lse[(begin + i) * head.lse_row] * 1.44269504f;
       pull[i] = dot(dout + i * head.row, head.out + (begin + i) * head.row, dim);
     }
+    Soon soon;
+    if (tile + 1 < pages) {
+      head.add_rows(soon, begin + kPage);
+    } else {
+      then(soon);
+    }
+    soon.share(2 * (tile + 1) * ((count + kRows - 1) / kRows));
     for (int64_t page = 0; page <= tile; ++page) {
       const bool own = page == tile;
       const Word<T>* k = head.k_across + page * head.across;
@@ -153,8 +167,10 @@ void backward_head(const Head<T>& head) {
         const int64_t strip = std::min<int64_t>(kRows, count - r);
         auto columns = [&](int64_t unit) { return own ? (r + strip + unit - 1) / unit * unit : kPage; };
         product<T>({q_rows + r * words, words, 1}, k, kPage, words, s, kPage, strip, columns(kLanes), {true});
+        soon.ask();
         product<T>({dout_rows + r * words, words, 1}, v, kPage, words, dp, kPage, strip, columns(kLanes),
                    {true});
+        soon.ask();
         slopes(s, dp, {lse, pull, head.scale}, r, strip, columns(kSteps * kLanes), own ? r + 1 : kPage, p, ds);
       }
       float *dk = head.dk + page * kPage * width, *dv = head.dv + page * kPage * width;
@@ -179,11 +195,9 @@ void backward_head(const Head<T>& head) {
       }
     }
     for (int64_t i = 0; i < count; ++i)
-      for (int64_t d = 0; d < dim; d += kLanes) {
-        T* to = head.dq + (begin + i) * head.row + d;
-        f32 value = load(dq + i * width + d);
-        d + kLanes <= dim ? store(to, value) : store_n(to, value, (int)(dim - d));
-      }
+      each_vector(dim, [&](int64_t d, int n) {
+        put(head.dq + (begin + i) * head.row + d, load(dq + i * width + d), n);
+      });
   }
 }
 
@@ -234,22 +248,25 @@ void attention_backward(const T* dout, const T* q, const T* k, const T* v, const
       zero_and_write<T>(v + row, kv_heads * dim, dim, count, to.v_across + page * across, nullptr);
     }
   };
-  auto query_head = [&](const Document& of, int64_t head, const Place& at) {
+  auto query_head = [&](const Document& of, int64_t head, const Place& at) -> Head<T> {
     const int64_t row = (of.first * heads + head) * dim, skip = head % group * at.next;
-    backward_head<T>({q + row, out + row, dout + row, lse + of.first * heads + head, heads * dim, heads,
-                      of.length, dim, at.k_across, at.k_along, at.v_across, across, along, scale, dq + row,
-                      at.dk + skip, at.dv + skip});
+    return {q + row,     out + row,  dout + row,  lse + of.first * heads + head,
+            heads * dim, heads,      of.length,   dim,
+            at.k_across, at.k_along, at.v_across, across,
+            along,       scale,      dq + row,    at.dk + skip,
+            at.dv + skip};
   };
   auto add_group = [&](const Document& of, int64_t kv_head, const Place& at) {
-    for (int64_t t = 0; t < of.length; ++t)
-      for (int64_t d = 0; d < dim; d += kLanes)
-        for (int which = 0; which < 2; ++which) {
-          const float* from = (which ? at.dv : at.dk) + t * width + d;
+    const int64_t row = (of.first * kv_heads + kv_head) * dim;
+    auto add = [&](const float* from, T* to) {
+      for (int64_t t = 0; t < of.length; ++t, from += width, to += kv_heads * dim)
+        each_vector(dim, [&](int64_t d, int n) {
           f32 value = zero();
-          for (int64_t g = 0; g < group; ++g) value += load(from + g * at.next);
-          T* to = (which ? dv : dk) + ((of.first + t) * kv_heads + kv_head) * dim + d;
-          d + kLanes <= dim ? store(to, value) : store_n(to, value, (int)(dim - d));
-        }
+          for (int64_t g = 0; g < group; ++g) value += load(from + g * at.next + d);
+          put(to + d, value, n);
+        });
+    };
+    add(at.dk, dk + row), add(at.dv, dv + row);
   };
 
   // Of what is shared, pages of a kv head are neighbours: all its keys across, its values across, its keys
@@ -271,7 +288,10 @@ void attention_backward(const T* dout, const T* q, const T* k, const T* v, const
   parallel::parallel_for(units * group, threads, [&](int64_t i) {
     const Document& of = shared[i / heads];
     const int64_t head = i % heads, kv_head = head / group;
-    query_head(of, head, place(of, kv_head));
+    backward_head(query_head(of, head, place(of, kv_head)), [&](Soon& soon) {
+      if (i + threads < units * group)
+        query_head(shared[(i + threads) / heads], (i + threads) % heads, {}).add_rows(soon, 0);
+    });
     if (group == 1) add_group(of, kv_head, place(of, kv_head));  // while it is in the cache
   });
   if (group > 1)
@@ -279,7 +299,8 @@ void attention_backward(const T* dout, const T* q, const T* k, const T* v, const
       const Document& of = shared[i / kv_heads];
       add_group(of, i % kv_heads, place(of, i % kv_heads));
     });
-  parallel::parallel_for((int64_t)owned.size() * kv_heads, threads, [&](int64_t i) {
+  const int64_t tasks = (int64_t)owned.size() * kv_heads;
+  parallel::parallel_for(tasks, threads, [&](int64_t i) {
     const Document& of = owned[i / kv_heads];
     const int64_t kv_head = i % kv_heads;
     auto* packed = room<Word<T>, 6>(of.pages * words);
@@ -287,7 +308,19 @@ void attention_backward(const T* dout, const T* q, const T* k, const T* v, const
     const Place at{packed,  packed + of.pages * across,        packed + 2 * of.pages * across,
                    dk_sums, dk_sums + group * of.pages * rows, of.pages * rows};
     pack(of, kv_head, at);
-    for (int64_t g = 0; g < group; ++g) query_head(of, kv_head * group + g, at);
+    for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head)
+      backward_head(query_head(of, head, at), [&](Soon& soon) {
+        if ((head + 1) % group) return query_head(of, head + 1, at).add_rows(soon, 0);
+        auto add_keys = [&](const T* rows, const Document& from, int64_t of_head) {
+          soon.add(rows + (from.first * kv_heads + of_head) * dim, dim, kv_heads * dim, from.length);
+        };
+        add_keys(dk, of, kv_head), add_keys(dv, of, kv_head);
+        if (i + threads >= tasks) return;
+        const Document& next = owned[(i + threads) / kv_heads];
+        const int64_t next_head = (i + threads) % kv_heads;
+        add_keys(k, next, next_head), add_keys(v, next, next_head);
+        query_head(next, next_head * group, {}).add_rows(soon, 0);
+      });
     add_group(of, kv_head, at);
   });
 }

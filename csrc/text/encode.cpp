@@ -11,6 +11,7 @@
 namespace text {
 
 constexpr size_t most_pieces = 256 + piece_slack;  // in one batch
+constexpr size_t least_part = 6;                   // bytes of a piece that is cut, but for its last part
 // A piece of 15 bytes is up to 5 characters, so cutting makes at most 8 of it; their ids have room for 92 more.
 constexpr size_t most_unknown = 9 * most_pieces,
                  most_unknown_ids = most_pieces * (LongPieces::most_bytes + 4 + 92);
@@ -353,24 +354,34 @@ void Encoder::encode(std::string_view text, Workspace& w, Ids& ids, size_t most)
     for (size_t i = 0; longest > 15 && i < count && !cuts; i++) {
       const uint32_t size = ends[i] - whole[i];
       cuts = size > 15 && !vocabulary.lacks_a_byte_of(p + whole[i], size) &&
-             vocabulary.junctions.cut(p + whole[i], size, 6) < size;
+             vocabulary.junctions.cuts(p + whole[i], size, least_part);
     }
     if (!cuts) {
       encode_pieces(p, text_end, ends, count, w, ids);
     } else {
       size_t done = 0, filled = 0;  // offset of what is encoded, number of parts behind it
-      for (size_t i = 0, start = 0; i < count; start = ends[i++]) {
-        const bool lacking = vocabulary.lacks_a_byte_of(p + start, ends[i] - start);
-        for (size_t size; (size = ends[i] - start) > 0;) {
-          const size_t part = size > 15 && !lacking ? vocabulary.junctions.cut(p + start, size, 6) : size;
-          start += part;
-          parts[filled++] = uint32_t(start - done);
-          if (filled == most_pieces) {
-            encode_pieces(p + done, text_end, parts, filled, w, ids);
-            done = start;
-            filled = 0;
+      auto part_ends = [&](size_t end) {
+        parts[filled++] = uint32_t(end - done);
+        if (filled == most_pieces) {
+          encode_pieces(p + done, text_end, parts, filled, w, ids);
+          done = end;
+          filled = 0;
+        }
+      };
+      for (size_t i = 0; i < count; i++) {
+        const size_t start = whole[i], size = ends[i] - start;
+        if (size > 15 && !vocabulary.lacks_a_byte_of(p + start, size)) {
+          size_t least = least_part;  // bytes of the piece before the next place
+          for (size_t base = least; base < size; base += 63) {
+            uint64_t places = vocabulary.junctions.cuts(p + start, size, base);
+            while (least < base + 63 && (places &= ~uint64_t(1) << (std::max(least, base) - base))) {
+              const size_t place = base - 1 + size_t(wide::lowest_bit(places));
+              part_ends(start + place);
+              least = size - place > 15 ? place + least_part : size;
+            }
           }
         }
+        part_ends(ends[i]);
       }
       if (filled) encode_pieces(p + done, text_end, parts, filled, w, ids);
     }

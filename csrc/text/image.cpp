@@ -29,8 +29,8 @@ std::vector<uint8_t> image_of(const Vocabulary& vocabulary, const Pattern& patte
   image.whole = append(vocabulary.whole_.entries_.data(), vocabulary.whole_.entries_.size());
   image.spans = append(tokens.spans_.data(), tokens.spans_.size());
   image.bytes = append(tokens.bytes_.data(), tokens.bytes_.size());
-  image.kinds = append(vocabulary.junctions.kinds_.data(), vocabulary.junctions.kinds_.size());
-  image.seen = append(vocabulary.junctions.seen_.data(), vocabulary.junctions.seen_.size());
+  image.narrow = append(vocabulary.junctions.narrow_.data(), vocabulary.junctions.narrow_.size());
+  image.broad = append(vocabulary.junctions.broad_.data(), vocabulary.junctions.broad_.size());
   image.ids = append(vocabulary.ids_.data(), vocabulary.ids_.size());
   image.byte_symbols = append(merger.byte_symbols_, 256);
   image.byte_pairs = append(merger.byte_pairs_.data(), merger.byte_pairs_.size());

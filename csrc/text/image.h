@@ -26,7 +26,7 @@ struct Image {
   uint64_t classes;       // a ClassTable
   uint64_t whole;         // WholeEntry of each piece that is one token
   uint64_t spans, bytes;  // of id i: spans[i] of bytes
-  uint64_t kinds, seen;   // a JunctionTable's
+  uint64_t narrow, broad;  // a JunctionTable's
   uint64_t ids;           // [symbol]; none: a byte that is no token, which is dropped
   uint64_t byte_symbols;  // [byte]
   uint64_t byte_pairs;    // [first << 8 | second]: the symbol that two bytes merge to, or none
@@ -37,7 +37,7 @@ struct Image {
     return reinterpret_cast<const T*>(reinterpret_cast<const uint8_t*>(this) + place);
   }
   TEXT_BOTH Lexer<TableClasses> lexer(Bytes end) const { return {{at<ClassTable>(classes)}, pattern, end}; }
-  TEXT_BOTH JunctionTable junctions() const { return {at<uint16_t>(kinds), at<uint64_t>(seen)}; }
+  TEXT_BOTH JunctionTable junctions() const { return {at<uint64_t>(narrow), at<uint64_t>(broad)}; }
   // Whether some byte of a piece is no token; see Vocabulary.
   TEXT_BOTH bool lacks_a_byte_of(Bytes p, size_t size) const {
     for (size_t i = 0; lacks_bytes && i < size; i++) {

@@ -188,16 +188,14 @@ __attribute__((always_inline)) inline uint64_t starts(const wide::Block& block, 
   uint64_t space_starts = rest_starts;
   space_starts |= blanks & ((ends & ~m.continuation) | (ends >> 1 & m.twos) | (ends >> 2 & m.threes));
   if (!gpt2) {
-    if (const uint64_t line_starts = begins(blanks) & newlines << 1)
-      space_starts |= line_starts & wide::deposit(wide::extract(behind & ~newlines, behind), begins(blanks));
+    const uint64_t line_starts = begins(blanks) & newlines << 1;
+    space_starts |= line_starts & wide::deposit(wide::extract(behind & ~newlines, behind), begins(blanks));
   }
-  if (rest >> (m.known - 1) & 1 && (!m.last || pattern.whole_tail)) {
-    const int tail = wide::highest_bit(rest_starts);
-    if (m.last)
-      space_starts &= (uint64_t(2) << tail) - 1;  // all of the tail is one piece
-    else
-      m.known = tail + 3;  // nothing is sure behind its start
-  }
+  const int white_tail = -int(rest >> (m.known - 1) & 1), tail = wide::highest_bit(rest_starts | 1);
+  if (!m.last)
+    m.known += (tail + 3 - m.known) & white_tail;  // nothing is sure behind its start
+  else if (white_tail && pattern.whole_tail)
+    space_starts &= (uint64_t(2) << tail) - 1;  // all of the tail is one piece
 
   // Words, with the character before them.
   uint64_t word_starts = begins(letters), behind_contractions = 0;

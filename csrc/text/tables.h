@@ -63,32 +63,31 @@ TEXT_BOTH inline size_t pair_bucket(uint64_t key, int shift) { return key * 0x9E
 // Where a piece of CJK (or other characters of three and more bytes) can be cut for certain: between characters
 // that no token holds side by side, nothing ever merges, so both sides are encoded as if alone.
 struct JunctionTable {
-  const uint16_t* kinds;  // [byte before << 8 | byte behind]: which numbers of bytes to look for
-  const uint64_t* seen;   // a set of 2^18 bits; what it holds by accident is only not cut
+  // Two sets of bits; what they hold by accident is only not cut. What tokens have of one byte before such a
+  // place and of up to two behind it, or of one behind it; and the rest, by hash.
+  const uint64_t *narrow, *broad;
 
-  // The first certain place in [from, size) of a piece, or size.
+  static constexpr size_t narrow_bits = 1 << 16, broad_bits = 1 << 18;
+
+  // The first certain place in [from, size) of a piece, or size; from >= 2.
   TEXT_BOTH size_t cut(const uint8_t* piece, size_t size, size_t from) const {
-    for (size_t k = from; k < size; k++) {
-      if (piece[k] >= 0xE0 && (piece[k - 1] & 0xC0) == 0x80 && !crossed(piece, size, k)) return k;
+    for (size_t k = from; k + 3 <= size; k++) {
+      if (piece[k] >= 0xE0 && (piece[k - 1] & 0xC0) == 0x80 && !crossed(key(piece + k))) return k;
     }
     return size;
   }
-  // Whether some token may hold piece[k - 1] and piece[k]: whether one has the up to 3 bytes before and behind
-  // k that it has itself.
-  TEXT_BOTH bool crossed(const uint8_t* piece, size_t size, size_t k) const {
-    for (uint32_t left = kinds[piece[k - 1] << 8 | piece[k]]; left; left &= left - 1) {
-      const size_t kind = size_t(lowest_bit(left)), before = kind / 3 + 1, behind = kind % 3 + 1;
-      if (before > k || behind > size - k) continue;
-      const uint32_t bit = place(piece + k - before, before, behind);
-      if (seen[bit >> 6] >> (bit & 63) & 1) return true;
-    }
-    return false;
+  // Whether some token may hold both p[-1] and p[0], by key(p).
+  TEXT_BOTH bool crossed(uint32_t key) const {
+    return (in(narrow, narrow_place(key)) | in(broad, broad_place(key))) != 0;
   }
-  TEXT_BOTH static uint32_t place(const uint8_t* p, size_t before, size_t behind) {
-    uint64_t key = before * 4 + behind;
-    for (size_t i = 0; i < before + behind; i++) key = key << 8 | p[i];
-    return uint32_t(key * 0x9E3779B97F4A7C15u >> 46);
+  // What tells the two bytes before p and the three from p on: six bits of each, of p[0], a first byte of three
+  // or more, four.
+  TEXT_BOTH static uint32_t key(const uint8_t* p) {
+    return (p[-2] & 63u) | (p[-1] & 63u) << 6 | (p[0] & 15u) << 12 | (p[1] & 63u) << 16 | (p[2] & 63u) << 22;
   }
+  TEXT_BOTH static uint32_t narrow_place(uint32_t key) { return key >> 6 & (narrow_bits - 1); }
+  TEXT_BOTH static uint32_t broad_place(uint32_t key) { return key * 0x9E3779B1u >> 14; }
+  TEXT_BOTH static uint64_t in(const uint64_t* set, uint32_t place) { return set[place >> 6] >> (place & 63) & 1; }
 };
 
 }  // namespace text

@@ -86,24 +86,37 @@ void WholeTable::add(std::string_view bytes, uint32_t id) {
   entries_[i] = {uint32_t(hash), id};
 }
 
-Junctions::Junctions(const Tokens& tokens) : kinds_(1 << 16), seen_((1 << 18) / 64) {
+Junctions::Junctions(const Tokens& tokens)
+    : narrow_(JunctionTable::narrow_bits / 64), broad_(JunctionTable::broad_bits / 64) {
+  auto add = [](std::vector<uint64_t>& set, uint32_t place) { set[place >> 6] |= uint64_t(1) << (place & 63); };
   for (size_t id = 0; id < tokens.size(); id++) {
     const auto* token = reinterpret_cast<const uint8_t*>(tokens[id].data());
     const size_t size = tokens[id].size();
     for (size_t k = 1; k < size; k++) {
       if (token[k] < 0xE0 || (token[k - 1] & 0xC0) != 0x80) continue;
-      const size_t before = std::min<size_t>(k, 3), behind = std::min<size_t>(size - k, 3);
-      kinds_[token[k - 1] << 8 | token[k]] |= uint16_t(1 << ((before - 1) * 3 + behind - 1));
-      const uint32_t bit = JunctionTable::place(token + k - before, before, behind);
-      seen_[bit >> 6] |= uint64_t(1) << (bit & 63);
+      // Whatever stands at the places around k that the token does not reach.
+      const size_t before = std::min<size_t>(k, 2), behind = std::min<size_t>(size - k, 3);
+      const bool narrow = behind == 1 || (before == 1 && behind == 2);
+      uint8_t around[5] = {};
+      std::copy_n(token + k - before, before + behind, around + 2 - before);
+      auto each = [&](bool any, uint8_t& byte, auto visit) {
+        for (int i = 0; i < (any ? 64 : 1); i++) {
+          if (any) byte = uint8_t(i);
+          visit();
+        }
+      };
+      each(narrow && behind == 1, around[3], [&] {
+        if (narrow) return add(narrow_, JunctionTable::narrow_place(JunctionTable::key(around + 2)));
+        each(before == 1, around[0], [&] {
+          each(behind == 2, around[4],
+               [&] { add(broad_, JunctionTable::broad_place(JunctionTable::key(around + 2))); });
+        });
+      });
     }
   }
 }
 
-void Junctions::close() {
-  std::fill(kinds_.begin(), kinds_.end(), uint16_t(1));
-  std::fill(seen_.begin(), seen_.end(), ~uint64_t(0));
-}
+void Junctions::close() { std::fill(narrow_.begin(), narrow_.end(), ~uint64_t(0)); }
 
 namespace {
 

@@ -61,18 +61,36 @@ class WholeTable {
 class Junctions {
  public:
   explicit Junctions(const Tokens& tokens);
-  // Where to cut a piece, or its size. One of more than a kilobyte is no sentence: its parts are mostly new,
-  // and windows in step (merge.h) are faster than they.
-  size_t cut(const uint8_t* piece, size_t size, size_t from) const {
-    return size > 1024 ? size : JunctionTable{kinds_.data(), seen_.data()}.cut(piece, size, from);
+  // The first certain place of a short piece from byte `from` >= 2 on, or its size.
+  size_t cut(const uint8_t* piece, size_t size, size_t from) const { return table().cut(piece, size, from); }
+  // All certain places among bytes base to base + 62 of a piece, base >= 6: bit i is byte base - 1 + i. None in
+  // one of more than a kilobyte, which is no sentence: its parts are mostly new, and windows in step (merge.h)
+  // are faster than they. No branch depends on whether a place is certain.
+  uint64_t cuts(const uint8_t* piece, size_t size, size_t base) const {
+    if (size > 1024 || base + 3 > size) return 0;
+    const uint8_t* const start = piece + base - 1;
+    uint64_t cuts = 0, places = wide::leads_behind_tails(start, piece + size - 2);
+    for (; places; places &= places - 1) {
+      const int i = wide::lowest_bit(places);
+      cuts |= uint64_t(!table().crossed(key(start + i))) << i;
+    }
+    return cuts;
   }
   // Nothing is certain any more.
   void close();
 
  private:
   friend std::vector<uint8_t> image_of(const Vocabulary&, const Pattern&);
-  std::vector<uint16_t> kinds_;
-  std::vector<uint64_t> seen_;
+  JunctionTable table() const { return {narrow_.data(), broad_.data()}; }
+  // JunctionTable::key, where five bytes before p can be read.
+  static uint32_t key(const uint8_t* p) {
+#ifdef TEXT_BLOCKS
+    return uint32_t(wide::extract(number_of(p - 5, 8), uint64_t(0x3F3F0F3F3F) << 24));
+#else
+    return JunctionTable::key(p);
+#endif
+  }
+  std::vector<uint64_t> narrow_, broad_;
 };
 
 struct Merge {

@@ -218,6 +218,22 @@ class Block {
   int size_;
 };
 
+#endif
+
+// Of up to 64 bytes at p, those of 0xE0 and more behind one of 0x80 to 0xBF.
+inline uint64_t leads_behind_tails(const uint8_t* p, const uint8_t* end) {
+#ifdef TEXT_BLOCKS
+  const Block block(p, end);
+  return block.from_to(0xE0, 0xFF) & block.from_to(0x80, 0xBF) << 1;
+#else
+  uint64_t found = 0;
+  for (int i = 1; i < 64 && i < end - p; i++)
+    found |= uint64_t(p[i] >= 0xE0 && (p[i - 1] & 0xC0) == 0x80) << i;
+  return found;
+#endif
+}
+
+#ifdef TEXT_BLOCKS
 #ifdef TEXT_AVX512
 // Of each byte's lower six bits, the bit of `table` that they name.
 inline uint64_t pick(uint64_t table, __m512i bytes) {
@@ -225,7 +241,8 @@ inline uint64_t pick(uint64_t table, __m512i bytes) {
 }
 #endif
 
-// Writes the place of each bit of the mask, plus `base`; returns how many. Up to 15 more are overwritten.
+// Writes the place of each bit of the mask, plus `base`; returns how many. Up to 31 more are overwritten, since a
+// branch at 16, the usual number, could not be foreseen.
 inline size_t write_places(uint64_t mask, uint32_t base, uint32_t* out) {
   const size_t count = size_t(__builtin_popcountll(mask));
 #ifdef TEXT_AVX512
@@ -239,12 +256,10 @@ inline size_t write_places(uint64_t mask, uint32_t base, uint32_t* out) {
     _mm512_storeu_si512(out + at, _mm512_add_epi32(bases, _mm512_cvtepu8_epi32(sixteen)));
   };
   write(0, _mm512_castsi512_si128(packed));
-  if (count > 16) {
-    write(16, _mm512_extracti32x4_epi32(packed, 1));
-    if (count > 32) {
-      write(32, _mm512_extracti32x4_epi32(packed, 2));
-      write(48, _mm512_extracti32x4_epi32(packed, 3));
-    }
+  write(16, _mm512_extracti32x4_epi32(packed, 1));
+  if (__builtin_expect(count > 32, 0)) {
+    write(32, _mm512_extracti32x4_epi32(packed, 2));
+    write(48, _mm512_extracti32x4_epi32(packed, 3));
   }
 #else
   for (; mask; mask &= mask - 1) *out++ = base + uint32_t(lowest_bit(mask));

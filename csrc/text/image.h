@@ -21,16 +21,16 @@ struct Image {
 
   Pattern pattern;
   int32_t whole_shift, pair_shift;
-  uint32_t longest;       // bytes of the longest token
-  bool lacks_bytes;       // whether some byte is no token
-  uint64_t classes;       // a ClassTable
-  uint64_t whole;         // WholeEntry of each piece that is one token
-  uint64_t spans, bytes;  // of id i: spans[i] of bytes
+  uint32_t longest;        // bytes of the longest token
+  bool lacks_bytes;        // whether some byte is no token
+  uint64_t classes;        // a ClassTable
+  uint64_t whole;          // WholeEntry of each piece that is one token
+  uint64_t spans, bytes;   // of id i: spans[i] of bytes
   uint64_t narrow, broad;  // a JunctionTable's
-  uint64_t ids;           // [symbol]; none: a byte that is no token, which is dropped
-  uint64_t byte_symbols;  // [byte]
-  uint64_t byte_pairs;    // [first << 8 | second]: the symbol that two bytes merge to, or none
-  uint64_t pairs;         // the same of any two symbols; see tables.h
+  uint64_t ids;            // [symbol]; none: a byte that is no token, which is dropped
+  uint64_t byte_symbols;   // [byte]
+  uint64_t byte_pairs;     // [first << 8 | second]: the symbol that two bytes merge to, or none
+  uint64_t pairs;          // the same of any two symbols; see tables.h
 
   template <class T>
   TEXT_BOTH const T* at(uint64_t place) const {

@@ -30,8 +30,11 @@ struct Page {
   bool plain = true;  // no numbers, spaces, marks
 };
 struct Pages {
-  Page two[32], three[1024];  // by first byte; by first and second byte
-  uint8_t whole[16];          // 0xFF: all characters with the first byte 0xE0 + i are uncased letters
+  Page two[32], three[1024];       // by first byte; by first and second byte
+  alignas(64) uint8_t whole[128];  // a bit for each of `three`: whether all its characters are uncased letters
+  // A bit for each character of U+3000 to U+30FF and U+FF00 to U+FFFF: whether it is an uncased letter; a
+  // symbol.
+  alignas(64) uint8_t letters[64], symbols[64];
 };
 const Pages& pages();
 
@@ -45,7 +48,7 @@ __attribute__((always_inline)) inline Masks beyond_ascii(const wide::Block& bloc
            fours = block.from_to(0xF0, 0xF4);
   constexpr uint64_t place61 = uint64_t(1) << 61, place62 = place61 << 1, place63 = place62 << 1;
   const uint64_t cut = ((twos | threes | fours) & place63) | ((threes | fours) & place62) | (fours & place61);
-  if (cut && !m.last) m.known = wide::lowest_bit(cut);  // a character that goes on behind the block
+  if (!m.last) m.known = cut ? wide::lowest_bit(cut) : 64;  // a character may go on behind the block
   // Overlong forms, surrogates and what is beyond U+10FFFF are not valid.
   twos &= two;
   threes &= three & ~(block.equal(0xE0) & ~from_a0) & ~(block.equal(0xED) & from_a0);
@@ -54,9 +57,14 @@ __attribute__((always_inline)) inline Masks beyond_ascii(const wide::Block& bloc
   m.threes = threes;
   m.continuation = (twos | threes | fours) << 1 | (threes | fours) << 2 | fours << 3;
   const uint64_t leads = twos | threes | fours;
-  uint64_t letters = block.lookup(pages.whole) & threes, numbers = 0, blanks = 0;
-  uint64_t upper = 0, lower = 0;
-  for (uint64_t todo = leads & ~letters; todo;) {
+  uint64_t letters = 0, symbols = 0, numbers = 0, blanks = 0, upper = 0, lower = 0;
+  if (threes) {  // most of what stands in CJK text, without a branch for it
+    const uint64_t mixed = threes & ((block.equal(0xE3) & block.from_to(0x80, 0x83) >> 1) |
+                                     (block.equal(0xEF) & block.from_to(0xBC, 0xBF) >> 1));
+    letters = (block.pages(pages.whole) & threes) | (block.characters(pages.letters) & mixed);
+    symbols = block.characters(pages.symbols) & mixed;
+  }
+  for (uint64_t todo = leads & ~(letters | symbols); todo;) {
     const int i = wide::lowest_bit(todo);
     const uint8_t* p = block.begin() + i;
     if (*p >= 0xF0) {
@@ -85,9 +93,8 @@ __attribute__((always_inline)) inline Masks beyond_ascii(const wide::Block& bloc
     }
     todo &= ~same;
   }
-  auto spread = [&](uint64_t mask) {  // from first bytes to all bytes
-    for (int i = 0; i < 3; i++) mask |= mask << 1 & m.continuation;
-    return mask;
+  auto spread = [&](uint64_t mask) {  // from first bytes to all bytes, by carries through those behind
+    return mask | (m.continuation & ~(m.continuation + (mask << 1)));
   };
   m.letters |= spread(letters);
   m.numbers |= spread(numbers);

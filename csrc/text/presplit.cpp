@@ -96,12 +96,15 @@ const Pages& pages() {
     };
     for (uint32_t i = 2; i < 32; i++) fill(pages.two[i], i << 6);
     for (uint32_t i = 0; i < 1024; i++) fill(pages.three[i], i << 6);
-    for (int lead = 0; lead < 16; lead++) {
-      pages.whole[lead] = 0xFF;
-      for (int i = 0; i < 64; i++) {
-        const Page& page = pages.three[lead << 6 | i];
-        if (~page.letters || page.upper || page.lower) pages.whole[lead] = 0;
-      }
+    for (int i = 0; i < 1024; i++) {
+      const Page& page = pages.three[i];
+      const bool whole = !(~page.letters | page.upper | page.lower);
+      pages.whole[i >> 3] = uint8_t(pages.whole[i >> 3] | whole << (i & 7));
+    }
+    for (uint32_t i = 0; i < 512; i++) {
+      const Class cls = class_table().of(i < 256 ? 0x3000 + i : 0xFE00 + i);
+      pages.letters[i >> 3] = uint8_t(pages.letters[i >> 3] | (cls == Letter) << (i & 7));
+      pages.symbols[i >> 3] = uint8_t(pages.symbols[i >> 3] | (cls == Other) << (i & 7));
     }
     return pages;
   }();

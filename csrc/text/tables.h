@@ -87,7 +87,9 @@ struct JunctionTable {
   }
   TEXT_BOTH static uint32_t narrow_place(uint32_t key) { return key >> 6 & (narrow_bits - 1); }
   TEXT_BOTH static uint32_t broad_place(uint32_t key) { return key * 0x9E3779B1u >> 14; }
-  TEXT_BOTH static uint64_t in(const uint64_t* set, uint32_t place) { return set[place >> 6] >> (place & 63) & 1; }
+  TEXT_BOTH static uint64_t in(const uint64_t* set, uint32_t place) {
+    return set[place >> 6] >> (place & 63) & 1;
+  }
 };
 
 }  // namespace text

@@ -177,10 +177,20 @@ class Block {
     return _mm512_cmplt_epu8_mask(_mm512_sub_epi8(low, _mm512_set1_epi8('a')), _mm512_set1_epi8(26));
   }
   uint64_t high() const { return _mm512_movepi8_mask(bytes_); }
-  // The bytes whose lower four bits name an entry of the table that is 0xFF.
-  uint64_t lookup(const uint8_t table[16]) const {
-    const __m512i entries = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
-    return _mm512_movepi8_mask(_mm512_shuffle_epi8(entries, _mm512_and_si512(bytes_, _mm512_set1_epi8(15))));
+  // For first bytes of three, the bit of 1024 that four bits of this byte and six of the next name.
+  uint64_t pages(const uint8_t table[128]) const {
+    const __m512i next = second();
+    const __m512i place = select(0x78, _mm512_slli_epi16(bytes_, 3), _mm512_srli_epi16(next, 3));
+    return bits_of(_mm512_permutex2var_epi8(_mm512_load_si512(table), place, _mm512_load_si512(table + 64)),
+                   next);
+  }
+  // For first bytes of three, the bit of 512 that bit 3 of this byte, two bits of the next and six of the one
+  // behind name.
+  uint64_t characters(const uint8_t table[64]) const {
+    const __m512i last = third();
+    const __m512i upper = select(0x20, _mm512_slli_epi16(bytes_, 2), _mm512_slli_epi16(second(), 3));
+    const __m512i place = select(0x38, upper, _mm512_srli_epi16(last, 3));
+    return bits_of(_mm512_permutexvar_epi8(place, _mm512_load_si512(table)), last);
   }
   // The bytes behind each byte.
   __m512i second() const { return _mm512_maskz_loadu_epi8(valid() >> 1, p_ + 1); }
@@ -191,6 +201,16 @@ class Block {
 
  private:
   uint64_t valid() const { return _bzhi_u64(~uint64_t(0), unsigned(size_)); }
+  // Of each byte of a the bits of `mask`, of b the others.
+  static __m512i select(uint8_t mask, __m512i a, __m512i b) {
+    return _mm512_ternarylogic_epi32(_mm512_set1_epi8(char(mask)), a, b, 0xCA);
+  }
+  // Of each byte the bit that the lower three bits of `number` name.
+  static uint64_t bits_of(__m512i bytes, __m512i number) {
+    const __m512i bits = _mm512_set1_epi64(int64_t(0x8040201008040201u));
+    return _mm512_test_epi8_mask(bytes,
+                                 _mm512_shuffle_epi8(bits, _mm512_and_si512(number, _mm512_set1_epi8(7))));
+  }
   __m512i bytes_;
 #else
   uint64_t equal(uint8_t a) const {
@@ -227,8 +247,7 @@ inline uint64_t leads_behind_tails(const uint8_t* p, const uint8_t* end) {
   return block.from_to(0xE0, 0xFF) & block.from_to(0x80, 0xBF) << 1;
 #else
   uint64_t found = 0;
-  for (int i = 1; i < 64 && i < end - p; i++)
-    found |= uint64_t(p[i] >= 0xE0 && (p[i - 1] & 0xC0) == 0x80) << i;
+  for (int i = 1; i < 64 && i < end - p; i++) found |= uint64_t(p[i] >= 0xE0 && (p[i - 1] & 0xC0) == 0x80) << i;
   return found;
 #endif
 }
@@ -241,8 +260,8 @@ inline uint64_t pick(uint64_t table, __m512i bytes) {
 }
 #endif
 
-// Writes the place of each bit of the mask, plus `base`; returns how many. Up to 31 more are overwritten, since a
-// branch at 16, the usual number, could not be foreseen.
+// Writes the place of each bit of the mask, plus `base`; returns how many. Up to 31 more are overwritten, since
+// a branch at 16, the usual number, could not be foreseen.
 inline size_t write_places(uint64_t mask, uint32_t base, uint32_t* out) {
   const size_t count = size_t(__builtin_popcountll(mask));
 #ifdef TEXT_AVX512

@@ -460,6 +460,19 @@ def test_every_instruction_set_cuts_the_same(name, text, place, byte, odd):
         assert b"".join(first) == data
 
 
+@pytest.mark.parametrize("name", list(bpe.PATTERNS))
+def test_every_instruction_set_knows_every_character(name):
+    """Each character of the basic plane between two of its page, as blocks tell classes by page."""
+    modules = [bpe.load_isa(isa) for isa in runnable()]
+    for first in range(0, 0x10000, 1024):
+        points = [point for point in range(first, first + 1024) if not 0xD800 <= point < 0xE000]
+        data = "".join(
+            f"{chr(a)}{chr(b)}中 {chr(a)}" for a, b in zip(points, points[::-1], strict=True)
+        ).encode()
+        pieces, *others = [module.Pattern(*bpe._LEXERS[name]).split(data) for module in modules]
+        assert all(other == pieces for other in others), hex(first)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     letters=st.sampled_from(["ab", "abcdefghij", "-", " \n", "中文字符", "あいう中"]),

@@ -205,6 +205,21 @@ def test_steps_with_prompts_are_captured_when_their_sizes_come_again():
     )
 
 
+def test_captured_steps_hold_no_logits():
+    """Logits that are sampled from behind the step leave their place to the next step, whatever its size."""
+    model = make()
+    params = SamplingParams(max_tokens=6, seed=1, frequency_penalty=0.5, logprobs=2, scored=False)
+    engine = Engine(model, max_batch=8, step_tokens=24)
+    for turn in range(2):
+        for count in range(1, 9):
+            asked = [[(31 * turn + 7 * i + j * j) % 301 for j in range(3 + i)] for i in range(count)]
+            answers, alone = engine.generate(asked, params), Engine(model).generate(asked, params)
+            assert [(a.ids, a.details) for a in answers] == [(a.ids, a.details) for a in alone]
+    assert len(engine._runner._captured) > 10
+    ((_, room),) = engine._runner._arenas[0]._free
+    assert room >= (1 << 28) - 64, "nothing is held between steps"
+
+
 def test_logits_that_are_no_numbers_end_a_request_among_steps():
     model = make()
     with torch.no_grad():

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "gemm.h"
 #include "ops.h"
@@ -48,10 +49,11 @@ void mirror(float* a, int64_t n) {
   }
 }
 
-// q (r, r) such that q x has singular values between 0.7 and 1.2, from s = x x^T, which is overwritten.
-void orthogonalise(float* s, float* q, int64_t r, int threads) {
-  auto room = [&](gemm::Slot slot) { return (float*)gemm::scratch(slot, r * r * sizeof(float)); };
-  float *t = room(gemm::kPolynomial), *next = room(gemm::kProduct);
+// q (r, r) such that q x has singular values between 0.7 and 1.2, from s = x x^T; s and room are overwritten,
+// and what is returned is in one of the two or in scratch.
+const float* orthogonalise(float* s, float* room, int64_t r, int threads) {
+  auto square = [&](gemm::Slot slot) { return (float*)gemm::scratch(slot, r * r * sizeof(float)); };
+  float *t = room, *q = square(gemm::kPolynomial), *next = square(gemm::kProduct);
   auto times = [&](const float* a, const float* b, float* out) {  // of polynomials of one symmetric matrix
     product({a, r, 1}, {b, r, 1}, r, r, r, out, gemm::kLower, threads);
     mirror(out, r);
@@ -62,17 +64,18 @@ void orthogonalise(float* s, float* q, int64_t r, int threads) {
       store_n(t + j, set(kB) * load_n(s + j, n) + set(kC) * load_n(t + j, n), n);
     });
     for (int64_t j = 0; j < r; ++j) t[j * r + j] += kA;
-    if (i == 0) {
-      std::copy_n(t, r * r, q);
-    } else {
-      times(t, q, next);
-      std::copy_n(next, r * r, q);
-    }
     if (i + 1 < kIterations) {
       times(t, s, next);
       times(next, t, s);
     }
+    if (i == 0) {
+      std::swap(t, q);
+    } else {
+      times(t, q, next);
+      std::swap(q, next);
+    }
   }
+  return q;
 }
 
 template <class T>
@@ -82,7 +85,6 @@ void update(float* p, const T* grad, float* momentum, T* copy, int64_t rows, int
   auto* u = (float*)gemm::scratch(gemm::kUpdate, 2 * count * sizeof(float));
   float* x = u + count;
   auto* s = (float*)gemm::scratch(gemm::kGram, 2 * r * r * sizeof(float));
-  float* q = s + r * r;
   double squares = 0;
   each_vector(count, [&](int64_t i, int n) {
     f32 g = load_n(grad + i, n) * set(grad_scale), m = load_n(momentum + i, n);
@@ -94,11 +96,11 @@ void update(float* p, const T* grad, float* momentum, T* copy, int64_t rows, int
   });
   const f32 scale = set((float)(1 / (std::sqrt(squares) + 1e-7)));
   each_vector(count, [&](int64_t i, int n) { store_n(u + i, load_n(u + i, n) * scale, n); });
-  const gemm::Matrix<float> across{u, columns, 1}, down{u, 1, columns}, factor{q, r, 1};
+  const gemm::Matrix<float> across{u, columns, 1}, down{u, 1, columns};
   const auto& x0 = rows <= columns ? across : down;
   product(x0, x0, r, r, c, s, gemm::kLower, threads);
   mirror(s, r);
-  orthogonalise(s, q, r, threads);
+  const gemm::Matrix<float> factor{orthogonalise(s, s + r * r, r, threads), r, 1};
   if (rows <= columns)
     product(factor, down, rows, columns, r, x, gemm::kWhole, threads);
   else

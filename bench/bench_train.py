@@ -1,10 +1,10 @@
 """A whole training step (forward, backward, clipping, AdamW) beside the same model in plain PyTorch.
 
 Shapes: the default run's model on packed documents, 5.8M parameters on 8 x 256 tokens, and GPT-2's 124M on 4 x
-256 and on 1 x 1,024 (left out by --quick). The peer is tuned: fused projections, scaled_dot_product_attention, the fused AdamW,
-all its threads, bfloat16 by autocast, memory kept as for us; with --compile also torch.compile, which takes
-a minute of processor time a shape and is the strongest peer we know; one that takes longer than COMPILE_SECONDS by the
-clock is given up. With --processes N: N processes against one, see processes.py.
+256 and on 1 x 1,024 (left out by --quick). The peer is tuned: fused projections, scaled_dot_product_attention, the
+fused AdamW, all its threads, bfloat16 by autocast, memory kept as for us; with --compile also torch.compile, which
+takes a minute of processor time a shape and is the strongest peer we know; one that takes longer than COMPILE_SECONDS
+by the clock is given up. With --processes N: N processes against one, see processes.py.
 """
 
 import json

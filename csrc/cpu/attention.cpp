@@ -536,7 +536,10 @@ void attend_all(const Pass<T, P>& pass, const std::vector<Span>& spans, const Fr
   }
   std::stable_sort(tasks.begin(), tasks.end(), [](const Task& a, const Task& b) { return a.tile > b.tile; });
   const int64_t total = (int64_t)tasks.size() * pass.kv_heads;
-  const int64_t each = decoding ? std::max<int64_t>(1, total / (8 * threads)) : 1;  // neighbours in memory
+  // A task of decoding is some neighbours in memory, each of which asks for the next: of one request as many as
+  // there are for a thread, since all are equally long.
+  const int64_t equal = tasks.size() == 1 ? (total + threads - 1) / threads : total / (8 * threads);
+  const int64_t each = decoding ? std::max<int64_t>(1, equal) : 1;
   parallel::parallel_for((total + each - 1) / each, threads, [&](int64_t chunk) {
     const int64_t end = std::min(total, (chunk + 1) * each);
     for (int64_t i = chunk * each; i < end; ++i) {

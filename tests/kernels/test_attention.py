@@ -409,6 +409,20 @@ def test_documents_and_threads_do_not_change_bits(backend, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_threads_share_the_heads_of_one_request(backend, dtype):
+    if backend.name != "cpu":
+        pytest.skip("only the CPU kernels have threads of their own")
+    tensors, bounds = inputs([67], 10, 5, 64, dtype)
+    try:
+        for threads in (1, 2, 3, 4, 7):
+            _native.set_threads(threads)
+            whole = undivided(tensors, bounds, [67], backend)
+            assert torch.equal(paged(tensors, [67], one_by_one()), whole)
+    finally:
+        _native.set_threads(None)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_races(backend, dtype):
     """One call of each kernel, small enough to run with every GPU thread as a thread of the system."""
     tensors, bounds = inputs([70, 3], 2, 1, 16, dtype, backend.device)

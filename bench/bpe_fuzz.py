@@ -361,7 +361,8 @@ def main(
         seed: Of these strings.
         kinds: Which of them.
     """
-    arguments = formats.load(vocabulary)
+    # A rank file of a name of its own says nothing of its pattern.
+    arguments = formats.load(vocabulary, **({"pattern": pattern} if vocabulary.suffix == ".tiktoken" else {}))
     if pattern:
         arguments["pattern"] = pattern
     tokenizer = Tokenizer(**arguments)

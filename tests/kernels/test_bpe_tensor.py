@@ -166,9 +166,10 @@ def test_random_bytes(backend, encoder):
 
 
 def test_a_memory_that_overflows_changes_nothing(backend, monkeypatch):
-    """Pieces met twice in a call and again in the next, more of them than slots."""
+    """Pieces met twice in a call and again in the next, more than slots; the first ones differ from byte 8 on."""
     merges = np.array([[97, 98, 0, 256], [99, 256, 1, 257]], np.uint32)
     words = [bytes(random.Random(i).choices(b"abc", k=i % 17 + 1)) for i in range(90)]
+    words = [b"cabcabc" + word[:7] for word in words[::3]] + words
     text = b" ".join(words + words[::2])
     for slots in (4, 32, 1 << 10):
         monkeypatch.setattr(cuda, "MEMORY_SLOTS", slots)

@@ -104,19 +104,17 @@ void quantize_blocks(const T* x, int count, int64_t at, int high, int r, int32_t
   alignas(64) int32_t start[Groups][kLanes];
   store(times, inverse), store(scales, scale);
   int8_t* codes = to.codes + (at + r) * kBlock;
-  for (int i = 0; i < kLanes; ++i, codes += high * kBlock)
-#pragma GCC unroll 2
-    for (int g = 0; g < Groups; ++g) {
-      i32 total = {};
+  for (int i = 0; i < kLanes; ++i, codes += high * kBlock) {
+    i32 total[Groups] = {};
 #pragma GCC unroll 8
-      for (int p = g * kParts / Groups; p < (g + 1) * kParts / Groups && i < count; ++p) {
-        const f32 scaled = load(x + i * kBlock + p * kLanes) * set(times[i]);
-        const i32 whole = to_whole(min(max(scaled, set(-127.0f)), set(127.0f)));
-        store(codes + p * kLanes, whole);
-        total += whole;
-      }
-      sums[g][i] = (f32)total;
+    for (int p = 0; p < kParts && i < count; ++p) {
+      const f32 scaled = load(x + i * kBlock + p * kLanes) * set(times[i]);
+      const i32 whole = to_whole(min(max(scaled, set(-127.0f)), set(127.0f)));
+      store(codes + p * kLanes, whole);
+      total[p * Groups / kParts] += whole;
     }
+    for (int g = 0; g < Groups; ++g) sums[g][i] = (f32)total[g];
+  }
   for (int g = 0; g < Groups; ++g) {
     const i32 total = (i32)halve_rows<kLanes>(sums[g], [](f32 a, f32 b) { return (f32)((i32)a + (i32)b); });
     store(start[g], total * -zero), store(sum[g], scale * to_float(total));

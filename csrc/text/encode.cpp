@@ -38,7 +38,7 @@ void Ids::grow(size_t least) {
 
 // Neither waits for its lock, which another thread may have held when this process was forked.
 void SpareIds::keep(IdMemory memory, size_t capacity) {
-  constexpr size_t least = 1 << 20, most = 16 << 20;  // ids: less is quickly had, more is too much to hold
+  constexpr size_t least = 1 << 20, most = 32 << 20;  // ids: less is quickly had, more is too much to hold
   if (capacity < least || capacity > most) return;
   std::unique_lock<std::mutex> lock(lock_, std::try_to_lock);
   if (!lock || capacity <= capacity_) return;
@@ -411,8 +411,9 @@ void Encoder::encode_batch(const std::vector<std::string_view>& texts, int threa
   offsets.assign(texts.size() + 1, 0);
   size_t bytes = 0;
   for (std::string_view text : texts) bytes += text.size();
-  // Runs of texts of about 64 KiB are the unit of work; each thread keeps the ids of its runs until all are
-  // joined.
+  // Runs of texts of about 64 KiB are the unit of work. The first thread takes them from the front, so that its
+  // ids already stand where all are wanted; the others take them from the back and keep theirs until all are
+  // done.
   struct Run {
     size_t first, last;
     int thread;
@@ -429,14 +430,16 @@ void Encoder::encode_batch(const std::vector<std::string_view>& texts, int threa
   }
   threads = int(std::max<size_t>(std::min<size_t>(std::max(threads, 1), runs.size()), 1));
   std::vector<Ids> made;
-  for (int t = 0; t < threads; t++) made.push_back(t ? Ids() : fresh_ids());
-  std::atomic<size_t> taken{0};
+  for (int t = 0; t < threads; t++) made.emplace_back(t ? spare_parts_ : spare_);
+  std::atomic<int64_t> left{int64_t(runs.size())};
+  std::atomic<size_t> from_back{0};
+  size_t in_place = 0;
   on_threads(threads, [&](int t) {
     auto workspace = take();
     Ids& mine = made[t];
-    mine.room(bytes / 2 / size_t(threads) + 64);  // what is not written is not paid for
-    for (size_t r; (r = taken++) < runs.size();) {
-      Run& run = runs[r];
+    mine.room(bytes / 2 / size_t(t ? threads : 1) + 64);  // what is not written is not paid for
+    while (left-- > 0) {
+      Run& run = runs[t ? runs.size() - ++from_back : in_place++];
       run.thread = t;
       run.start = mine.size();
       for (size_t i = run.first; i < run.last; i++) {
@@ -448,12 +451,11 @@ void Encoder::encode_batch(const std::vector<std::string_view>& texts, int threa
     give(std::move(workspace));
   });
   for (size_t i = 0; i < texts.size(); i++) offsets[i + 1] += offsets[i];
-  if (threads == 1) {
-    ids = std::move(made[0]);
-    return;
-  }
-  uint32_t* out = ids.room(size_t(offsets.back()));
-  taken = 0;
+  ids = std::move(made[0]);
+  if (in_place == runs.size()) return;
+  const size_t before = ids.size();
+  uint32_t* out = ids.room(size_t(offsets.back()) - before) - before;
+  std::atomic<size_t> taken{in_place};
   on_threads(threads, [&](int) {
     for (size_t r; (r = taken++) < runs.size();) {
       const Run& run = runs[r];

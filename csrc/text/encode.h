@@ -20,8 +20,8 @@ struct Free {
 };
 using IdMemory = std::unique_ptr<uint32_t, Free>;
 
-// The memory of the last large array of ids that was given up, up to 64 MiB, for the next one: new memory costs
-// a tenth of a pass for the zeros that the system writes into it.
+// The memory of the last large array of ids that was given up, up to 128 MiB, for the next one: new memory
+// costs a tenth of a pass for the zeros that the system writes into it.
 class SpareIds {
  public:
   void keep(IdMemory memory, size_t capacity);
@@ -161,7 +161,8 @@ class Encoder {
   uint32_t* merge(const uint8_t* p, size_t size, Workspace& w, uint32_t* out) const;
 
   const std::shared_ptr<SpareIds> spare_ = std::make_shared<SpareIds>();
-  mutable std::mutex idle_lock_;  // held only to move a pointer
+  const std::shared_ptr<SpareIds> spare_parts_ = std::make_shared<SpareIds>();  // of a second thread
+  mutable std::mutex idle_lock_;                                                // held only to move a pointer
   mutable std::vector<std::unique_ptr<Workspace>> idle_;
 };
 

@@ -32,6 +32,8 @@ from bench import ceiling
 ROWS: list[dict] = []
 QUICK_SECONDS = 3.0  # of a row's rounds under --quick
 LONG = 0.2  # seconds of a peer's call that is as fast without one before it
+SPIN = 0.02  # seconds that a side's threads may spin on after their work, on the cores that the other needs
+WARM = 0.01  # seconds after which cores, caches and threads are awake again
 
 
 def pytest_addoption(parser):
@@ -97,16 +99,15 @@ def paired(benchmark, quick):
         times, peer_times = [], []
 
         def time_peer():
-            """The peer's turn; both sides are timed warm, ours and short calls after one that is not counted."""
+            """The peer's turn; then ours is made ready for its own."""
             if peer:
                 if peer_seconds < LONG:
-                    peer()
+                    _ready(peer)
                 start = peer_clock()
                 for _ in range(peer_repeats):
                     peer()
                 peer_times.append((peer_clock() - start) / peer_repeats)
-                time.sleep(5e-3)  # torch's threads spin on after their work, on the cores that ours need
-                ours()
+                _ready(ours)
 
         def repeated():
             start = our_clock()
@@ -139,6 +140,15 @@ def paired(benchmark, quick):
         return row
 
     return run
+
+
+def _ready(function) -> None:
+    """Calls one side until it is warm, once the other's threads are asleep."""
+    time.sleep(SPIN)
+    end = time.perf_counter() + WARM
+    function()
+    while time.perf_counter() < end:
+        function()
 
 
 def _repeats(function, least: int) -> tuple[int, float]:

@@ -26,9 +26,8 @@ from .scheduler import Plan, Request, Scheduler
 from .tools import Tools
 
 DRAFT_ROWS = 16  # guesses in one step at most
-STEPS = (
-    64  # computed at once at most where nobody looks in between: what Python does then has left the caches
-)
+# at most computed at once where nobody looks in between: what Python does then has left the caches
+STEPS = 64
 PATIENCE = 0.1  # seconds that they may take, about; an interrupt waits for them
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import tyro
 
 from . import command
+from .data import encode_files
 from .errors import UserError
 from .text import Tokenizer
 
@@ -89,9 +90,7 @@ def shards(
         out: folder to write
         threads: all processors by default
     """
-    manifest = Tokenizer.load(tokenizer).encode_files(
-        files, out, threads=threads, progress=sys.stderr.isatty()
-    )
+    manifest = encode_files(files, out, Tokenizer.load(tokenizer), threads, progress=sys.stderr.isatty())
     print(f"{out}: {manifest['tokens']} tokens in {manifest['documents']} documents")
 
 

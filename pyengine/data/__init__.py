@@ -5,7 +5,7 @@ from .facts import Fact, read_facts
 from .loader import Batch, PackedLoader
 from .problems import Problem, number, read_problems
 from .rows import Skipped
-from .shards import ShardWriter, TokenShards, write_shards
+from .shards import ShardWriter, TokenShards, encode_files, write_shards
 
 __all__ = [
     "Batch",
@@ -18,6 +18,7 @@ __all__ = [
     "Skipped",
     "TokenShards",
     "encode_conversations",
+    "encode_files",
     "number",
     "read_conversations",
     "read_facts",

@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.progress import Progress
 
 from ..errors import UserError
 from ..files import atomic_write, file_hash, write_json
 from ..text import Tokenizer
+from ..text.formats import read_texts
 
 FORMAT = "pyengine token shards 1"
 SHARD_TOKENS = 64 << 20  # about; a shard ends with the document that fills it
@@ -111,6 +114,35 @@ def write_shards(
                 if last > first:
                     writer.add(np.concatenate([start, ids[first:last]]))
     return json.loads((Path(folder) / "manifest.json").read_text("utf-8"))
+
+
+def encode_files(
+    paths: str | os.PathLike | Iterable[str | os.PathLike],
+    folder: str | os.PathLike,
+    tokenizer: Tokenizer,
+    threads: int | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Encode text and JSONL files (as Tokenizer.train reads them) into token shards, each text a document; returns
+    the manifest. The files may be larger than memory.
+
+    progress: a bar on standard error. Raises UserError where the vocabulary has no <|endoftext|>.
+    """
+    if "<|endoftext|>" not in tokenizer.special_ids:
+        raise UserError("token shards begin each document with <|endoftext|>, which this vocabulary lacks")
+    files = [Path(p) for p in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
+    texts: Iterable[str | bytes] = read_texts(files)
+    if not progress:
+        return write_shards(folder, texts, tokenizer, threads=threads)
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("encoding", total=sum(p.stat().st_size for p in files if p.is_file()))
+
+        def counted() -> Iterator[str | bytes]:
+            for text in texts:
+                yield text
+                bar.advance(task, len(text))
+
+        return write_shards(folder, counted(), tokenizer, threads=threads)
 
 
 class TokenShards:

@@ -286,41 +286,6 @@ class Tokenizer:
         """An encoder for a text that arrives in parts: the same ids as for the whole."""
         return EncodeStream(self)
 
-    def encode_files(
-        self,
-        paths: str | os.PathLike | Iterable[str | os.PathLike],
-        folder: str | os.PathLike,
-        threads: int | None = None,
-        progress: bool = False,
-    ) -> dict[str, Any]:
-        """Encode text and JSONL files (as `train` reads them) into token shards, memory-mapped files of ids that
-        pyengine.data.TokenShards opens. Each text becomes a document; returns the shards' manifest.
-
-        A corpus may be larger than memory. progress: a bar on standard error.
-        """
-        from ..data import write_shards  # it needs this module
-
-        if "<|endoftext|>" not in self.special_ids:
-            raise UserError(
-                "token shards begin each document with <|endoftext|>, which this vocabulary lacks"
-            )
-        files = [Path(p) for p in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
-        texts: Iterable[str | bytes] = formats.read_texts(files)
-        if not progress:
-            return write_shards(folder, texts, self, threads=threads)
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True)) as bar:
-            task = bar.add_task("encoding", total=sum(p.stat().st_size for p in files if p.is_file()))
-
-            def counted() -> Iterator[str | bytes]:
-                for text in texts:
-                    yield text
-                    bar.advance(task, len(text))
-
-            return write_shards(folder, counted(), self, threads=threads)
-
     def to_tiktoken(self, name: str = "pyengine") -> Any:
         """The same vocabulary as a tiktoken.Encoding (needs tiktoken installed), for which the order of ids must
         be that of merges, as in every vocabulary trained here or loaded from a rank file."""

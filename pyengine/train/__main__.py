@@ -104,7 +104,7 @@ def execute(command: Command) -> None:
         print_plan(Run(settings), [stage.name for stage in stages])
         return
     started = time.monotonic()
-    with opened(settings) as run:
+    with opened(settings, page=report.refresh) as run:
         told = (
             f"run {run.folder}, seed {run.config.seed}, {run.threads} threads, {machine.name_of(run.device)}"
         )

@@ -25,7 +25,6 @@ from typing import Any, Protocol
 
 import torch
 
-from .. import report
 from ..data.loader import IGNORE, Batch
 from ..errors import UserError
 from ..kernels import _native
@@ -263,7 +262,7 @@ class Trainer:
                 eta = (time.monotonic() - self._started) / (self.done - first) * (self.steps - self.done)
                 self.run.log("train", self.done, self.label, **values, eta=round(eta, 1))
                 progress.update(self.done, _told(values, eta))
-                report.refresh(self.run)
+                self.run.draw()
         return {
             "steps": self.steps,
             "skipped_steps": self.skipped,

@@ -23,9 +23,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,44 +37,26 @@ from . import machine
 from .config import Config, as_table, write_config
 from .dial import resolve
 from .progress import console, note
+from .stages import STAGES, Stage
 
 if TYPE_CHECKING:
     from ..text import Tokenizer
     from ..world import World
 
 RUNS = Path("runs")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage: a function of a Run, and what it reads and writes."""
-
-    name: str
-    title: str
-    function: str  # "module:function" below pyengine, imported when it runs; takes the Run, returns a summary
-    needs: tuple[str, ...] = ()  # stages whose outputs it reads
-    settings: tuple[
-        str, ...
-    ] = ()  # what it reads of the configuration: sections, "section.field", or "site":
-    # the world's settings where the world is what is crawled
-    outputs: tuple[str, ...] = ()  # glob patterns in the run's folder; a fresh start removes them first
-    scratch: tuple[str, ...] = ()  # likewise, but no other stage reads them
-    precious: bool = False  # what it fetched from other people's sites is not removed unless --force says so
-
-    def load(self) -> Callable[["Run"], dict[str, Any] | None]:
-        """The stage's function."""
-        module, _, name = self.function.partition(":")
-        return getattr(import_module(f"pyengine.{module}"), name)
+Page = Callable[["Run", bool], None]  # pyengine.report.refresh
 
 
 class Run:
     """One run's directory and what the stages share: settings, metrics, gates, tokenizer, world."""
 
-    def __init__(self, config: Config, root: Path = RUNS):
+    def __init__(self, config: Config, root: Path = RUNS, page: Page | None = None):
+        """page: draws what the run has written so far, each time that there is something new."""
         self.config = resolve(config)
         self.folder = root / config.name
         self.stage = ""  # the stage under way, the default of `log`
         self._clock: _Clock | None = None  # of the stage under way
+        self._page = page
 
     def path(self, *parts: str) -> Path:
         """A path inside the run's folder."""
@@ -111,6 +91,11 @@ class Run:
         from ..world import World
 
         return World(self.config.closed_world())
+
+    def draw(self, now: bool = False) -> None:
+        """Bring the run's page up to date, if it is time; in any case with now=True."""
+        if self._page is not None:
+            self._page(self, now)
 
     def log(self, kind: str, step: int, stage: str | None = None, **values: Any) -> None:
         """Append one line to metrics.jsonl: the stage, the kind of line ("train", "eval"), step, values.
@@ -187,9 +172,9 @@ class Run:
 
 
 @contextmanager
-def opened(config: Config, root: Path = RUNS) -> Iterator[Run]:
+def opened(config: Config, root: Path = RUNS, page: Page | None = None) -> Iterator[Run]:
     """The run's folder, made if need be and locked against a second process; threads and seed are set."""
-    run = Run(config, root)
+    run = Run(config, root, page)
     run.folder.mkdir(parents=True, exist_ok=True)
     with open(run.path(".lock"), "w") as lock:
         try:
@@ -254,8 +239,6 @@ def perform(run: Run, stage: Stage, force: bool = False) -> None:
 
 def _check_needs(run: Run, stage: Stage) -> None:
     """Raise UserError unless what the stage reads is finished, and all it stands on has the settings at hand."""
-    from .stages import STAGES  # a table of this module's Stage
-
     ask = f"`python -m pyengine.train {{}} --name {run.config.name}`"
     for need in stage.needs:
         if run.marker(need).get("state") != "finished":
@@ -286,10 +269,8 @@ def _check_precious(run: Run, stage: Stage, force: bool) -> None:
 
 def _draw(run: Run, stage: Stage) -> None:
     """Bring the run's page up to date; the stage that writes it for good is left alone."""
-    from .. import report  # it imports this module
-
     if "report.html" not in stage.outputs:
-        report.refresh(run, now=True)
+        run.draw(now=True)
 
 
 def inputs_hash(run: Run, stage: Stage) -> str:

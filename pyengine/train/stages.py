@@ -3,7 +3,32 @@
 To add a stage, write a function that takes the Run and returns a summary (a dict), and give it a row here.
 """
 
-from .run import Stage
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: a function of a Run, and what it reads and writes."""
+
+    name: str
+    title: str
+    function: str  # "module:function" below pyengine, imported when it runs; takes the Run, returns a summary
+    needs: tuple[str, ...] = ()  # stages whose outputs it reads
+    # What it reads of the configuration: sections, "section.field", or "site", the world's settings where the
+    # world is what is crawled.
+    settings: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()  # glob patterns in the run's folder; a fresh start removes them first
+    scratch: tuple[str, ...] = ()  # likewise, but no other stage reads them
+    precious: bool = False  # what it fetched from other people's sites is not removed unless --force says so
+
+    def load(self) -> Callable[[Any], dict[str, Any] | None]:
+        """The stage's function."""
+        module, _, name = self.function.partition(":")
+        return getattr(import_module(f"pyengine.{module}"), name)
+
 
 STAGES: dict[str, Stage] = {
     stage.name: stage

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyengine.data import PackedLoader, ShardWriter, TokenShards, write_shards
+from pyengine.data import PackedLoader, ShardWriter, TokenShards, encode_files, write_shards
 from pyengine.data.loader import IGNORE
 from pyengine.errors import UserError
 from pyengine.text import Tokenizer
@@ -51,6 +51,20 @@ def test_big_vocabulary_takes_four_bytes(tmp_path):
     assert [document.tolist() for document in shards] == [[70_000, 1, 2]]
     with pytest.raises(ValueError, match="outside of the vocabulary"):
         writer.add([70_001])
+
+
+def test_files_are_encoded_text_by_text(tokenizer, tmp_path):
+    (tmp_path / "a.txt").write_text(TEXTS[0])
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    files = [tmp_path / "a.txt", tmp_path / "b.jsonl"]
+    for progress in (True, False):
+        manifest = encode_files(files, tmp_path / "out", tokenizer, progress=progress)
+        assert manifest["documents"] == 1 + len(TEXTS)
+        shards = TokenShards(tmp_path / "out", tokenizer)
+        assert [tokenizer.decode(ids) for ids in shards] == [f"<|endoftext|>{t}" for t in (TEXTS[0], *TEXTS)]
+    bare = Tokenizer([bytes([i]) for i in range(256)], np.zeros((0, 4)), "qwen2", {})
+    with pytest.raises(UserError, match=r"which this vocabulary lacks"):
+        encode_files(files, tmp_path / "out", bare)
 
 
 def test_what_does_not_fit_is_named(tokenizer, folder):

@@ -418,17 +418,6 @@ def test_to_tiktoken(tokenizer):
     assert peer.encode(text, allowed_special="all") == tokenizer.encode(text, "all")
 
 
-def test_encode_files(tokenizer, tmp_path):
-    (tmp_path / "a.txt").write_text(TEXTS[0])
-    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
-    manifest = tokenizer.encode_files(
-        [tmp_path / "a.txt", tmp_path / "b.jsonl"], tmp_path / "out", progress=True
-    )
-    assert manifest["documents"] == 1 + len(TEXTS)
-    shards = TokenShards(tmp_path / "out", tokenizer=tokenizer)
-    assert shards[1].tolist() == [tokenizer.endoftext, *tokenizer.encode(TEXTS[0])]
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_encoding_after_a_fork(tokenizer):
     expected = tokenizer.encode(TEXTS[1])

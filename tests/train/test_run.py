@@ -12,7 +12,8 @@ import torch
 from pyengine.errors import UserError
 from pyengine.train import run as run_module
 from pyengine.train.config import Config, PretrainConfig, WebConfig, read_config
-from pyengine.train.run import Run, Stage, opened, perform, state_of
+from pyengine.train.run import Run, opened, perform, state_of
+from pyengine.train.stages import Stage
 
 calls: list[str] = []
 
@@ -40,7 +41,7 @@ FETCHING = Stage(
 @pytest.fixture(autouse=True)
 def stages(monkeypatch):
     calls.clear()
-    monkeypatch.setattr("pyengine.train.stages.STAGES", {"first": FIRST, "second": SECOND})
+    monkeypatch.setattr(run_module, "STAGES", {"first": FIRST, "second": SECOND})
     monkeypatch.setattr(Stage, "load", lambda stage: {"first": first, "second": second}[stage.name])
 
 
@@ -60,6 +61,16 @@ def test_only_what_is_missing_is_done(tmp_path):
     assert calls == ["first", "second"] * 2
     assert run.summary("first") == {"steps": 9}
     assert len(run.metrics("first")) == 1  # the earlier attempt's lines are gone
+
+
+def test_the_page_is_drawn_when_a_stage_begins_and_when_it_is_done(tmp_path):
+    drawn = []
+    with opened(Config(name="t"), tmp_path, page=lambda run, now: drawn.append((calls[-1:], now))) as run:
+        perform(run, FIRST)
+        perform(run, SECOND)
+    assert drawn == [([], True), (["first"], True), (["first"], True), (["second"], True)]
+    run.draw()
+    assert drawn[-1] == (["second"], False)
 
 
 def test_changed_and_lost_outputs_are_noticed(tmp_path):

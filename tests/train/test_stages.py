@@ -72,7 +72,7 @@ def test_of_another_source_without_facts_nothing_is_asked_and_nothing_promised(t
         tiny.ROAD, web=replace(tiny.ROAD.web, source=str(source)), rl=replace(tiny.ROAD.rl, controls=False)
     )
     tiny.prepare(tmp_path, config)
-    with opened(config, tmp_path) as run:
+    with opened(config, tmp_path, page=report.refresh) as run:
         tiny.go(run)
         report.settle(run)
     assert "know has nothing to ask about" in capsys.readouterr().out

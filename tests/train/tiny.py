@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from pyengine import report
 from pyengine.files import write_json
 from pyengine.model import ModelConfig, Transformer
 from pyengine.train import loop
@@ -112,7 +113,7 @@ def go(run: Run) -> None:
 
 def road(root: Path) -> str:
     """Go the road in root/tiny, from wherever it was left; returns a hash of what every stage has learnt."""
-    with opened(ROAD, root) as run:
+    with opened(ROAD, root, page=report.refresh) as run:
         go(run)
         found = hashlib.sha256()
         for stage in LEARNING:

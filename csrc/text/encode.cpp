@@ -14,7 +14,7 @@ constexpr size_t most_pieces = 256 + piece_slack;  // in one batch
 constexpr size_t least_part = 6;                   // bytes of a piece that is cut, but for its last part
 // A piece of 15 bytes is up to 5 characters, so cutting makes at most 8 of it; their ids have room for 92 more.
 constexpr size_t most_unknown = 9 * most_pieces,
-                 most_unknown_ids = most_pieces * (LongPieces::most_bytes + 4 + 92);
+                 most_unknown_ids = most_pieces * (Merger::most_in_windows + 4 + 92);
 
 Workspace::Workspace() : unknown_ids(new uint32_t[most_unknown_ids]) { unknown.reserve(most_unknown); }
 
@@ -73,9 +73,14 @@ void Encoder::give(std::unique_ptr<Workspace> workspace) const {
   if (lock && idle_.size() < 64) idle_.push_back(std::move(workspace));
 }
 
-// A piece that is not remembered, being too long for that.
+void Encoder::to_ids(uint32_t* symbols, uint32_t* end) const {
+  for (; symbols < end; symbols++) *symbols = vocabulary.id_of(*symbols);
+}
+
+// A piece alone, of any size.
 uint32_t* Encoder::merge(const uint8_t* p, size_t size, Workspace& w, uint32_t* out) const {
-  if (uint32_t id = vocabulary.whole({reinterpret_cast<const char*>(p), size}); id != none) {
+  const std::string_view piece(reinterpret_cast<const char*>(p), size);
+  if (uint32_t id = vocabulary.all_merge() ? none : vocabulary.whole(piece); id != none) {
     *out = id;
     return out + 1;
   }
@@ -86,8 +91,8 @@ uint32_t* Encoder::merge(const uint8_t* p, size_t size, Workspace& w, uint32_t* 
     p = w.kept.data(), size = w.kept.size();
   }
   uint32_t* const end = vocabulary.merger().merge(p, size, w.scratch, out);
-  for (; out < end; out++) *out = vocabulary.id_of(*out);
-  return out;
+  to_ids(out, end);
+  return end;
 }
 
 // Notes a piece whose ids are not at hand. What it needs is asked for now and read later.
@@ -118,6 +123,7 @@ void Encoder::learn(Workspace& w) const {
   auto collect = [&](const auto& lanes, Unknown* const* of) {
     for (size_t lane = 0; lane < lanes.count; lane++) {
       Unknown& piece = *of[lane];
+      if (piece.size > lanes.bytes) continue;  // windows
       for (uint64_t starts = lanes.starts(lane); starts; starts &= starts - 1) {
         const uint32_t symbol = lanes.symbols[wide::lowest_bit(starts) + 1][lane];
         room[piece.ids + piece.count++] = vocabulary.id_of(symbol);
@@ -142,6 +148,12 @@ void Encoder::learn(Workspace& w) const {
           piece.count = uint32_t(known);
           continue;
         }
+      }
+      if (piece.size > longs.bytes) {
+        const size_t lane = longs.count;
+        if (!vocabulary.merger().add_windows(piece.p, piece.size, longs)) break;  // the next time
+        std::fill(long_of + lane, long_of + longs.count, &piece);
+        continue;
       }
       const bool lacking = vocabulary.lacks_a_byte_of(piece.p, piece.size);
       if (is_short && piece.size > 3 && !lacking) {
@@ -191,6 +203,17 @@ void Encoder::learn(Workspace& w) const {
     if (shorts.count) vocabulary.merger().merge(shorts);
     collect(shorts, short_of);
     if (longs.count) vocabulary.merger().merge(longs);
+    for (size_t lane = 0; lane < longs.count;) {
+      Unknown& piece = *long_of[lane];
+      if (piece.size <= longs.bytes) {
+        lane++;
+        continue;
+      }
+      uint32_t* const ids = room + piece.ids;
+      uint32_t* const end = vocabulary.merger().join_windows(piece.p, piece.size, longs, lane, w.scratch, ids);
+      to_ids(ids, end);
+      piece.count = uint32_t(end - ids);
+    }
     collect(longs, long_of);
   }
   for (size_t u = all.size(); u-- > 0;) {  // parts stand behind what they are parts of
@@ -218,6 +241,7 @@ void Encoder::announce(Unknown& piece, Workspace& w) const {
 }
 
 void Encoder::remember(const Unknown& piece, Workspace& w) const {
+  if (piece.size > LongPieces::most_bytes) return;
   const uint32_t* ids = w.unknown_ids.get() + piece.ids;
   const bool is_short = piece.size <= 15;
   if (is_short && piece.count <= 4) return w.short_pieces.add(piece.key, piece.line, ids, piece.count);
@@ -256,7 +280,10 @@ void Encoder::encode_pieces(const uint8_t* p, const uint8_t* text_end, uint32_t*
     const uint8_t* const piece = p + ends[i - 1];
     const size_t size = ends[i] - ends[i - 1];
     if (size > LongPieces::most_bytes) {
-      out = merge(piece, size, w, out);
+      if (size <= Merger::most_in_windows && vocabulary.all_merge() && !vocabulary.lacks_a_byte_of(piece, size))
+        note(w, piece, size, keys[i], 0, size_t(out - begin), false, false);
+      else
+        out = merge(piece, size, w, out);
       continue;
     }
     if (size > 15) {
@@ -309,25 +336,42 @@ void Encoder::encode_pieces(const uint8_t* p, const uint8_t* text_end, uint32_t*
 }
 
 void Encoder::merge_pieces(const uint8_t* p, const uint32_t* ends, size_t count, Workspace& w, Ids& ids) const {
+  const Merger& merger = vocabulary.merger();
   Lanes<62> lanes;
+  std::string_view windows[lanes.most];  // the piece whose windows begin with this lane
   uint32_t* out = ids.room(ends[count - 1] + 4);
   auto finish = [&] {
-    if (lanes.count) vocabulary.merger().merge(lanes);
-    for (size_t lane = 0; lane < lanes.count; lane++) {
+    if (lanes.count) merger.merge(lanes);
+    for (size_t lane = 0; lane < lanes.count;) {
+      if (const std::string_view piece = std::exchange(windows[lane], {}); !piece.empty()) {
+        uint32_t* const from = out;
+        out = merger.join_windows(reinterpret_cast<const uint8_t*>(piece.data()), piece.size(), lanes, lane,
+                                  w.scratch, out);
+        to_ids(from, out);
+        continue;
+      }
       for (uint64_t starts = lanes.starts(lane); starts; starts &= starts - 1)
         *out++ = vocabulary.id_of(lanes.symbols[wide::lowest_bit(starts) + 1][lane]);
+      lane++;
     }
     lanes.clear();
+  };
+  auto add = [&](const uint8_t* piece, size_t size) {
+    if (size <= lanes.bytes) return merger.pack(piece, size, lanes);
+    const size_t lane = lanes.count;
+    if (!merger.add_windows(piece, size, lanes)) return false;
+    windows[lane] = {reinterpret_cast<const char*>(piece), size};
+    return true;
   };
   for (size_t i = 0; i < count; i++) {
     const uint8_t* const piece = p + ends[i - 1];
     const size_t size = ends[i] - ends[i - 1];
-    if (size > lanes.bytes || vocabulary.lacks_a_byte_of(piece, size)) {
+    if (size > Merger::most_in_windows || vocabulary.lacks_a_byte_of(piece, size)) {
       finish();
       out = merge(piece, size, w, out);
-    } else if (!vocabulary.merger().pack(piece, size, lanes)) {
+    } else if (!add(piece, size)) {
       finish();
-      vocabulary.merger().pack(piece, size, lanes);
+      add(piece, size);
     }
   }
   finish();

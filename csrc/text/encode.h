@@ -159,6 +159,8 @@ class Encoder {
   void remember(const Unknown& piece, Workspace& w) const;
   // Writes the ids of one piece to out, where its size in bytes and four more have room; returns the end.
   uint32_t* merge(const uint8_t* p, size_t size, Workspace& w, uint32_t* out) const;
+  // Symbols become the ids of their tokens.
+  void to_ids(uint32_t* symbols, uint32_t* end) const;
 
   const std::shared_ptr<SpareIds> spare_ = std::make_shared<SpareIds>();
   const std::shared_ptr<SpareIds> spare_parts_ = std::make_shared<SpareIds>();  // of a second thread

@@ -312,23 +312,33 @@ static int shared_token(uint64_t theirs, uint64_t ours, size_t ahead) {
   return 64;
 }
 
-// As many windows as there are lanes, merged in step. Returns whether that went well enough to do it again.
-bool Merger::grow_in_step(const uint8_t* p, size_t n, MergeScratch& s, Known& known) const {
-  constexpr size_t bytes = 62, overlap = 16, stride = bytes - overlap;
-  const size_t start = known.back(sizes_, overlap).second;
-  Lanes<bytes> lanes;
-  for (size_t at = start; at + bytes <= n && lanes.count < lanes.most; at += stride) add(p + at, bytes, lanes);
-  merge(lanes);
+// Windows of one piece: in lanes from `lane` on, of `size` bytes each (the last may be shorter), from byte
+// `start` on.
+struct Merger::Windows {
+  size_t lane, count, size, start;
+  size_t step() const { return size - overlap; }
+  // Of a whole piece: as few as possible, of like sizes.
+  static Windows of(size_t n, size_t lane) {
+    const size_t count = (n - overlap + stride - 1) / stride;
+    return {lane, count, (n - overlap + count - 1) / count + overlap, 0};
+  }
+};
+
+// Joins windows to what is known. Returns whether that went well enough to do it again; if it did not, some may
+// be left out.
+bool Merger::attach(const uint8_t* p, size_t n, const Lanes<62>& lanes, const Windows& windows, MergeScratch& s,
+                    Known& known) const {
   uint64_t theirs = 0;
   size_t joined = 0, failed = 0;
   bool changed = true;  // what is known, since `theirs` was made of it
-  for (size_t lane = 0, at = start; lane < lanes.count; lane++, at += stride, theirs >>= stride) {
+  for (size_t i = 0, at = windows.start; i < windows.count; i++, at += windows.step()) {
+    const size_t lane = windows.lane + i, end = std::min(at + windows.size, n);
     const uint64_t ours = lanes.starts(lane);
-    while (known.size < at + bytes) {
+    while (known.size < end) {
       if (changed) theirs = known.starts(sizes_, at);
       const int join = known.count ? shared_token(theirs, ours, known.size - at) : 0;
       if ((changed = join == 64)) {
-        if (++failed > lanes.count / 4) return false;
+        if (++failed > windows.count / 4) return false;
         grow(p, n, s, known);
         continue;
       }
@@ -336,12 +346,43 @@ bool Merger::grow_in_step(const uint8_t* p, size_t n, MergeScratch& s, Known& kn
       const uint64_t taken = ours >> join << join;
       for (uint64_t todo = taken; todo; todo &= todo - 1)
         known.tokens[known.count++] = lanes.symbols[wide::lowest_bit(todo) + 1][lane];
-      known.size = at + bytes;
+      known.size = end;
       theirs = (theirs & ~(~uint64_t(0) << join)) | taken;
       joined++;
     }
+    theirs >>= windows.step();
   }
-  return joined * 2 > lanes.count;
+  return joined * 2 > windows.count;
+}
+
+// As many windows as there are lanes, merged in step. Returns whether that went well enough to do it again.
+bool Merger::grow_in_step(const uint8_t* p, size_t n, MergeScratch& s, Known& known) const {
+  Lanes<62> lanes;
+  const size_t start = known.back(sizes_, overlap).second;
+  for (size_t at = start; at + lanes.bytes <= n && lanes.count < lanes.most; at += stride)
+    add(p + at, lanes.bytes, lanes);
+  merge(lanes);
+  return attach(p, n, lanes, {0, lanes.count, lanes.bytes, start}, s, known);
+}
+
+bool Merger::add_windows(const uint8_t* p, size_t n, Lanes<62>& lanes) const {
+  const Windows windows = Windows::of(n, lanes.count);
+  if (windows.lane + windows.count > lanes.most) return false;
+  for (size_t i = 0, at = 0; i < windows.count; i++, at += windows.step()) {
+    add(p + at, std::min(windows.size, n - at), lanes);
+    lanes.used[lanes.count - 1] = lanes.bytes;  // nothing is packed behind a window
+  }
+  return true;
+}
+
+uint32_t* Merger::join_windows(const uint8_t* p, size_t n, const Lanes<62>& lanes, size_t& lane,
+                               MergeScratch& s, uint32_t* out) const {
+  const Windows windows = Windows::of(n, lane);
+  lane += windows.count;
+  Known known{out};
+  attach(p, n, lanes, windows, s, known);
+  while (known.size < n) grow(p, n, s, known);
+  return out + known.count;
 }
 
 uint32_t* Merger::merge(const uint8_t* p, size_t n, MergeScratch& s, uint32_t* out) const {

@@ -119,9 +119,17 @@ class Merger {
   void add(const uint8_t* p, size_t n, Lanes<bytes>& lanes) const;
   // Adds a piece behind the last, in the same lane if it has room. Returns whether there was a lane with room.
   bool pack(const uint8_t* p, size_t n, Lanes<62>& lanes) const;
+  // Adds a piece of more than 62 bytes as windows, in lanes of their own. Returns whether there were as many.
+  bool add_windows(const uint8_t* p, size_t n, Lanes<62>& lanes) const;
+  static constexpr size_t overlap = 16, stride = 62 - overlap,
+                          most_in_windows = Lanes<62>::most * stride + overlap;  // bytes
   // Merges them all. The tokens of lane i are symbols[byte + 1][i] for each byte of lanes.starts(i).
   template <size_t bytes>
   void merge(Lanes<bytes>& lanes) const;
+  // The tokens of a piece whose windows begin with this lane, to out, where n have room; returns their end and
+  // moves the lane behind the last window.
+  uint32_t* join_windows(const uint8_t* p, size_t n, const Lanes<62>& lanes, size_t& lane, MergeScratch& s,
+                         uint32_t* out) const;
 
   // Merges n bytes, any number below 4 GiB. The tokens go to out, where n have room; returns their end.
   uint32_t* merge(const uint8_t* p, size_t n, MergeScratch& scratch, uint32_t* out) const;
@@ -132,7 +140,10 @@ class Merger {
   template <class Ranks>
   uint64_t rounds(size_t n, uint32_t* symbols, const uint32_t* first) const;
   struct Known;
+  struct Windows;
   void grow(const uint8_t* p, size_t n, MergeScratch& scratch, Known& known) const;
+  bool attach(const uint8_t* p, size_t n, const Lanes<62>& lanes, const Windows& windows, MergeScratch& scratch,
+              Known& known) const;
   bool grow_in_step(const uint8_t* p, size_t n, MergeScratch& scratch, Known& known) const;
   void region(const uint8_t* p, uint32_t start, uint32_t end, MergeScratch& scratch) const;
   bool region_by_rounds(int most, uint32_t n, MergeScratch& scratch) const;

@@ -491,6 +491,25 @@ def test_windows_are_joined_right(trained, tik, letters, size, runs, seed):
     assert trained[3].encode(text).tolist() == tik.encode_ordinary(text)
 
 
+def test_pieces_of_a_few_windows_share_lanes(trained, tik):
+    """Of every number of windows up to more than there are lanes; some of runs that no window joins; one behind the
+    other and among words that fill what lanes leave; first by way of the memory of pieces, then, once thousands of
+    words were new, without it."""
+    rng = random.Random(13)
+    words = ["".join(rng.choices("abcdefghij", k=rng.randint(5, 9))) for _ in range(6000)]
+    longs = []
+    for size in range(56, 860, 3):
+        kind = rng.choice(["abcdefghij", "ab", "éàüß", "中文字天", "ABCD"])
+        piece = "".join(rng.choices(kind, k=size // len(kind[0].encode())))
+        place = rng.randint(0, len(piece))
+        longs.append(piece[:place] + rng.choice(kind) * rng.choice((0, 0, 40, 200)) + piece[place:])
+    longs += longs[::20]  # the same twice in a batch
+    rng.shuffle(longs)
+    text = " ".join(longs) + " " + " ".join(longs[i] + " " + words[i] for i in range(len(longs)))
+    for part in (text, " ".join(words), text.swapcase()):
+        assert trained[3].encode(part).tolist() == tik.encode_ordinary(part)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.text("中文字符编码あいの、é", min_size=1, max_size=12), min_size=1, max_size=30), st.data()

@@ -100,6 +100,7 @@ class Step:
     def __init__(self):
         self.kept: list[Any] = []  # all memory that the calls touch
         self.names: list[str] = []  # of the calls, in order
+        self.in_team = True  # whether all of them may be a team's (csrc/cpu/replay.h)
         self._words = array("Q")
         self._module, self._threads = _native.cpu, _native.threads()
 
@@ -128,10 +129,11 @@ class Step:
         return ValueError(f"replay: call {call}, {self.names[call]}, refuses what it was given")
 
     def note(self, name: str, arguments: tuple) -> None:
-        caller, function, kinds = self._module.entry(name)
+        caller, function, kinds, in_team = self._module.entry(name)
         self._words.extend((caller, function, len(arguments)))
         self._words.frombytes(struct.pack(f"={kinds}", *arguments))
         self.names.append(name)
+        self.in_team &= in_team
 
 
 class Decoder:
@@ -166,7 +168,14 @@ class Decoder:
         programs = array("Q")
         for size, step, ids, logprobs in self._parts:
             programs.extend(
-                (*step._words.buffer_info(), first, max(0, min(size, rows - first)), ids, logprobs)
+                (
+                    *step._words.buffer_info(),
+                    first,
+                    max(0, min(size, rows - first)),
+                    ids,
+                    logprobs,
+                    step.in_team,
+                )  # fmt: skip
             )
             first += size
         self._programs, self._rows = programs, rows

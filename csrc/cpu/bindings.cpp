@@ -18,10 +18,12 @@ using simd::bf16;
 namespace {
 
 template <class R, class... A>
-void def(py::module_& m, const char* name, R (*function)(A...)) {
-  replay::add(name, function);
+void def(py::module_& m, const char* name, R (*function)(A...), bool in_team = false) {
+  replay::add(name, function, in_team);
   bind::def(m, name, function);
 }
+
+constexpr bool kInTeam = true;  // of what decode steps consist of
 
 // Does this processor, under this operating system, run what the module was compiled for?
 bool supported(const char* isa) {
@@ -40,36 +42,43 @@ bool supported(const char* isa) {
 
 }  // namespace
 
-#define BOTH(op)                  \
-  def(m, #op "_f32", &op<float>); \
-  def(m, #op "_bf16", &op<bf16>)
+#define BOTH(op, ...)                                        \
+  def(m, #op "_f32", &op<float> __VA_OPT__(, ) __VA_ARGS__); \
+  def(m, #op "_bf16", &op<bf16> __VA_OPT__(, ) __VA_ARGS__)
+
+// Of the stream's numbers: the type of weights and results, or float32.
+#define NORMED(op)                                    \
+  def(m, #op "_f32_f32", &op<float, float>, kInTeam); \
+  def(m, #op "_bf16_bf16", &op<bf16, bf16>, kInTeam); \
+  def(m, #op "_bf16_f32", &op<bf16, float>, kInTeam)
 
 // Of numbers and of what pages hold.
-#define PAGED(op)                             \
-  def(m, #op "_f32_f32", &op<float, float>);  \
-  def(m, #op "_f32_u8", &op<float, uint8_t>); \
-  def(m, #op "_bf16_bf16", &op<bf16, bf16>);  \
-  def(m, #op "_bf16_u8", &op<bf16, uint8_t>)
+#define PAGED(op)                                      \
+  def(m, #op "_f32_f32", &op<float, float>, kInTeam);  \
+  def(m, #op "_f32_u8", &op<float, uint8_t>, kInTeam); \
+  def(m, #op "_bf16_bf16", &op<bf16, bf16>, kInTeam);  \
+  def(m, #op "_bf16_u8", &op<bf16, uint8_t>, kInTeam)
 
 PYBIND11_MODULE(PYENGINE_MODULE, m) {
   m.def("supported", &supported);
   m.def("entry", [](const std::string& name) {
     const replay::Entry& entry = replay::entries().at(name);
-    return std::make_tuple((std::uintptr_t)entry.caller, (std::uintptr_t)entry.function, entry.kinds);
+    return std::make_tuple((std::uintptr_t)entry.caller, (std::uintptr_t)entry.function, entry.kinds,
+                           entry.in_team);
   });
   m.def("replay", [](std::uintptr_t words, int64_t count, int threads) {
     py::gil_scoped_release release;
     parallel::Region region(threads);
     return replay::run(reinterpret_cast<const replay::Word*>(words), count);
   });
-  // programs: six words each, as in decode::Program. Returns (steps done, program that refused, its call), the
-  // latter -1 where none did.
+  // programs: seven words each, as in decode::Program. Returns (steps done, program that refused, its call),
+  // the latter -1 where none did.
   m.def("decode",
         [](std::uintptr_t programs, int64_t count, int threads, int64_t most, std::uintptr_t ids,
            std::uintptr_t positions, std::uintptr_t slots, std::uintptr_t lengths,
            std::uintptr_t sample_positions, std::uintptr_t block_table, int64_t width, std::uintptr_t stops,
            int64_t stop_count, std::uintptr_t sampled, std::uintptr_t logprobs) {
-          static_assert(sizeof(decode::Program) == 6 * sizeof(int64_t));
+          static_assert(sizeof(decode::Program) == 7 * sizeof(int64_t));
           py::gil_scoped_release release;
           const auto* stop = (const int64_t*)stops;
           const decode::Loop loop{(int64_t*)ids,
@@ -87,36 +96,36 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
           return std::make_tuple(result.done, result.program, result.refused);
         });
   m.attr("RMSNORM_BLOCK") = kNormBlock;
-  def(m, "rmsnorm_forward_f32_f32", &rmsnorm_forward<float, float>);
-  def(m, "rmsnorm_forward_bf16_bf16", &rmsnorm_forward<bf16, bf16>);
-  def(m, "rmsnorm_forward_bf16_f32", &rmsnorm_forward<bf16, float>);
+  NORMED(rmsnorm_forward);
   def(m, "rmsnorm_backward_f32_f32_f32", &rmsnorm_backward<float, float, float>);
   def(m, "rmsnorm_backward_bf16_bf16_bf16", &rmsnorm_backward<bf16, bf16, bf16>);
   def(m, "rmsnorm_backward_bf16_f32_bf16", &rmsnorm_backward<bf16, float, bf16>);
   def(m, "rmsnorm_backward_bf16_f32_f32", &rmsnorm_backward<bf16, float, float>);
-  BOTH(embedding_forward);
+  BOTH(embedding_forward, kInTeam);
   BOTH(embedding_backward);
   BOTH(attention_forward);
   BOTH(attention_backward);
   PAGED(attention_paged);
   PAGED(attention_append);
   PAGED(write_pages);
-  BOTH(rope_forward);
+  BOTH(rope_forward, kInTeam);
   BOTH(rope_backward);
-  def(m, "sample", &sample);
+  def(m, "sample", &sample, kInTeam);
   def(m, "sampled_logprob", &sampled_logprob);
   def(m, "top_logprobs", &top_logprobs);
   def(m, "adjust_logits", &adjust_logits);
-  def(m, "uniform", &uniform);
+  def(m, "uniform", &uniform, kInTeam);
   def(m, "gather_rows", &gather_rows);
   def(m, "copy_blocks", &copy_blocks);
   BOTH(add);
   BOTH(linear_pack);
-  BOTH(linear_forward);
+  BOTH(linear_forward, kInTeam);
   BOTH(linear_backward);
-  BOTH(linear_quantized);
-  def(m, "quantized_rows", &quantized_rows);
-  BOTH(swiglu_forward);
+  BOTH(linear_quantized, kInTeam);
+  NORMED(norm_linear);
+  NORMED(norm_linear_quantized);
+  def(m, "quantized_rows", &quantized_rows, kInTeam);
+  BOTH(swiglu_forward, kInTeam);
   BOTH(swiglu_backward);
   BOTH(cross_entropy_forward);
   BOTH(cross_entropy_backward);

@@ -1,9 +1,9 @@
 // Decode steps one after the other without Python: what a captured step sampled is written to where it reads
 // its inputs, one token further for each request.
 //
-// A step is one program whose calls share out their work, or several programs that run at once, each on one
-// thread for rows of its own: no row depends on another, so that nothing is shared but the weights, and nobody
-// waits before the end of the step.
+// A step is one program that all threads run as a team, which shares out each call's loop, or several programs
+// that run at once, each on one thread for rows of its own: no row depends on another, so that nothing is
+// shared but the weights, and nobody waits before the end of the step.
 #pragma once
 
 #include <algorithm>
@@ -23,6 +23,7 @@ struct Program {
   int64_t first, rows;     // dummies behind them are computed and left as they are
   const int64_t* sampled;  // (rows,)
   const float* logprobs;   // (rows,) or null
+  int64_t in_team;         // whether each of its calls may be a team's
 };
 
 // What steps of the whole batch read and write.
@@ -73,8 +74,27 @@ struct Result {
   int64_t refused;  // its call that did
 };
 
+// Up to `most` steps of a program, by a team of all threads.
+inline Result steps_of_team(const Program& program, int threads, int64_t most, const Loop& loop) {
+  Result result{most, -1, -1};
+  parallel::team(threads, [&] {
+    for (int64_t step = 0; step < most; ++step) {
+      const int64_t refused = replay::run(program.words, program.count);  // the same in all members
+      parallel::parallel_for(1, 1, [&](int64_t) {
+        if (refused >= 0)
+          result = {step, 0, refused};
+        else if (loop.follow(program, step, most))
+          result.done = step + 1;
+      });
+      if (refused >= 0 || result.done == step + 1) return;
+    }
+  });
+  return result;
+}
+
 // Up to `most` steps of the programs; ends early behind a step in which a row has ended.
 inline Result steps(const Program* programs, int64_t count, int threads, int64_t most, const Loop& loop) {
+  if (count == 1 && programs->in_team) return steps_of_team(*programs, threads, most, loop);
   parallel::Region region(threads);
   std::vector<int64_t> refused(count, -1);
   for (int64_t step = 0; step < most; ++step) {

@@ -16,11 +16,13 @@ int64_t embedding_forward(const T* table, const int64_t* ids, float* y, int64_t 
                           int64_t vocabulary) {
   for (int64_t t = 0; t < tokens; ++t)
     if (ids[t] < 0 || ids[t] >= vocabulary) return t;
-  for (int64_t t = 0; t < tokens; ++t) {
-    const T* row = table + ids[t] * channels;
-    float* out = y + t * channels;
-    each_vector(channels, [&](int64_t i, int n) { put(out + i, get(row + i, n), n); });
-  }
+  parallel::parallel_for(1, 1, [&](int64_t) {
+    for (int64_t t = 0; t < tokens; ++t) {
+      const T* row = table + ids[t] * channels;
+      float* out = y + t * channels;
+      each_vector(channels, [&](int64_t i, int n) { put(out + i, get(row + i, n), n); });
+    }
+  });
   return -1;
 }
 

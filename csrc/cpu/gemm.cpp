@@ -303,7 +303,10 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
   const bool waits = few && group > 1;
   const int64_t shares = few ? divide_up(waits ? 2 * tasks : tasks / 2, row_blocks) : 1;
   const int64_t least = std::min(std::max<int64_t>(group, 2), panels), wide = divide_up(panels, shares);
-  const int64_t width = std::max(waits ? wide / group * group : wide, least);
+  // Members of a team, who never take each other's tasks, have one each.
+  const bool fixed = few && parallel::members() > 1;
+  const int64_t width = fixed ? divide_up(panels, divide_up(parallel::members(), row_blocks))
+                              : std::max(waits ? wide / group * group : wide, least);
   const int64_t column_blocks = divide_up(panels, width);
   auto first_row = [&](int64_t tile) { return tile * m / tiles; };
 

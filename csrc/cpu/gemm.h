@@ -64,6 +64,9 @@ enum Slot {
   kPolynomial,
   kProduct,
   kQuantized,
+  kNormed,
+  kSummed,
+  kGated,
   kSlots
 };
 void* scratch(Slot slot, size_t bytes);

@@ -4,10 +4,16 @@
 #include <algorithm>
 
 #include "gemm.h"
+#include "norm.h"
 #include "ops.h"
 #include "parallel.h"
+#include "swiglu.h"
 
 using namespace simd;
+
+namespace {
+constexpr int64_t kTaskNumbers = 1 << 14;  // of a gated weight, at least
+}
 
 template <class T>
 void linear_pack(const T* weight, T* packed, int64_t n, int64_t k, int threads) {
@@ -19,13 +25,27 @@ void linear_forward(const T* x, const T* weight, bool is_packed, const T* bias, 
                     int64_t m, int64_t n, int64_t k, int threads) {
   if (!is_packed) {
     T* packed = (T*)gemm::scratch(gemm::kPackedB, gemm::packed_size<T>(n, k) * sizeof(T));
-    gemm::pack({weight, k, 1}, n, k, packed, threads);
+    parallel::privately([&] { gemm::pack({weight, k, 1}, n, k, packed, threads); });
     weight = packed;
   }
   if (y_is_float)
     gemm::multiply({x, k, 1}, weight, m, n, k, (float*)y, n, bias, false, threads);
   else
     gemm::multiply({x, k, 1}, weight, m, n, k, (T*)y, n, bias, false, threads);
+}
+
+template <class T, class X>
+void norm_linear(const X* x, const float* residual, const T* norm, float eps, float* summed, const T* packed,
+                 const T* bias, T* y, bool gated, int64_t m, int64_t n, int64_t k, int threads) {
+  const T* h = norm::normalise_privately(x, residual, norm, summed, m, k, eps);
+  if (!gated) return gemm::multiply({h, k, 1}, packed, m, n, k, y, n, bias, false, threads);
+  const int64_t column = gemm::packed_size<T>(gemm::kPanel, k) / gemm::kPanel;
+  const int64_t least = std::max<int64_t>(1, kTaskNumbers / (2 * column * gemm::kPanel));
+  swiglu::of_product(m, n / 2, gemm::kPanel, least, y, threads,
+                     [&](int64_t first, int64_t count, T* to, int64_t stride) {
+                       gemm::multiply({h, k, 1}, packed + first * column, m, count, k, to, stride,
+                                      bias ? bias + first : nullptr, false, 1);
+                     });
 }
 
 template <class T>
@@ -57,3 +77,9 @@ void linear_backward(const T* dy, const T* x, const T* weight, T* dx, T* dweight
   template void linear_backward<T>(const T*, const T*, const T*, T*, T*, T*, int64_t, int64_t, int64_t, int);
 INSTANTIATE(float)
 INSTANTIATE(bf16)
+#define NORMED(T, X)                                                                                       \
+  template void norm_linear<T, X>(const X*, const float*, const T*, float, float*, const T*, const T*, T*, \
+                                  bool, int64_t, int64_t, int64_t, int);
+NORMED(float, float)
+NORMED(bf16, bf16)
+NORMED(bf16, float)

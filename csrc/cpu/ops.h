@@ -124,6 +124,12 @@ template <class T>
 void linear_forward(const T* x, const T* weight, bool is_packed, const T* bias, void* y, bool y_is_float,
                     int64_t m, int64_t n, int64_t k, int threads);
 
+// y = linear of rmsnorm(x), or of rmsnorm(x + residual), which is written to `summed`; where `gated` swiglu of
+// that: y (m, n / 2), n / 2 a multiple of 32. For few rows: each thread normalises them all.
+template <class T, class X>
+void norm_linear(const X* x, const float* residual, const T* norm, float eps, float* summed, const T* packed,
+                 const T* bias, T* y, bool gated, int64_t m, int64_t n, int64_t k, int threads);
+
 // The gradients whose pointer is not null: dx (m, k), dweight (n, k), dbias (n) of dy (m, n).
 template <class T>
 void linear_backward(const T* dy, const T* x, const T* weight, T* dx, T* dweight, T* dbias, int64_t m,
@@ -136,6 +142,12 @@ template <class T>
 int64_t linear_quantized(const T* x, const uint8_t* weight, int64_t bits, int64_t groups, bool wide,
                          bool minimum, int64_t zero, const T* bias, void* y, bool y_is_float, int64_t stride,
                          int64_t m, int64_t n, int64_t k, int threads);
+// norm_linear() on such a W, with its returns.
+template <class T, class X>
+int64_t norm_linear_quantized(const X* x, const float* residual, const T* norm, float eps, float* summed,
+                              const uint8_t* weight, int64_t bits, int64_t groups, bool wide, bool minimum,
+                              int64_t zero, const T* bias, T* y, bool gated, int64_t m, int64_t n, int64_t k,
+                              int threads);
 // Rows of such a W as floats. Returns -1, or which of the ids is not in [0, n).
 int64_t quantized_rows(const uint8_t* weight, int64_t bits, int64_t groups, bool wide, bool minimum,
                        int64_t zero, const int64_t* ids, float* out, int64_t rows, int64_t n, int64_t k);

@@ -1,7 +1,11 @@
-// The pool. What threads share is one word, the serial number of the loop and its next task: a thread claims
-// the task there by counting the word up, which fails if anything has moved on in between. So the caller never
-// waits for a worker that is asleep or has lost its core, only for one in the midst of a task, and a loop costs
-// one line of cache going over and one coming back.
+// The pool. What threads share is one word, what is left of the loop's tasks: a thread claims one by counting
+// it up, and nothing else has to be known for that. A claim that succeeds proves that the loop goes on, and it
+// does until the task is reported as done; only then is read what there is to do. So the caller never waits for
+// a worker that is asleep or has lost its core, only for one in the midst of a task, and a loop costs one line
+// of cache going over and one coming back.
+//
+// A team is a loop with a task for each member. Members meet by flags, each written by one of them. A thread
+// always has the same place, so that what its core's caches hold of one call serves the next.
 #include "parallel.h"
 
 #include <pthread.h>
@@ -9,6 +13,8 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <exception>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -18,14 +24,22 @@ namespace {
 
 constexpr int kPauses = 8000;  // about 100 us: longer than what Python does between two steps
 constexpr int kYields = 20;    // then the core is offered to whoever may be waited for
-constexpr int64_t kMostTasks = int64_t{1} << 32;  // of a loop: the lower half of the word
+constexpr int kMeetingPauses =
+    2000;  // of a member, for whom others can only be late if they have lost their core
+constexpr int64_t kMostTasks = int64_t{1} << 32;  // of a loop: half of the word
 
-inline void wait_a_little(int spin) {
+inline void wait_a_little(int spin, int pauses = kPauses) {
 #if defined(__x86_64__)
-  if (spin < kPauses) return __builtin_ia32_pause();
+  if (spin < pauses) return __builtin_ia32_pause();
 #endif
   std::this_thread::yield();
 }
+
+thread_local int seat = 0;  // of a worker its number from 1 on
+
+// What is left of a loop's tasks: those from `next` on, below `end`.
+constexpr uint64_t word_of(uint64_t next, uint64_t end) { return end << 32 | next; }
+constexpr bool any(uint64_t word) { return (word & 0xffffffffu) < word >> 32; }
 
 // All but serve() is for the thread that has acquired the pool.
 class Pool {
@@ -44,41 +58,39 @@ class Pool {
 
   void run(int64_t tasks, int helpers, Body body, void* context) {
     grow(helpers);
-    // No task of the loop before is left, so nobody acts on these until the word says so.
+    // No task of the loop before is left, so nobody reads these until the word says so.
     body_.store(body, std::memory_order_relaxed);
     context_.store(context, std::memory_order_relaxed);
-    tasks_.store(tasks, std::memory_order_relaxed);
     helpers_.store(helpers, std::memory_order_relaxed);
     finished_.store(0, std::memory_order_relaxed);
-    word_.store(((word_.load(std::memory_order_relaxed) >> 32) + 1) << 32);
+    word_.store(word_of(0, (uint64_t)tasks));
     notify();
-    work(-1);
+    work();
     for (int spin = 0; finished_.load(std::memory_order_acquire) < tasks; ++spin) wait_a_little(spin);
   }
 
  private:
-  // Does tasks until no loop has one for this thread; returns the word that says so.
-  uint64_t work(int worker) {
+  // Does tasks until none is left.
+  void work() {
     int64_t done = 0;
-    uint64_t word = word_.load(std::memory_order_acquire);
-    for (;;) {
-      const Body body = body_.load(std::memory_order_relaxed);
-      void* context = context_.load(std::memory_order_relaxed);
-      const int64_t tasks = tasks_.load(std::memory_order_relaxed);
-      if (worker >= helpers_.load(std::memory_order_relaxed) || (int64_t)(word & 0xffffffffu) >= tasks) break;
-      std::atomic_thread_fence(std::memory_order_acquire);  // a claim that succeeds proves what was read
-      if (!word_.compare_exchange_weak(word, word + 1, std::memory_order_acq_rel)) continue;
-      body(context, (int64_t)(word & 0xffffffffu));
+    uint64_t word = word_.load(std::memory_order_relaxed);
+    while (any(word)) {
+      if (!word_.compare_exchange_weak(word, word + 1, std::memory_order_acq_rel, std::memory_order_relaxed))
+        continue;
+      body_.load(std::memory_order_relaxed)(context_.load(std::memory_order_relaxed),
+                                            (int64_t)(word & 0xffffffffu));
       ++done, ++word;
     }
     if (done) finished_.fetch_add(done, std::memory_order_release);
-    return word;
   }
 
   void serve(int worker) {
+    seat = worker + 1;
     for (;;) {
-      const uint64_t calls = calls_.load(), word = work(worker);
-      auto news = [&] { return word_.load() != word || calls_.load() != calls; };
+      const uint64_t calls = calls_.load();
+      auto asked = [&] { return any(word_.load()) && worker < helpers_.load(std::memory_order_relaxed); };
+      if (asked()) work();
+      auto news = [&] { return asked() || calls_.load() != calls; };
       int spin = 0;
       while (spin < kPauses + kYields && !news()) wait_a_little(spin++);
       if (spin < kPauses + kYields) continue;
@@ -96,10 +108,9 @@ class Pool {
   }
 
   // One line for what goes over, one for what comes back, one for what seldom changes.
-  alignas(64) std::atomic<uint64_t> word_{0};
+  alignas(64) std::atomic<uint64_t> word_{word_of(0, 0)};
   std::atomic<Body> body_{nullptr};
   std::atomic<void*> context_{nullptr};
-  std::atomic<int64_t> tasks_{0};
   std::atomic<int> helpers_{0};
   alignas(64) std::atomic<int64_t> finished_{0};
   alignas(64) std::atomic<int> sleeping_{0};
@@ -123,11 +134,84 @@ Pool& the_pool() {
   return *pool;
 }
 
-thread_local bool in_region = false;  // this thread holds the pool and is in no loop
+// Of a team. What a member throws ends it for all: whoever meets the others afterwards throws Left.
+class Team {
+ public:
+  explicit Team(int members) : members_(members), turns_(std::make_unique<Turn[]>(members)) {}
+
+  int members() const { return members_; }
+
+  void meet(int me) {
+    const uint64_t turn = turns_[me].count.load(std::memory_order_relaxed) + 1;
+    turns_[me].count.store(turn, std::memory_order_release);
+    for (int other = 0; other < members_; ++other)
+      for (int spin = 0; turns_[other].count.load(std::memory_order_acquire) < turn; ++spin)
+        wait_a_little(spin, kMeetingPauses);
+    if (failed_.load(std::memory_order_relaxed)) throw Left();
+  }
+
+  template <class F>
+  void work(int me, F&& body) {
+    try {
+      body();
+    } catch (const Left&) {
+      leave(me);
+    } catch (...) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      if (!error_) error_ = std::current_exception();
+      lock.unlock();
+      leave(me);
+    }
+  }
+
+  // For the caller, when all have left.
+  void throw_error() const {
+    if (error_) std::rethrow_exception(error_);
+  }
+
+ private:
+  struct Left {};
+  struct alignas(64) Turn {
+    std::atomic<uint64_t> count{0};  // how often its member has met the others
+  };
+
+  void leave(int me) {
+    failed_.store(true, std::memory_order_relaxed);
+    turns_[me].count.store(~uint64_t{0}, std::memory_order_release);
+  }
+
+  const int members_;
+  const std::unique_ptr<Turn[]> turns_;
+  std::atomic<bool> failed_{false};
+  std::mutex mutex_;
+  std::exception_ptr error_;
+};
+
+struct Member {
+  Team* team;
+  int index;
+};
+
+thread_local bool in_region = false;        // this thread holds the pool and is in no loop
+thread_local Member* membership = nullptr;  // of this thread, where its loops are shared with the other members
 
 }  // namespace
 
+int members() { return membership ? membership->team->members() : 1; }
+bool is_first() { return !membership || membership->index == 0; }
+
+Privately::Privately() : member_(std::exchange(membership, nullptr)) {}
+Privately::~Privately() { membership = static_cast<Member*>(member_); }
+
 void run(int64_t tasks, int threads, Body body, void* context) {
+  if (Member* const member = membership) {
+    const int sharing = std::min(threads, member->team->members());
+    if (member->index < sharing)
+      privately([&] {
+        for (int64_t i = member->index; i < tasks; i += sharing) body(context, i);
+      });
+    return member->team->meet(member->index);
+  }
   const int helpers = (int)std::min<int64_t>(threads, tasks) - 1;
   Pool& team = the_pool();
   const bool ours = std::exchange(in_region, false);
@@ -138,6 +222,25 @@ void run(int64_t tasks, int threads, Body body, void* context) {
     for (int64_t i = 0; i < tasks; ++i) body(context, i);
   }
   in_region = ours;
+}
+
+void run_team(int threads, void (*body)(void*), void* context) {
+  Pool& pool = the_pool();
+  if (threads < 2 || in_region || membership || !pool.acquire()) return body(context);
+  Team team(threads);
+  auto join = [&] {
+    Member member{&team, seat};
+    membership = &member;
+    team.work(seat, [&] {
+      team.meet(seat);  // so nobody is through, and free to take another's task, before all have one
+      body(context);
+    });
+    membership = nullptr;
+  };
+  using Join = decltype(join);
+  pool.run(threads, threads - 1, [](void* join, int64_t) { (*static_cast<Join*>(join))(); }, &join);
+  pool.release();
+  team.throw_error();
 }
 
 Region::Region(int threads) : held_(threads > 1 && !in_region && the_pool().acquire()) {

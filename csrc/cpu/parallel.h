@@ -9,8 +9,15 @@
 //
 //   Region region(threads);    the caller's loops, one after the other, until it ends
 //
-// keeps the pool for a sequence of loops and wakes the workers before the first of them: a captured step is
-// one.
+// keeps the pool for a sequence of loops and wakes the workers before the first of them.
+//
+//   team(threads, [&] { ... });
+//
+// has all threads run the same, each of them the whole of it: a sequence of small loops without a hand-over to
+// each, as a decode step is one. There a loop's tasks are shared out by their numbers, and behind it all wait
+// for all. So what stands between loops is computed by every member, and may read what loops have written but
+// write to memory of its own thread only (its stack, gemm::scratch); what is written for all belongs in a loop,
+// of one task if need be. A member that has lost its core keeps the others waiting, who then offer theirs.
 #pragma once
 
 #include <cstdint>
@@ -27,6 +34,40 @@ void parallel_for(int64_t tasks, int threads, F&& body) {
   run(
       tasks, threads, [](void* context, int64_t index) { (*static_cast<Function*>(context))(index); },
       const_cast<std::remove_const_t<Function>*>(&body));
+}
+
+void run_team(int threads, void (*body)(void* context), void* context);
+
+// What a member throws, team() throws when all have left.
+template <class F>
+void team(int threads, F&& body) {
+  using Function = std::remove_reference_t<F>;
+  run_team(
+      threads, [](void* context) { (*static_cast<Function*>(context))(); },
+      const_cast<std::remove_const_t<Function>*>(&body));
+}
+
+// Members of the team that runs the caller: 1 outside of one, and inside of a task.
+int members();
+// Whether the caller is the one of them that writes what all have computed.
+bool is_first();
+
+// Runs body, which writes to memory of the calling thread: in a team every member does all of its loops.
+class Privately {
+ public:
+  Privately();
+  ~Privately();
+  Privately(const Privately&) = delete;
+  Privately& operator=(const Privately&) = delete;
+
+ private:
+  void* const member_;
+};
+
+template <class F>
+void privately(F&& body) {
+  const Privately here;
+  body();
 }
 
 class Region {

@@ -16,8 +16,10 @@
 #include <algorithm>
 
 #include "gemm.h"
+#include "norm.h"
 #include "ops.h"
 #include "parallel.h"
+#include "swiglu.h"
 
 using namespace simd;
 
@@ -313,7 +315,10 @@ void multiply(const Rows& x, const uint8_t* weight, const T* bias, Out* out, int
   const int64_t fit = std::clamp<int64_t>(kRowBytes / (kRows * blocks * kBlock), 1, kMostTiles);
   const int64_t row_blocks = divide_up(tiles, fit);
   const int64_t work = x.rows * panels * blocks * F::kRecord / kTaskBytes;
-  const int64_t width = divide_up(panels * row_blocks, std::clamp<int64_t>(work, 2 * threads, 16 * threads));
+  // Members of a team, who never take each other's tasks, have one each.
+  const int64_t tasks =
+      parallel::members() > 1 ? parallel::members() : std::clamp<int64_t>(work, 2 * threads, 16 * threads);
+  const int64_t width = divide_up(panels * row_blocks, tasks);
   const int64_t shares = divide_up(panels, width);
   const int64_t sweep = divide_up(blocks, divide_up(blocks * F::kRecord, kSweepBytes));
   parallel::parallel_for(row_blocks * shares, threads, [&](int64_t task) {
@@ -345,24 +350,54 @@ void multiply(const Rows& x, const uint8_t* weight, const T* bias, Out* out, int
   });
 }
 
+// Rows of x (m, k), quantised in memory of this thread.
+template <class T>
+Rows quantize_rows(const T* x, int64_t groups, int64_t zero, int64_t m, int64_t k, int threads) {
+  const int64_t blocks = k / kBlock, each = m * blocks;
+  auto* memory = (char*)gemm::scratch(gemm::kQuantized, each * (kBlock + 4 + 8 * groups) + 256);
+  Rows rows{m, blocks, (int8_t*)memory, (float*)(memory + each * kBlock), nullptr, nullptr};
+  rows.start = (int32_t*)(rows.scale + each);
+  rows.sum = (float*)(rows.start + each * groups);
+  parallel::privately([&] {
+    parallel::parallel_for(rows.tiles(), m * k < 1 << 14 ? 1 : threads, [&](int64_t t) {
+      const Span tile = rows.tile(t);
+      for (int r = 0; r < tile.high; ++r)
+        groups == 2 ? quantize_row<2>(x + (tile.first + r) * k, tile, r, (int32_t)zero, rows)
+                    : quantize_row<1>(x + (tile.first + r) * k, tile, r, (int32_t)zero, rows);
+    });
+  });
+  return rows;
+}
+
 }  // namespace
+
+template <class T, class X>
+int64_t norm_linear_quantized(const X* x, const float* residual, const T* norm, float eps, float* summed,
+                              const uint8_t* weight, int64_t bits, int64_t groups, bool wide, bool minimum,
+                              int64_t zero, const T* bias, T* y, bool gated, int64_t m, int64_t n, int64_t k,
+                              int threads) {
+  if (m == 0 || n == 0) return -1;
+  const T* h = norm::normalise_privately(x, residual, norm, summed, m, k, eps);
+  const Rows rows = quantize_rows(h, groups, zero, m, k, threads);
+  const bool known = with_format(bits, groups, wide, minimum, [&](auto format) {
+    using F = decltype(format);
+    if (!gated) return multiply<F>(rows, weight, bias, y, n, n, threads);
+    const int64_t bytes = rows.blocks * F::kRecord;  // of a panel
+    swiglu::of_product(m, n / 2, kPanel, std::max<int64_t>(1, kTaskBytes / (2 * m * bytes)), y, threads,
+                       [&](int64_t first, int64_t count, T* to, int64_t stride) {
+                         multiply<F>(rows, weight + first / kPanel * bytes, bias ? bias + first : nullptr, to,
+                                     stride, count, 1);
+                       });
+  });
+  return known ? -1 : 0;
+}
 
 template <class T>
 int64_t linear_quantized(const T* x, const uint8_t* weight, int64_t bits, int64_t groups, bool wide,
                          bool minimum, int64_t zero, const T* bias, void* y, bool y_is_float, int64_t stride,
                          int64_t m, int64_t n, int64_t k, int threads) {
-  const int64_t blocks = k / kBlock, each = m * blocks;
   if (m == 0 || n == 0) return -1;
-  auto* memory = (char*)gemm::scratch(gemm::kQuantized, each * (kBlock + 4 + 8 * groups) + 256);
-  Rows rows{m, blocks, (int8_t*)memory, (float*)(memory + each * kBlock), nullptr, nullptr};
-  rows.start = (int32_t*)(rows.scale + each);
-  rows.sum = (float*)(rows.start + each * groups);
-  parallel::parallel_for(rows.tiles(), m * k < 1 << 14 ? 1 : threads, [&](int64_t t) {
-    const Span tile = rows.tile(t);
-    for (int r = 0; r < tile.high; ++r)
-      groups == 2 ? quantize_row<2>(x + (tile.first + r) * k, tile, r, (int32_t)zero, rows)
-                  : quantize_row<1>(x + (tile.first + r) * k, tile, r, (int32_t)zero, rows);
-  });
+  const Rows rows = quantize_rows(x, groups, zero, m, k, threads);
   const bool known = with_format(bits, groups, wide, minimum, [&](auto format) {
     using F = decltype(format);
     if (y_is_float)
@@ -380,11 +415,13 @@ int64_t quantized_rows(const uint8_t* weight, int64_t bits, int64_t groups, bool
   with_format(bits, groups, wide, minimum, [&](auto format) {
     using F = decltype(format);
     const int64_t blocks = k / kBlock;
-    for (int64_t i = 0; i < rows; ++i) {
-      const uint8_t* record = weight + ids[i] / kPanel * blocks * F::kRecord;
-      for (int64_t b = 0; b < blocks; ++b, record += F::kRecord)
-        decode_block<F>(record, ids[i] % kPanel, (int)zero, out + i * k + b * kBlock);
-    }
+    parallel::parallel_for(1, 1, [&](int64_t) {
+      for (int64_t i = 0; i < rows; ++i) {
+        const uint8_t* record = weight + ids[i] / kPanel * blocks * F::kRecord;
+        for (int64_t b = 0; b < blocks; ++b, record += F::kRecord)
+          decode_block<F>(record, ids[i] % kPanel, (int)zero, out + i * k + b * kBlock);
+      }
+    });
   });
   return -1;
 }
@@ -393,3 +430,11 @@ template int64_t linear_quantized<float>(const float*, const uint8_t*, int64_t, 
                                          const float*, void*, bool, int64_t, int64_t, int64_t, int64_t, int);
 template int64_t linear_quantized<bf16>(const bf16*, const uint8_t*, int64_t, int64_t, bool, bool, int64_t,
                                         const bf16*, void*, bool, int64_t, int64_t, int64_t, int64_t, int);
+
+#define NORMED(T, X)                                                                                  \
+  template int64_t norm_linear_quantized<T, X>(const X*, const float*, const T*, float, float*,       \
+                                               const uint8_t*, int64_t, int64_t, bool, bool, int64_t, \
+                                               const T*, T*, bool, int64_t, int64_t, int64_t, int);
+NORMED(float, float)
+NORMED(bf16, bf16)
+NORMED(bf16, float)

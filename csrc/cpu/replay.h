@@ -26,6 +26,7 @@ struct Entry {
   Caller caller;
   void* function;
   std::string kinds;  // one letter an argument: 'd' is a float, 'q' anything else
+  bool in_team;  // whether the members of a team may call it: outside of its loops it writes to its own memory
 };
 
 inline std::unordered_map<std::string, Entry>& entries() {
@@ -65,9 +66,9 @@ struct Signature {
 };
 
 template <class R, class... A>
-void add(const char* name, R (*function)(A...)) {
+void add(const char* name, R (*function)(A...), bool in_team) {
   using S = Signature<R, A...>;
-  entries()[name] = {&S::call, reinterpret_cast<void*>(function), S::kinds()};
+  entries()[name] = {&S::call, reinterpret_cast<void*>(function), S::kinds(), in_team};
 }
 
 // Runs the program in words[0, count); -1, or the index of the first call that refused its inputs: a kernel

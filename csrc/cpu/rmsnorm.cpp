@@ -12,6 +12,7 @@
 // T is the type of weight and y, X that of x, S of what is normalised: the sum with a residual is always float.
 #include <algorithm>
 
+#include "norm.h"
 #include "ops.h"
 #include "parallel.h"
 
@@ -21,16 +22,7 @@ template <class T, class X>
 void rmsnorm_forward(const X* x, const float* residual, const T* weight, T* y, float* summed, float* rstd,
                      int64_t rows, int64_t channels, float eps, int threads) {
   auto normalise = [&](const auto* in, int64_t row) {
-    f32 squares = zero();
-    each_vector(channels, [&](int64_t i, int n) {
-      f32 v = get(in + i, n);
-      squares = fma(v, v, squares);
-    });
-    float scale = 1.0f / std::sqrt(sum(squares) / channels + eps);
-    rstd[row] = scale;
-    T* out = y + row * channels;
-    each_vector(channels,
-                [&](int64_t i, int n) { put(out + i, get(in + i, n) * set(scale) * get(weight + i, n), n); });
+    rstd[row] = norm::normalise(in, weight, y + row * channels, channels, eps);
   };
   parallel::parallel_for((rows + kNormBlock - 1) / kNormBlock, threads, [&](int64_t block) {
     for (int64_t row = block * kNormBlock; row < std::min(rows, (block + 1) * kNormBlock); ++row) {
@@ -39,9 +31,8 @@ void rmsnorm_forward(const X* x, const float* residual, const T* weight, T* y, f
         normalise(in, row);
         continue;
       }
-      const float* other = residual + row * channels;
       float* out = summed + row * channels;
-      each_vector(channels, [&](int64_t i, int n) { put(out + i, get(in + i, n) + get(other + i, n), n); });
+      norm::add(in, residual + row * channels, out, channels);
       normalise(out, row);
     }
   });

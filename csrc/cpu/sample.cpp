@@ -479,8 +479,10 @@ void adjust_logits(const float* logits, const int32_t* ids, const int32_t* start
 }
 
 void uniform(const int64_t* seeds, const int64_t* positions, float* u, int64_t rows) {
-  for (int64_t i = 0; i < rows; ++i) {
-    uint64_t hashed = mix(mix((uint64_t)seeds[i]) + ((uint64_t)positions[i] + 1) * 0x9e3779b97f4a7c15u);
-    u[i] = (float)(hashed >> 40) * 0x1p-24f;
-  }
+  parallel::parallel_for(1, 1, [&](int64_t) {
+    for (int64_t i = 0; i < rows; ++i) {
+      uint64_t hashed = mix(mix((uint64_t)seeds[i]) + ((uint64_t)positions[i] + 1) * 0x9e3779b97f4a7c15u);
+      u[i] = (float)(hashed >> 40) * 0x1p-24f;
+    }
+  });
 }

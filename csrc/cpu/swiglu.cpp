@@ -5,6 +5,8 @@
 // sigmoid 0, and g s is -0 rather than NaN.
 //
 //   y = g s u          dg = dy u s (1 + g (1 - s))          du = dy g s
+#include "swiglu.h"
+
 #include <algorithm>
 
 #include "ops.h"
@@ -15,8 +17,6 @@ using namespace simd;
 namespace {
 
 constexpr int64_t kBlock = 1 << 12;  // numbers of output a task: some 2 us
-
-inline f32 sigmoid(f32 g) { return set(1.0f) / (set(1.0f) + exp(-g)); }
 
 // Calls body(row) for each row.
 template <class F>
@@ -32,12 +32,8 @@ void each_row(int64_t rows, int64_t features, int threads, F&& body) {
 template <class T>
 void swiglu_forward(const T* gate_up, T* y, int64_t rows, int64_t features, int threads) {
   each_row(rows, features, threads, [&](int64_t row) {
-    const T *gate = gate_up + row * 2 * features, *up = gate + features;
-    T* out = y + row * features;
-    each_vector(features, [&](int64_t i, int n) {
-      f32 g = get(gate + i, n), u = get(up + i, n);
-      put(out + i, g * sigmoid(g) * u, n);
-    });
+    const T* gate = gate_up + row * 2 * features;
+    swiglu::forward_row(gate, gate + features, y + row * features, features);
   });
 }
 
@@ -48,7 +44,7 @@ void swiglu_backward(const T* dy, const T* gate_up, T* dgate_up, int64_t rows, i
     T *dgate = dgate_up + row * 2 * features, *dup = dgate + features;
     each_vector(features, [&](int64_t i, int n) {
       f32 g = get(gate + i, n), u = get(up + i, n), d = get(grad + i, n);
-      f32 s = sigmoid(g), gs = g * s;
+      f32 s = swiglu::sigmoid(g), gs = g * s;
       put(dgate + i, d * u * (s + gs * (set(1.0f) - s)), n);
       put(dup + i, d * gs, n);
     });

@@ -15,6 +15,7 @@ import torch
 from .._library import Example, as_rows, like_rows, needs_grad, register
 from .._select import select
 from ..quantized import QuantizedWeight, linear_quantized
+from ..quantized import check as check_quantized
 from ..rmsnorm import check as check_norm
 from ..rmsnorm import rmsnorm
 from ..swiglu import swiglu
@@ -82,25 +83,29 @@ def norm_linear(
     """linear(rmsnorm(x, norm, eps, residual), weight, bias), and with `gated` swiglu of that.
 
     Shapes and types are those of these ops; y has the norm's type. Returns y, or (y, x + residual) when a residual is
-    given. A backend that has it as one op (Triton, for weights as tensors and without gradients) gives a row the
-    same bits however many there are; elsewhere the ops run one after another.
+    given. A backend may have it as one op where no gradients are wanted (Triton for weights as tensors, the CPU for few
+    rows and weights packed or quantised), with the same bits; elsewhere the ops run one after another.
 
     Raises ValueError for shapes or types that do not fit together.
     """
     backend = select("linear", x.device)
     separate = torch.compiler.is_compiling() or not hasattr(backend, "forward_normed")
-    if separate or not isinstance(weight, torch.Tensor) or needs_grad(x, norm, weight, bias, residual):
+    learnt = weight if isinstance(weight, torch.Tensor) else None
+    if separate or not backend.norms(x, weight, gated) or needs_grad(x, norm, learnt, bias, residual):
         h = rmsnorm(x, norm, eps, residual)
         y = linear(h[0] if isinstance(h, tuple) else h, weight, bias)
         y = swiglu(y) if gated else y
         return (y, h[1]) if isinstance(h, tuple) else y
     check_norm(x, norm, residual)
-    _check(norm.expand(x.shape), weight, bias, None)
+    if isinstance(weight, QuantizedWeight):
+        check_quantized(norm.expand(x.shape), weight, bias, None)
+    else:
+        _check(norm.expand(x.shape), weight, bias, None)
     if gated and weight.shape[0] % 2:
         raise ValueError(f"norm_linear: a gated weight has an even number of rows, got {tuple(weight.shape)}")
     y, summed = backend.forward_normed(
-        as_rows(x), norm.contiguous(), weight.contiguous(), None if bias is None else bias.contiguous(), eps,
-        None if residual is None else as_rows(residual), gated,
+        as_rows(x), norm.contiguous(), weight if learnt is None else learnt.contiguous(),
+        None if bias is None else bias.contiguous(), eps, None if residual is None else as_rows(residual), gated,
     )  # fmt: skip
     return like_rows(y, x) if residual is None else (like_rows(y, x), like_rows(summed, x))
 

@@ -4,8 +4,11 @@ import torch
 
 from .. import _native
 from .._memory import weight_empty
+from ..quantized import QuantizedWeight
+from ..quantized.cpu import format_of
 
-PANEL = 32  # columns of a packed panel, as in csrc/cpu/gemm.h
+PANEL = 32  # columns of a packed panel, as in csrc/cpu/gemm.h and quantized.cpp
+NORMED = 16  # rows at most that each thread normalises for itself
 
 
 def forward(x, weight, bias, out_dtype):
@@ -29,6 +32,41 @@ def _forward(x, weight, weight_numel, is_packed, n, bias, out_dtype):
         m, n, k, _native.threads(),
     )  # fmt: skip
     return y
+
+
+def norms(x, weight, gated):
+    """Whether forward_normed() takes it: few rows, a weight that was packed here as one, outputs in whole panels."""
+    if isinstance(weight, torch.Tensor) or weight.backend != "cpu" or x.numel() > NORMED * x.shape[-1]:
+        return False
+    parts = len(weight.parts) if isinstance(weight, QuantizedWeight) else 1
+    return parts == 1 and not (gated and weight.shape[0] % (2 * PANEL))
+
+
+def forward_normed(x, norm, weight, bias, eps, residual, gated):
+    """(y, x + residual): the product of rmsnorm(x, norm, eps, residual), with swiglu where gated, in one call."""
+    (m, k), n, dtype = x.shape, weight.shape[0], norm.dtype
+    y = norm.new_empty(m, n // (1 + gated))
+    summed = x.new_empty(0 if residual is None else x.shape, dtype=torch.float32)
+    if isinstance(weight, QuantizedWeight):
+        (part,) = weight.parts
+        name, data, layout = "norm_linear_quantized", part.data, format_of(part)
+    else:
+        name, data, layout = "norm_linear", weight.data, ()
+    unknown = _native.kernel(name, dtype, x.dtype)(
+        _native.address(x, x.dtype, m * k),
+        _native.address(residual, torch.float32, m * k),
+        _native.address(norm, dtype, k),
+        eps,
+        0 if residual is None else _native.address(summed, torch.float32, m * k),
+        _native.address(data, data.dtype, data.numel()),
+        *layout,
+        _native.address(bias, dtype, n),
+        _native.address(y, dtype, y.numel()),
+        gated, m, n, k, _native.threads(),
+    )  # fmt: skip
+    if unknown is not None and unknown >= 0:
+        raise NotImplementedError(f"linear cpu: no kernel for {layout}, x {x.dtype} {(m, k)}")
+    return y, summed
 
 
 def backward(dy, x, weight, needs):

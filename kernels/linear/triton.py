@@ -100,6 +100,11 @@ def forward(x, weight, bias, out_dtype, gated=False):
     return y
 
 
+def norms(x, weight, gated):
+    """Whether forward_normed() takes it."""
+    return isinstance(weight, torch.Tensor)
+
+
 def forward_normed(x, norm, weight, bias, eps, residual, gated):
     """(y, x + residual): the product of rmsnorm(x, norm, eps, residual), with swiglu where gated.
 

@@ -111,16 +111,7 @@ def linear_quantized(
 
     Raises ValueError for shapes or types that do not fit together.
     """
-    if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
-        raise ValueError(f"linear_quantized: weight {weight.shape} does not fit x {tuple(x.shape)}")
-    if x.dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"linear_quantized: expected float32 or bfloat16, got {x.dtype}")
-    if bias is not None and (tuple(bias.shape), bias.dtype) != ((weight.shape[0],), x.dtype):
-        raise ValueError(
-            f"linear_quantized: bias {tuple(bias.shape)} {bias.dtype} does not fit {weight.shape}"
-        )
-    if out_dtype not in (None, torch.float32, x.dtype):
-        raise ValueError(f"linear_quantized: out_dtype {out_dtype} is neither x's {x.dtype} nor float32")
+    check(x, weight, bias, out_dtype)
     if needs_grad(x, bias):
         raise ValueError("linear_quantized: a quantised weight takes no gradients; use no_grad")
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1]).contiguous()
@@ -132,6 +123,22 @@ def linear_quantized(
         backend.forward(rows, part, None if bias is None else bias[at : at + part.rows], y, at)
         at += part.rows
     return y.view(*x.shape[:-1], weight.shape[0])
+
+
+def check(
+    x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None, out_dtype: torch.dtype | None
+) -> None:
+    """Raise ValueError for what linear_quantized does not take."""
+    if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(f"linear_quantized: weight {weight.shape} does not fit x {tuple(x.shape)}")
+    if x.dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"linear_quantized: expected float32 or bfloat16, got {x.dtype}")
+    if bias is not None and (tuple(bias.shape), bias.dtype) != ((weight.shape[0],), x.dtype):
+        raise ValueError(
+            f"linear_quantized: bias {tuple(bias.shape)} {bias.dtype} does not fit {weight.shape}"
+        )
+    if out_dtype not in (None, torch.float32, x.dtype):
+        raise ValueError(f"linear_quantized: out_dtype {out_dtype} is neither x's {x.dtype} nor float32")
 
 
 def examples(device: str) -> list[Example]:

@@ -30,7 +30,8 @@ def _by_record(part, blocks, missing):
     return part.view(torch.uint8).view(len(part), blocks, -1)
 
 
-def _format(part):
+def format_of(part):
+    """What names a part's layout to the C++: bits, scales a block, whether these are floats, minima, code of zero."""
     return part.bits, BLOCK // part.group, part.scale_dtype is torch.float32, part.has_minimum, part.zero
 
 
@@ -39,21 +40,21 @@ def forward(x, part, bias, y, column):
     unknown = _native.kernel("linear_quantized", x.dtype)(
         _native.address(x, x.dtype, m * k),
         _native.address(part.data, torch.uint8, part.data.numel()),
-        *_format(part),
+        *format_of(part),
         _native.address(bias, x.dtype, part.rows),
         _native.address(y, dtype, y.numel()) + column * y.itemsize,
         dtype is torch.float32, y.shape[1],
         m, part.rows, k, _native.threads(),
     )  # fmt: skip
     if unknown >= 0:
-        raise NotImplementedError(f"quantized cpu: no kernel for {_format(part)}, x {x.dtype} {(m, k)}")
+        raise NotImplementedError(f"quantized cpu: no kernel for {format_of(part)}, x {x.dtype} {(m, k)}")
 
 
 def rows(part, k, ids):
     out = torch.empty(ids.numel(), k)
     wrong = _native.cpu.quantized_rows(
         _native.address(part.data, torch.uint8, part.data.numel()),
-        *_format(part),
+        *format_of(part),
         _native.address(ids, torch.int64, ids.numel()),
         _native.address(out, torch.float32, out.numel()),
         ids.numel(), part.rows, k,

@@ -55,6 +55,28 @@ def test_every_batch_is_the_whole_forward_pass(isa, model, tmp_path):  # noqa: F
             assert_equal(answers, trainers(model, answers, FILTERED[1]))
 
 
+@pytest.mark.parametrize("kind", ["f32", "bf16", "Q8_0", "Q4_0"])
+def test_members_of_a_team_compute_what_one_thread_does(isa, kind, tmp_path):  # noqa: F811
+    """Products large enough to be shared, as many members as key heads, or more; a request over the end of a page."""
+    sizes = {"hidden_size": 256, "intermediate_size": 544, "vocab_size": 1031, "head_dim": 64}
+    if kind[0] == "Q":
+        model = written(tmp_path / "m.gguf", kind, **sizes)
+    else:
+        model = Transformer(replace(CONFIG, **sizes), seed=3)
+        model.to({"f32": torch.float32, "bf16": torch.bfloat16}[kind])
+    params = [replace(FILTERED[2], seed=1), replace(PLAIN, max_tokens=8, seed=2), replace(PLAIN, seed=3)]
+    told = []
+    for threads in (1, 2, 5):
+        set_threads(threads)
+        engine = Engine(model, max_batch=3)
+        answers = engine.generate(prompts(3), params) + engine.generate(prompts(1), params[:1])
+        told.append([(answer.ids, answer.logprobs) for answer in answers])
+        for decoder, *_ in engine._runner._decoders.values():
+            (((_, step, *_), *others),) = (decoder._parts,)
+            assert step.in_team and not others and sum("norm_linear" in name for name in step.names) == 4
+    assert told[0] == told[1] == told[2]
+
+
 def test_chunks_preemption_and_prefixes_change_nothing(model):
     params, asked = each(PLAIN, 7) + each(FILTERED[4], 7), prompts(7) * 2
     truth = Engine(model, max_batch=1, pages=4, step_tokens=256).generate(asked, params)

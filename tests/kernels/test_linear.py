@@ -1,11 +1,24 @@
 """The linear layer on every backend: against float64, one order of summation, packed weights, opcheck."""
 
+import itertools
+
 import pytest
 import torch
-from pyengine.kernels import _native, linear, norm_linear, pack_weight, rmsnorm, swiglu, use_backend
+from pyengine.kernels import (
+    _native,
+    linear,
+    norm_linear,
+    pack_quantized,
+    pack_weight,
+    rmsnorm,
+    swiglu,
+    use_backend,
+)
 from pyengine.kernels.linear import reference
 
 from tests.numerics import assert_as_good_as_torch
+
+from .test_quantized import weight as quantised
 
 OP = "linear"
 # (rows, N, K): single values, ragged tiles and panels, odd K (half a pair in bf16), K beyond one sweep, empty
@@ -177,6 +190,47 @@ def test_a_norm_before_and_a_gate_behind_change_no_bits(backend, shape, gated, r
         torch.testing.assert_close(
             through(m)[0], whole[0], rtol=2e-2, atol=2e-2 * float(whole[0].float().abs().max())
         )
+
+
+@pytest.mark.parametrize("kind", ["f32", "bf16", "bf16 first", "Q8_0", "Q6_K"])
+@pytest.mark.parametrize("isa", _native.runnable())
+def test_a_norm_before_and_a_gate_behind_a_packed_weight_change_no_bits(isa, kind):
+    """In one call or one after another, on any number of threads: rows few enough to be normalised by each."""
+    before = _native.isa
+    _native.use_isa(isa)
+    make = torch.Generator().manual_seed(3)
+    dtype = torch.float32 if kind == "f32" or kind[0] == "Q" else torch.bfloat16
+    stream = torch.float32 if "first" in kind else dtype
+    try:
+        for m, n, k in ((1, 192, 1312), (3, 448, 544), (16, 64, 96), (17, 128, 160)):
+            x, norm, bias = (torch.randn(s, generator=make) for s in ((m, k), (k,), (n,)))
+            x, norm, bias, weight = x.to(stream), norm.to(dtype), bias.to(dtype), torch.randn(n, k).to(dtype)
+            packed = pack_quantized(*quantised(kind, n, k)) if kind[0] == "Q" else pack_weight(weight)
+            residual = None if "first" in kind else torch.randn(m, k, generator=make)
+            h = rmsnorm(x, norm, 1e-5, residual)
+            h, *summed = h if isinstance(h, tuple) else (h,)
+            for threads, gated in itertools.product((1, 2, 3), (False, True)):
+                _native.set_threads(threads)
+                y = linear(h, packed, bias)
+                found = norm_linear(x, norm, packed, bias, 1e-5, residual, gated)
+                found = found if isinstance(found, tuple) else (found,)
+                for ours, theirs in zip(found, (swiglu(y) if gated else y, *summed), strict=True):
+                    assert torch.equal(ours, theirs)
+    finally:
+        _native.set_threads(None)
+        _native.use_isa(before)
+
+
+def test_what_a_product_with_a_norm_refuses():
+    x, norm, packed = torch.ones(2, 64), torch.ones(64), pack_quantized(*quantised("Q8_0", 64, 64))
+    for wrong, told in (
+        ((torch.ones(2, 32), torch.ones(32), packed), "does not fit"),
+        ((x, norm, packed, torch.ones(3)), "bias"),
+        ((x, norm, pack_weight(torch.ones(64, 32))), "does not fit"),
+        ((x, norm, pack_weight(torch.ones(64, 64).bfloat16())), "bfloat16"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            norm_linear(*wrong)
 
 
 def test_a_gated_weight_has_pairs_of_rows(backend):

@@ -1,9 +1,13 @@
 """The pool of threads: same results however many share it or fight for it, and it sleeps when nothing is asked."""
 
+import os
 import resource
+import subprocess
 import time
+from pathlib import Path
 from threading import Thread
 
+import pytest
 import torch
 from pyengine.kernels import _native, linear, pack_weight, rmsnorm, set_threads
 from pyengine.kernels._capture import capture
@@ -67,6 +71,23 @@ def test_workers_sleep_when_nothing_is_asked():
         step.replay()  # and are there again
     finally:
         set_threads(None)
+
+
+@pytest.mark.parametrize("sanitizer", [None, "thread"])
+def test_teams(sanitizer, tmp_path):
+    """Loops of all members, late ones, errors, callers at once, sleepers; and in a forked child, where ThreadSanitizer
+    does not follow."""
+    sources = [
+        Path(__file__).parent / "team.cpp",
+        Path(__file__).parents[2] / "csrc" / "cpu" / "parallel.cpp",
+    ]
+    flags = ["-std=c++17", "-O1", "-g", "-pthread", f"-I{sources[1].parent}"]
+    flags += [f"-fsanitize={sanitizer}"] if sanitizer else []
+    compiler = os.environ.get("CXX", "g++").split()
+    subprocess.run([*compiler, *flags, *map(str, sources), "-o", str(tmp_path / "team")], check=True)
+    arguments = [] if sanitizer else ["fork"]
+    found = subprocess.run([tmp_path / "team", *arguments], capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0, found.stdout + found.stderr
 
 
 def test_rows_may_lie_apart():

@@ -1,0 +1,57 @@
+// RMSNorm of a row, and of the rows that a product begins with.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "gemm.h"
+#include "parallel.h"
+#include "simd.h"
+
+namespace norm {
+
+using namespace simd;
+
+// out = in rstd weight; returns rstd.
+template <class T, class S>
+inline float normalise(const S* in, const T* weight, T* out, int64_t channels, float eps) {
+  f32 squares = zero();
+  each_vector(channels, [&](int64_t i, int n) {
+    f32 v = get(in + i, n);
+    squares = fma(v, v, squares);
+  });
+  const float scale = 1.0f / std::sqrt(sum(squares) / channels + eps);
+  each_vector(channels,
+              [&](int64_t i, int n) { put(out + i, get(in + i, n) * set(scale) * get(weight + i, n), n); });
+  return scale;
+}
+
+template <class X>
+inline void add(const X* x, const float* residual, float* out, int64_t channels) {
+  each_vector(channels, [&](int64_t i, int n) { put(out + i, get(x + i, n) + get(residual + i, n), n); });
+}
+
+// Rows of x, or where there is a residual of x + residual, which is written to `summed`, normalised into memory
+// of this thread (rows, channels). Every member of a team does so: that is less than waiting for one who does,
+// and fetching his.
+template <class T, class X>
+const T* normalise_privately(const X* x, const float* residual, const T* weight, float* summed, int64_t rows,
+                             int64_t channels, float eps) {
+  T* out = static_cast<T*>(gemm::scratch(gemm::kNormed, rows * channels * sizeof(T)));
+  float* own = static_cast<float*>(gemm::scratch(gemm::kSummed, channels * sizeof(float)));
+  const bool first = parallel::is_first();
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t at = row * channels;
+    if (!residual) {
+      normalise(x + at, weight, out + at, channels, eps);
+      continue;
+    }
+    float* to = first ? summed + at : own;
+    add(x + at, residual + at, to, channels);
+    normalise(to, weight, out + at, channels, eps);
+  }
+  return out;
+}
+
+}  // namespace norm

@@ -40,33 +40,28 @@ class Zeroed {
   T* data_;
 };
 
-// Pieces of up to 15 bytes that are up to 4 ids: two slots of 32 bytes in each cache line. A piece that finds
-// its line full goes to another.
+// Pieces of up to 15 bytes that are up to 4 ids: two in each cache line, first both keys, which are compared at
+// once, then the ids. A piece that finds its line full goes to another.
 class ShortPieces {
  public:
-  struct Slot {
-    uint64_t low, high;  // a wide::Key; in the last byte's upper half the number of ids, and `moved`
-    uint32_t ids[4];
-    size_t count() const { return high >> 60 & 7; }
-  };
-  using Line = Slot[2];
-  static constexpr size_t many = 7;
+  struct Line;
+  static constexpr size_t many = 7, absent = 8;  // in place of a number of ids
 
   explicit ShortPieces(int line_bits = 18) : bits_(line_bits) {}
 
-  size_t line_of(wide::Key key) const { return key.hash() >> (64 - bits_); }
-  void prefetch(size_t line) const { __builtin_prefetch(&lines_[line]); }
+  // Where a piece is looked for; so until the table is doubled.
+  Line* line_of(wide::Key key) { return &lines_[number_of(key)]; }
   // Keys and lines of `count` pieces, which are asked for: piece i is p + ends[i - 1] to p + ends[i], from
   // ends[-1], which is 0. Behind the last there is room for 16 more in each array. Longer pieces have keys of
   // none; which they are is written to `longer`, and how many returned.
   size_t ask(const uint8_t* p, const uint8_t* text_end, uint32_t* ends, size_t count, wide::Key* keys,
-             uint64_t* lines, uint32_t* longer) const {
+             Line** lines, uint32_t* longer) {
     size_t i = 0, found = 0;
 #ifdef TEXT_AVX512
     std::fill_n(ends + count, 16, ends[count - 1]);
     for (; i < count && ends[i + 14] + 16 <= size_t(text_end - p); i += 16) {
-      uint32_t longs = wide::sixteen_keys(p, ends + i, bits_, keys + i, lines + i);
-      for (size_t j = i; j < i + 16; j++) prefetch(lines[j]);
+      uint32_t longs = wide::sixteen_keys(p, ends + i, bits_, &lines_[0], keys + i, lines + i);
+      for (size_t j = i; j < i + 16; j++) __builtin_prefetch(lines[j]);
       for (; longs; longs &= longs - 1) longer[found++] = uint32_t(i) + uint32_t(wide::lowest_bit(longs));
     }
 #endif
@@ -75,38 +70,42 @@ class ShortPieces {
       if (size > 15) longer[found++] = uint32_t(i);
       keys[i] = size > 15 ? wide::Key{0, uint64_t(16) << 56} : wide::key_of(p + ends[i - 1], size, text_end);
       lines[i] = line_of(keys[i]);
-      prefetch(lines[i]);
+      __builtin_prefetch(lines[i]);
     }
     return found;
   }
-  // Writes 4 ids to out, of which the first so many count; 0: not in this line; `many`: more than fit, then the
-  // first says how many and the second what LongPieces calls the piece.
-  size_t find(wide::Key key, size_t line, uint32_t* out) {
-    const Slot* slot = &lines_[line][0];
-    const uint32_t found = wide::which_of_two(slot, key);
-    slot += found >> 4;
-    std::memcpy(out, slot->ids, sizeof slot->ids);
-    return found ? slot->count() : 0;
+  // Writes 4 ids to out, of which the first so many count; `absent`: not in this line, and nothing is written;
+  // `many`: more than fit, then the first says how many and the second what LongPieces calls the piece.
+  static size_t find(const wide::Key& key, const Line* line, uint32_t* out) {
+    const uint32_t place = wide::which_of_two(line->keys, key);
+    if (__builtin_expect(place == wide::neither, 0)) return absent;
+    const uint32_t* ids = line->ids[0] + place;
+    wide::copy_four(ids, id_bits, out);
+    return ids[0] >> id_size;
   }
   // The same for a piece not found in its line: in the other where it may be. Now and then the found one
   // changes places with one of its line, so that those that are met often come to lie where they are looked for
   // first.
-  size_t find_moved(wide::Key key, size_t line, uint32_t* out) {
-    if (!(lines_[line][1].high & moved)) return 0;
-    const size_t elsewhere = other(key, line), known = find(key, elsewhere, out);
-    if (known && ++found_moved_ % 8 == 0) bring_home(key, line, elsewhere);
+  size_t find_moved(wide::Key key, Line* line, uint32_t* out) {
+    if (!line->has_moved()) return absent;
+    Line* const elsewhere = other(key, line);
+    const size_t known = find(key, elsewhere, out);
+    if (known != absent && ++found_moved_ % 8 == 0) bring_home(key, *line, *elsewhere);
     return known;
   }
   // Asks for a piece's other line, if the one is full.
-  void prefetch_full(wide::Key key, size_t line) const {
-    if (lines_[line][1].count()) prefetch(other(key, line));
+  void prefetch_full(wide::Key key, Line* line) {
+    if (line->taken(1)) __builtin_prefetch(other(key, line));
   }
   // Of a piece that is in neither line, and not `many` ids or more unless it is `many`. It takes an empty slot
-  // of the one, else of the other, else the place of the older in the one.
-  void add(wide::Key key, size_t line, const uint32_t* ids, size_t count) {
-    Slot fresh{key.low, key.high | uint64_t(count) << 60, {}};
-    std::copy_n(ids, count == many ? 2 : count, fresh.ids);
-    add(fresh, key, line);
+  // of the one, else of the other, else the place of the older in the one. Ids of 2^28 and more have no room.
+  void add(wide::Key key, Line* line, const uint32_t* ids, size_t count) {
+    Slot fresh{key, {}};
+    uint32_t any = 0;
+    for (size_t i = 0; i < (count == many ? 2 : count); i++) any |= fresh.ids[i] = ids[i];
+    if (count == 0 || any > id_bits) return;
+    fresh.ids[0] |= uint32_t(count) << id_size;
+    add(fresh, *line);
   }
   // Whether three eighths of the table are taken, so that it is time to double it. Pieces have other lines
   // then.
@@ -116,57 +115,81 @@ class ShortPieces {
     added_ = 0;
     std::vector<Slot> elsewhere;
     for (size_t i = size_t(1) << (bits_ - 1); i-- > 0;) {  // to lines 2 i and 2 i + 1, whose pieces have gone
-      const Slot old[2] = {lines_[i][1], lines_[i][0]};
+      const Slot old[2] = {lines_[i].get(1), lines_[i].get(0)};
       std::memset(&lines_[2 * i], 0, 2 * sizeof(Line));
-      for (Slot slot : old) {
-        slot.high &= ~moved;
-        if (!slot.count()) continue;
-        const size_t line = line_of(key_of(slot));
-        if (line >> 1 == i)
-          add(slot, key_of(slot), line);
+      for (const Slot& slot : old) {
+        if (!slot.ids[0]) continue;
+        if (number_of(slot.key) >> 1 == i)
+          add(slot, *line_of(slot.key));
         else
           elsewhere.push_back(slot);
       }
     }
-    for (const Slot& slot : elsewhere) add(slot, key_of(slot), line_of(key_of(slot)));
+    for (const Slot& slot : elsewhere) add(slot, *line_of(slot.key));
   }
 
  private:
-  static constexpr uint64_t moved = uint64_t(1)
-                                    << 63;  // in a line's second slot: some of its pieces are elsewhere
-  static wide::Key key_of(const Slot& slot) { return {slot.low, slot.high & ~(uint64_t(0xF) << 60)}; }
-  size_t other(wide::Key key, size_t line) const { return line ^ (key.hash() << bits_ >> (64 - bits_) | 1); }
-  // The piece goes from its other line to its line, if the older there has room in its own other line.
-  void bring_home(wide::Key key, size_t line, size_t elsewhere) {
-    Slot &older = lines_[line][1], *from = lines_[elsewhere];
-    if (older.count()) {
-      const wide::Key leaving = key_of(older);
-      if (line_of(leaving) != line) return;
-      Slot* to = lines_[other(leaving, line)];
-      if (to[1].count()) return;
-      put(to[to[0].count() != 0], older);
+  // An id has 28 bits. In the upper four of a piece's first stands how many it has; in those of its line's
+  // last, whether some pieces of the line are elsewhere.
+  static constexpr int id_size = 28;
+  static constexpr uint32_t id_bits = (1u << id_size) - 1, moved = 1u << id_size;
+  struct Slot {
+    wide::Key key;
+    uint32_t ids[4];  // without `moved`
+  };
+
+ public:
+  struct Line {
+    wide::Key keys[2];
+    uint32_t ids[2][4];
+
+   private:
+    friend ShortPieces;
+    bool taken(int i) const { return ids[i][0] != 0; }
+    bool has_moved() const { return ids[1][3] > id_bits; }
+    void set_moved() { ids[1][3] |= moved; }
+    Slot get(int i) const {
+      Slot slot{keys[i], {ids[i][0], ids[i][1], ids[i][2], ids[i][3] & id_bits}};
+      return slot;
     }
-    const bool second = !(wide::which_of_two(from, key) & 1);
-    put(older, from[second]);
-    if (!second) put(from[0], from[1]);
-    put(from[1], Slot{});
+    void put(int i, const Slot& slot) {
+      const uint32_t flag = ids[i][3] & moved;
+      keys[i] = slot.key;
+      std::memcpy(ids[i], slot.ids, sizeof slot.ids);
+      ids[i][3] |= flag;
+    }
+  };
+
+ private:
+  size_t number_of(wide::Key key) const { return key.hash() >> (64 - bits_); }
+  Line* other(wide::Key key, const Line* line) {
+    return &lines_[size_t(line - &lines_[0]) ^ (key.hash() << bits_ >> (64 - bits_) | 1)];
   }
-  static void put(Slot& slot, const Slot& value) {
-    const uint64_t flag = slot.high & moved;
-    slot = value;
-    slot.high = (slot.high & ~moved) | flag;
+  // The piece goes from its other line to its line, if the older there has room in its own other line.
+  void bring_home(wide::Key key, Line& home, Line& from) {
+    if (home.taken(1)) {
+      const Slot leaving = home.get(1);
+      if (line_of(leaving.key) != &home) return;
+      Line& to = *other(leaving.key, &home);
+      if (to.taken(1)) return;
+      to.put(to.taken(0), leaving);
+    }
+    const bool second = wide::which_of_two(from.keys, key) > 0;
+    home.put(1, from.get(second));
+    if (!second) from.put(0, from.get(1));
+    from.put(1, Slot{});
   }
-  void add(const Slot& fresh, wide::Key key, size_t line) {
+  void add(const Slot& fresh, Line& home) {
     added_++;
-    Slot* slots = lines_[line];
-    if (slots[1].count()) {
-      slots[1].high |= moved;
-      for (Slot& slot : lines_[other(key, line)]) {
-        if (!slot.count()) return put(slot, fresh);
+    if (home.taken(1)) {
+      home.set_moved();
+      Line& elsewhere = *other(fresh.key, &home);
+      for (int i : {0, 1}) {
+        if (!elsewhere.taken(i)) return elsewhere.put(i, fresh);
       }
     }
-    put(slots[1], slots[0]);
-    put(slots[0], fresh);
+    home.put(1, home.get(0));
+    home.put(0, fresh);
   }
   static constexpr int most_bits = 19;  // 32 MiB
   int bits_;                            // of the number of lines: first 16 MiB
@@ -177,20 +200,21 @@ class ShortPieces {
 
 // Pieces of up to 62 bytes, where they are too long or too many ids for the above. Each hash has a bucket of
 // two cache lines: two pieces, one to a line, the newer in the first, or one that needs both. Behind size and
-// number of ids stand the bytes, then the ids in three bytes each. A piece is called by the upper half of its
+// number of ids stand the bytes, then the ids in three bytes each. A piece is called by the upper bits of its
 // hash.
 class LongPieces {
  public:
   static constexpr size_t most_bytes = 62;
-  static uint32_t name_of(uint64_t hash) { return uint32_t(hash >> 32); }
+  static constexpr int name_bits = 28;  // as ShortPieces has room for
+  static uint32_t name_of(uint64_t hash) { return uint32_t(hash >> (64 - name_bits)); }
   void prefetch(uint32_t name) const {
-    const uint8_t* slot = buckets_[name >> (32 - bits_)];
+    const uint8_t* slot = buckets_[name >> (name_bits - bits_)];
     __builtin_prefetch(slot);
     __builtin_prefetch(slot + line);
   }
   // Writes the ids to out and returns how many; 0: not here.
   size_t find(uint32_t name, std::string_view piece, uint32_t* out) const {
-    const uint8_t* slot = buckets_[name >> (32 - bits_)];
+    const uint8_t* slot = buckets_[name >> (name_bits - bits_)];
     if (!holds(slot, piece)) {
       if (needed(slot[0], slot[1]) > line) return 0;
       slot += line;
@@ -242,7 +266,7 @@ class LongPieces {
   }
   void add(uint32_t name, const uint8_t* entry, size_t size) {
     added_++;
-    uint8_t* slot = buckets_[name >> (32 - bits_)];
+    uint8_t* slot = buckets_[name >> (name_bits - bits_)];
     if (size <= line) {
       if (needed(slot[0], slot[1]) <= line)
         std::memcpy(slot + line, slot, line);

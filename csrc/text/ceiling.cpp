@@ -10,7 +10,7 @@ size_t encode_nothing(const Pattern& pattern, std::string_view text) {
   constexpr size_t most = 256, room = most + piece_slack + 16;
   ShortPieces pieces(14);  // 1 MiB
   uint32_t whole[1 + room], *const ends = whole + 1, longer[room], ids[room + 4];
-  alignas(64) uint64_t lines[room];
+  alignas(64) ShortPieces::Line* lines[room];
   alignas(64) wide::Key keys[room];
   whole[0] = 0;
   const uint8_t* p = reinterpret_cast<const uint8_t*>(text.data());
@@ -20,7 +20,10 @@ size_t encode_nothing(const Pattern& pattern, std::string_view text) {
     const size_t count = split(pattern, p, end, ends, most);
     pieces.ask(p, end, ends, count, keys, lines, longer);
     uint32_t* out = ids;
-    for (size_t i = 0; i < count; i++) out += 1 + pieces.find(keys[i], lines[i], out);
+    for (size_t i = 0; i < count; i++) {
+      const size_t known = ShortPieces::find(keys[i], lines[i], out);
+      *out++ = uint32_t(known);
+    }
     written += size_t(out - ids);
     p += ends[count - 1];
   }

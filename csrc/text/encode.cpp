@@ -97,16 +97,15 @@ uint32_t* Encoder::merge(const uint8_t* p, size_t size, Workspace& w, uint32_t* 
 
 // Notes a piece whose ids are not at hand. What it needs is asked for now and read later.
 __attribute__((noinline)) static void note(Workspace& w, const uint8_t* p, size_t size, wide::Key key,
-                                           size_t line, size_t place, bool met, bool placed) {
+                                           ShortPieces::Line* line, size_t place, bool met, bool placed) {
   const uint32_t number = uint32_t(w.unknown.size());
   const uint32_t ids = number ? w.unknown.back().ids + w.unknown.back().size + 4 : 0;
-  w.unknown.push_back(
-      {p, key, uint32_t(size), uint32_t(line), uint32_t(place), ids, 0, number, 0, 0, met, placed});
+  w.unknown.push_back({p, key, line, uint32_t(size), uint32_t(place), ids, 0, number, 0, 0, met, placed});
 }
 
 // Long pieces are rare; apart, they leave the loops over the others tight.
 __attribute__((noinline)) static wide::Key ask_for_long(Workspace& w, const uint8_t* p, size_t size) {
-  if (size > LongPieces::most_bytes) return {0, 0};
+  if (size > LongPieces::most_bytes) return {0, size};
   const wide::Key key{hash_of(p, size), size};
   w.long_pieces.prefetch(LongPieces::name_of(key.low));
   return key;
@@ -141,10 +140,10 @@ void Encoder::learn(Workspace& w) const {
       uint32_t* ids = room + piece.ids;
       const bool is_short = piece.size <= 15;
       if (is_short && !piece.met && (learnt || u >= news)) {
-        size_t known = w.short_pieces.find(piece.key, piece.line, ids);
-        if (!known) known = w.short_pieces.find_moved(piece.key, piece.line, ids);
+        size_t known = ShortPieces::find(piece.key, piece.line, ids);
+        if (known == ShortPieces::absent) known = w.short_pieces.find_moved(piece.key, piece.line, ids);
         piece.met = known == ShortPieces::many;
-        if (known && !piece.met) {
+        if (known <= 4) {
           piece.count = uint32_t(known);
           continue;
         }
@@ -163,8 +162,8 @@ void Encoder::learn(Workspace& w) const {
           for (size_t from : {size_t(0), cut}) {
             const size_t size = from ? piece.size - cut : cut;
             const wide::Key key = wide::key_of(piece.p + from, size, piece.p + piece.size);
-            const size_t line = w.short_pieces.line_of(key);
-            w.short_pieces.prefetch(line);
+            ShortPieces::Line* const line = w.short_pieces.line_of(key);
+            __builtin_prefetch(line);
             note(w, piece.p + from, size, key, line, 0, false, false);
           }
           continue;
@@ -254,7 +253,7 @@ void Encoder::remember(const Unknown& piece, Workspace& w) const {
 // others are learnt together, and their ids put between.
 void Encoder::encode_pieces(const uint8_t* p, const uint8_t* text_end, uint32_t* ends, size_t count,
                             Workspace& w, Ids& ids) const {
-  alignas(64) uint64_t lines[most_pieces + 16];
+  alignas(64) ShortPieces::Line* lines[most_pieces + 16];
   alignas(64) wide::Key keys[most_pieces + 16];
   uint32_t longer[most_pieces];
   if (w.short_pieces.crowded()) w.short_pieces.grow();
@@ -272,8 +271,8 @@ void Encoder::encode_pieces(const uint8_t* p, const uint8_t* text_end, uint32_t*
   size_t most_placed = 0, inert = 0, new_bytes = 0;
   uint32_t *const begin = ids.room(ends[count - 1] + 4), *out = begin;
   for (size_t i = 0; i < count; i++) {
-    size_t known = w.short_pieces.find(keys[i], lines[i], out);
-    if (__builtin_expect(known - 1 < 4, 1)) {
+    size_t known = ShortPieces::find(keys[i], lines[i], out);
+    if (__builtin_expect(known <= 4, 1)) {
       out += known;
       continue;
     }
@@ -289,8 +288,9 @@ void Encoder::encode_pieces(const uint8_t* p, const uint8_t* text_end, uint32_t*
     if (size > 15) {
       const uint32_t name = LongPieces::name_of(keys[i].low);
       known = w.long_pieces.find(name, {reinterpret_cast<const char*>(piece), size}, out);
-    } else if (known == 0) {
+    } else if (known == ShortPieces::absent) {
       known = w.short_pieces.find_moved(keys[i], lines[i], out);
+      if (known == ShortPieces::absent) known = 0;
     }
     if (known == 0 && size > 2 && vocabulary.inert(piece, size)) {  // as fast as remembered
       out = vocabulary.bytes(piece, size, out);
@@ -392,13 +392,14 @@ void Encoder::encode(std::string_view text, Workspace& w, Ids& ids, size_t most)
       p += ends[count - 1];
       continue;
     }
-    uint32_t longest = 0;
-    for (size_t i = 0; i < count; i++) longest = std::max(longest, ends[i] - whole[i]);
+    std::fill_n(ends + count, 16, ends[count - 1]);
     bool cuts = false;
-    for (size_t i = 0; longest > 15 && i < count && !cuts; i++) {
-      const uint32_t size = ends[i] - whole[i];
-      cuts = size > 15 && !vocabulary.lacks_a_byte_of(p + whole[i], size) &&
-             vocabulary.junctions.cuts(p + whole[i], size, least_part);
+    for (size_t base = 0; base < count && !cuts; base += 16) {
+      for (uint32_t longs = wide::longer_than_15(ends + base); longs && !cuts; longs &= longs - 1) {
+        const size_t i = base + size_t(wide::lowest_bit(longs)), size = ends[i] - whole[i];
+        cuts = !vocabulary.lacks_a_byte_of(p + whole[i], size) &&
+               vocabulary.junctions.cuts(p + whole[i], size, least_part);
+      }
     }
     if (!cuts) {
       encode_pieces(p, text_end, ends, count, w, ids);

@@ -66,7 +66,8 @@ class Ids {
 struct Unknown {
   const uint8_t* p;
   wide::Key key;  // of more than 15 bytes: hash and size
-  uint32_t size, line;
+  ShortPieces::Line* line;
+  uint32_t size;
   uint32_t place;       // where its ids belong among the others'
   uint32_t ids, count;  // where they are now, in unknown_ids
   uint32_t same;        // the number of the piece that holds its ids: its own, or that of an equal one

@@ -85,29 +85,56 @@ inline Key key_of(const uint8_t* p, size_t size, const uint8_t* end) {
   return key;
 }
 
-// Which of the two entries of 32 bytes in a cache line begin with a key, but for the upper four bits of its
-// last byte: bit 0 the first, bit 4 the second.
-inline uint32_t which_of_two(const void* line, const Key& key) {
-  constexpr uint64_t high_bits = ~(uint64_t(0xF0) << 56);
+// Which of two keys is this one: 0 the first, 4 the second, or `neither`.
+constexpr uint32_t neither = 8;
+inline uint32_t which_of_two(const Key keys[2], const Key& key) {
+#if defined(TEXT_BLOCKS)
+  // By which of the four halves are equal; a look-up here waits for less than the arithmetic would.
+  alignas(16) static constexpr uint8_t places[16] = {8, 8, 8, 0, 8, 8, 8, 0, 8, 8, 8, 0, 4, 4, 4, 0};
+  const __m256i wanted = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(&key)));
+  const __m256i there = _mm256_load_si256(reinterpret_cast<const __m256i*>(keys));
 #ifdef TEXT_AVX512
-  const __m512i keys = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(&key)));
-  const __m512i bits = _mm512_set_epi64(0, 0, int64_t(high_bits), -1, 0, 0, int64_t(high_bits), -1);
-  const uint32_t same = _mm512_testn_epi64_mask(_mm512_xor_si512(keys, _mm512_load_si512(line)), bits);
-  return (same & 0x11) & ((same & 0x22) >> 1);
+  return places[_mm256_cmpeq_epi64_mask(wanted, there)];
 #else
-  uint64_t at[8];
-  std::memcpy(at, line, sizeof at);
-  const bool first = (at[0] == key.low) & (((at[1] ^ key.high) & high_bits) == 0);
-  const bool second = (at[4] == key.low) & (((at[5] ^ key.high) & high_bits) == 0);
-  return uint32_t(first) | uint32_t(second) << 4;
+  return places[_mm256_movemask_pd(_mm256_castsi256_pd(_mm256_cmpeq_epi64(wanted, there)))];
+#endif
+#else
+  const bool first = (keys[0].low == key.low) & (keys[0].high == key.high);
+  const bool second = (keys[1].low == key.low) & (keys[1].high == key.high);
+  return first ? 0 : second ? 4 : neither;
+#endif
+}
+
+// Copies the bits of `mask` of four numbers.
+inline void copy_four(const uint32_t* from, uint32_t mask, uint32_t* to) {
+#ifdef __SSE2__
+  const __m128i four = _mm_load_si128(reinterpret_cast<const __m128i*>(from));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_and_si128(four, _mm_set1_epi32(int(mask))));
+#else
+  for (int i = 0; i < 4; i++) to[i] = from[i] & mask;
+#endif
+}
+
+// Which of 16 pieces, of which piece i ends at ends[i] and begins at ends[i - 1], have more than 15 bytes.
+inline uint32_t longer_than_15(const uint32_t* ends) {
+#ifdef TEXT_AVX512
+  const __m512i sizes = _mm512_sub_epi32(_mm512_loadu_si512(ends), _mm512_loadu_si512(ends - 1));
+  return _mm512_cmpgt_epu32_mask(sizes, _mm512_set1_epi32(15));
+#else
+  uint32_t found = 0;
+  for (int i = 0; i < 16; i++) found |= uint32_t(ends[i] - ends[i - 1] > 15) << i;
+  return found;
 #endif
 }
 
 #ifdef TEXT_AVX512
-// Keys of 16 pieces, one behind the other, and the upper `bits` bits of their hashes: piece i is p + ends[i -
-// 1] to p + ends[i], of which the first 16 bytes at each begin can be read. Those of more than 15 bytes get
-// keys that no piece has; returns which they are.
-inline uint32_t sixteen_keys(const uint8_t* p, const uint32_t* ends, int bits, Key* keys, uint64_t* hashes) {
+// Keys of 16 pieces, one behind the other, and of a table of 2^bits cache lines those that the upper bits of
+// their hashes name: piece i is p + ends[i - 1] to p + ends[i], of which the first 16 bytes at each begin can
+// be read. Those of more than 15 bytes get keys that no piece has; returns which they are.
+template <class Line>
+inline uint32_t sixteen_keys(const uint8_t* p, const uint32_t* ends, int bits, Line* table, Key* keys,
+                             Line** lines) {
+  static_assert(sizeof(Line) == 64 && sizeof(Line*) == 8);
   const __m512i begins = _mm512_loadu_si512(ends - 1);
   const __m512i sizes =
       _mm512_min_epu32(_mm512_sub_epi32(_mm512_loadu_si512(ends), begins), _mm512_set1_epi32(16));
@@ -119,22 +146,29 @@ inline uint32_t sixteen_keys(const uint8_t* p, const uint32_t* ends, int bits, K
   __m512i spread =
       _mm512_set_epi32(0x0C0C0C0C, 0x0C0C0C0C, 0x0C0C0C0C, 0x0C0C0C0C, 0x08080808, 0x08080808, 0x08080808,
                        0x08080808, 0x04040404, 0x04040404, 0x04040404, 0x04040404, 0, 0, 0, 0);
-  const __m128i unused = _mm_cvtsi32_si128(64 - bits);
-  for (int i = 0; i < 16; i += 4) {
-    auto load = [&](int j) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + (ends - 1)[i + j])); };
-    const __m512i bytes = _mm512_inserti64x4(
-        _mm512_castsi256_si512(_mm256_inserti128_si256(_mm256_castsi128_si256(load(0)), load(1), 1)),
-        _mm256_inserti128_si256(_mm256_castsi128_si256(load(2)), load(3), 1), 1);
-    const __m512i size = _mm512_permutexvar_epi8(spread, sizes);
-    spread = _mm512_add_epi8(spread, _mm512_set1_epi8(16));
-    const __m512i low = _mm512_maskz_mov_epi8(_mm512_cmplt_epu8_mask(places, size), bytes);
-    const __m512i key = _mm512_mask_mov_epi8(low, 0x8000800080008000u, size);
-    const __m512i products = _mm512_mullo_epi64(key, factors);
-    const __m512i sums = _mm512_add_epi64(products, _mm512_shuffle_epi32(products, _MM_PERM_BADC));
-    _mm512_storeu_si512(keys + i, key);
-    _mm256_storeu_si256(
-        reinterpret_cast<__m256i*>(hashes + i),
-        _mm512_castsi512_si256(_mm512_maskz_compress_epi64(0x55, _mm512_srl_epi64(sums, unused))));
+  const __m512i in_order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+  const __m512i inside = _mm512_set1_epi64(~int64_t(63));  // of a line
+  const __m128i unused = _mm_cvtsi32_si128(58 - bits);
+  for (int i = 0; i < 16; i += 8) {
+    __m512i products[2];  // of the halves of four keys each
+    for (int j = 0; j < 2; j++) {
+      const uint32_t* const four = ends - 1 + i + 4 * j;
+      auto load = [&](int k) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + four[k])); };
+      const __m512i bytes = _mm512_inserti64x4(
+          _mm512_castsi256_si512(_mm256_inserti128_si256(_mm256_castsi128_si256(load(0)), load(1), 1)),
+          _mm256_inserti128_si256(_mm256_castsi128_si256(load(2)), load(3), 1), 1);
+      const __m512i size = _mm512_permutexvar_epi8(spread, sizes);
+      spread = _mm512_add_epi8(spread, _mm512_set1_epi8(16));
+      const __m512i low = _mm512_maskz_mov_epi8(_mm512_cmplt_epu8_mask(places, size), bytes);
+      const __m512i key = _mm512_mask_mov_epi8(low, 0x8000800080008000u, size);
+      _mm512_storeu_si512(keys + i + 4 * j, key);
+      products[j] = _mm512_mullo_epi64(key, factors);
+    }
+    const __m512i sums = _mm512_add_epi64(_mm512_unpacklo_epi64(products[0], products[1]),
+                                          _mm512_unpackhi_epi64(products[0], products[1]));
+    const __m512i offsets = _mm512_and_si512(_mm512_srl_epi64(sums, unused), inside);
+    _mm512_storeu_si512(lines + i, _mm512_add_epi64(_mm512_set1_epi64(reinterpret_cast<intptr_t>(table)),
+                                                    _mm512_permutexvar_epi64(in_order, offsets)));
   }
   return _mm512_cmpeq_epu32_mask(sizes, _mm512_set1_epi32(16));
 }

@@ -34,6 +34,7 @@ _HARMLESS = frozenset(
 
 
 _NEW = frozenset("empty empty_like new_empty empty_strided new_empty_strided".split())
+LENT = 1 << 20  # bytes of a tensor that is better lent a place in an arena than asked of the allocator
 
 
 class Arena:
@@ -52,8 +53,8 @@ class Arena:
         start = -self._base % self.ALIGN
         self._free = [(start, bytes - start)]  # (start, size), by start
 
-    def like(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A contiguous tensor of this shape and type; the tensor itself if there is no room."""
+    def like(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """A contiguous tensor of this shape and type; None if there is no room."""
         size = -(-max(tensor.nbytes, 1) // self.ALIGN) * self.ALIGN
         for i, (start, room) in enumerate(self._free):
             if room >= size:
@@ -62,7 +63,14 @@ class Arena:
                 weakref.finalize(block, self._give_back, start, size)  # with the last view of its tensor
                 return torch.from_numpy(block)[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
         self.overflowed = True
-        return tensor
+        return None
+
+    def lending(self) -> TorchDispatchMode:
+        """A context in which tensors of LENT bytes or more that kernels ask of torch lie here while they live.
+
+        From the allocator, blocks of megabytes that come and go leave holes between the small ones that stay.
+        """
+        return _Lending(self)
 
     def lent(self, tensor: torch.Tensor) -> torch.Tensor:
         """The same numbers, for a result that is read before another step runs: its place may be given to others."""
@@ -98,11 +106,16 @@ class Step:
     """A recorded list of kernel calls; made by capture()."""
 
     def __init__(self):
-        self.kept: list[Any] = []  # all memory that the calls touch
+        self.kept: list[Any] = []  # all memory that the calls touch, each piece of it once
         self.names: list[str] = []  # of the calls, in order
         self.in_team = True  # whether all of them may be a team's (csrc/cpu/replay.h)
         self._words = array("Q")
         self._module, self._threads = _native.cpu, _native.threads()
+
+    @property
+    def nbytes(self) -> int:
+        """Of the recording itself, not of the memory that it touches."""
+        return 8 * (len(self._words) + len(self.names) + len(self.kept))
 
     def replay(self) -> None:
         """Run the recorded calls again; ValueError if a kernel refuses its new inputs."""
@@ -216,15 +229,38 @@ class _Guard(TorchDispatchMode):
         elif name == "copy_" and args[0].is_contiguous() and args[0].dtype == args[1].dtype:
             result = _contiguous(args[1].expand_as(args[0]), args[0])
         elif name in ("add", "add_") and len(args) == 2 and not kwargs:
-            out = args[0] if name == "add_" else self._arena.like(torch.empty_like(args[0]))
+            out = args[0] if name == "add_" else _allocate(self._arena, torch.empty_like, args[:1])
             result = _add(args[0], args[1], out)
+        elif name in _NEW:
+            result = _allocate(self._arena, function, args, kwargs)
         elif name in _HARMLESS:
             result = function(*args, **(kwargs or {}))
         else:
             raise RuntimeError(f"capture: the step runs torch's {name}, which a replay would miss")
-        if name in _NEW and result.is_contiguous():
-            result = self._arena.like(result)
         return result
+
+
+class _Lending(TorchDispatchMode):
+    """Allocates what is large from an arena, at some microseconds for each operator: too much where steps are small."""
+
+    def __init__(self, arena: Arena):
+        super().__init__()
+        self._arena = arena
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket.__name__ in _NEW:
+            return _allocate(self._arena, function, args, kwargs, least=LENT)
+        return function(*args, **(kwargs or {}))
+
+
+def _allocate(
+    arena: Arena, function, args: Sequence, kwargs: dict | None = None, least: int = 0
+) -> torch.Tensor:
+    """The CPU tensor of an operator that makes new memory: in the arena if it has `least` bytes and finds room."""
+    kwargs = kwargs or {}
+    wish = function(*args, **{**kwargs, "device": "meta"})  # takes nothing from the allocator
+    found = arena.like(wish) if wish.nbytes >= least and wish.is_contiguous() else None
+    return function(*args, **kwargs) if found is None else found
 
 
 def _gather(table: torch.Tensor, indices: list[torch.Tensor]) -> torch.Tensor:
@@ -288,10 +324,14 @@ def capture(arena: Arena | None = None, gradients: bool = False) -> Iterator[Ste
     arena = arena or Arena()
     step, module = Step(), _native.cpu
     step.kept.append(arena)
+    known: set[int] = set()  # where what is kept begins
 
     def keep(tensor: torch.Tensor) -> None:
         if not arena.holds(tensor):
-            step.kept.append(tensor)
+            storage = tensor.untyped_storage()  # a step reads weights through hundreds of views
+            if storage.data_ptr() not in known:
+                known.add(storage.data_ptr())
+                step.kept.append(storage)
 
     _native.cpu, _native.keep = _Recorder(module, step), keep  # type: ignore[assignment]  # plays the module
     try:

@@ -4,6 +4,7 @@ The processor looks addresses up page by page, and remembers some thousand pages
 a virtual machine doubles the price of a look-up, a weight streams 10 to 50 % faster from pages of 2 MiB.
 """
 
+import ctypes
 import math
 import mmap
 import threading
@@ -65,6 +66,13 @@ def _mapped(size: int) -> torch.Tensor:
 
 
 _shared = _Shared()
+
+
+def trim() -> None:
+    """Give the system back what the C library's allocator holds free, where it can: what loading a model leaves."""
+    give = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if give:
+        give(0)
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -15,7 +15,7 @@ buffers are written on the host and copied over in one go before a step, and the
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -35,7 +35,7 @@ from ..kernels import (
     rope_pages,
     uniform,
 )
-from ..kernels._capture import Arena, Decoder, capture
+from ..kernels._capture import LENT, Arena, Decoder, Step, capture
 from ..kernels._graph import Graphs, Outputs
 from ..kernels._memory import to_device
 from ..kernels.rope.table import table
@@ -50,7 +50,9 @@ KV_DTYPES = ("auto", "int8")
 SHARED_CACHE = 32 << 20  # bytes of weights that a processor's cores keep in common, about
 SHARE = 4  # rows that a thread must have to compute them alone, with such weights
 LARGE_SHARE = 16  # and with larger ones
-MOST_CAPTURED = 256  # steps; those with drafts or prompts come in many sizes
+MOST_CAPTURED = 256  # steps; those with drafts or prompts come in many sizes, and the latest used are kept
+CAPTURED_BYTES = 8 << 20  # that their recordings take at most on the CPU, 42 KB each for 30 layers
+LARGE_STEP = 4 << 20  # bytes of its widest tensor from which a step takes long beside what lending costs
 MOST_MET = 4096  # sizes of steps with prompts that are remembered, to capture them when they come again
 NATIVE_OPS = ("embedding", "rmsnorm", "linear", "quantized", "rope", "attention", "swiglu", "sample")
 
@@ -81,6 +83,9 @@ class ModelRunner:
         self._graphs = graphs or (Graphs(model.device) if model.device.type != "cpu" else None)
         self.model, self.max_batch = model, max_batch
         self.vocabulary, self.max_context = config.vocab_size, config.max_position_embeddings
+        self._width = (
+            4 * 2 * config.intermediate_size
+        )  # bytes that a step makes for a token, where it is widest
         per_request = -(-self.max_context // PAGE)
         shape = config.kv_heads, config.head_dim, _cache_type(kv_dtype, model)
         self.page_bytes = config.layers * sum(part.nbytes for part in new_pages(1, *shape))
@@ -101,9 +106,12 @@ class ModelRunner:
         self._stamp = self._now()
         # by what _compute() takes: what replays it, and where its results are
         self._captured: dict[tuple[int, int, int, str], tuple[Any, Outputs]] = {}
-        self._met: set[tuple[int, int, int, str]] = set()  # sizes of steps with prompts
+        self._captured_bytes = 0
+        self._met: dict[tuple[int, int, int, str], None] = {}  # sizes of steps with prompts, the latest last
         self._decoders: dict[tuple[int, str], tuple[Decoder, bool, list[Outputs]]] = {}  # by size and ending
         self._arenas: list[Arena] = []
+        # of steps without a capture, and of what is sampled behind a step, whose logits' place is given away already
+        self._scratch = Arena() if self._graphs is None else None
         self._setting: tuple | None = None
         self._capturable = False
 
@@ -148,7 +156,7 @@ class ModelRunner:
             self._inputs.upload()
             result = self._replay(tokens, requests, len(rows), ending)
         if not plain:
-            with _native.one_torch_thread():
+            with _native.one_torch_thread(), self._lending(result[0].nbytes, LENT):
                 u, *filters = self._sampling(len(rows))
                 choices = [request.choices for request in rows]
                 result = choose(result[0][: len(rows)], u, filters, choices, scored)
@@ -189,29 +197,45 @@ class ModelRunner:
         key = tokens, requests, ready, ending
         capturable = self._can_capture()
         if key in self._captured:
-            step, result = self._captured[key]
+            step, result = self._captured[key] = self._captured.pop(key)  # the latest used last
             step.replay()
             return result
         with _native.one_torch_thread():
             if not (capturable and self._comes_again(key)):
-                return self._compute(*key)
+                with self._lending(self._width * tokens, LARGE_STEP):
+                    return self._compute(*key)
             step, result = self._capture(partial(self._compute, *key))
             if self._graphs is None:  # logits of many requests are megabytes, and steps come in many sizes
                 result = tuple(map(self._arenas[0].lent, result))
         if step is not None:
             self._captured[key] = step, result
+            self._captured_bytes += _recorded(step)
+            while len(self._captured) > MOST_CAPTURED or self._captured_bytes > CAPTURED_BYTES:
+                self._drop(next(iter(self._captured)))
         return result
+
+    def _drop(self, key: tuple[int, int, int, str]) -> None:
+        """Forget the capture of a step, and that it came again."""
+        step, _ = self._captured.pop(key)
+        self._captured_bytes -= _recorded(step)
+        self._met.pop(key, None)
 
     def _comes_again(self, key: tuple[int, int, int, str]) -> bool:
         """Whether a step of these sizes is worth a capture: without prompts, or, on the CPU, if it was met before."""
         tokens, _, ready, _ = key
-        if len(self._captured) >= MOST_CAPTURED:
-            return False
         if tokens == ready or key in self._met:
             return True
-        if self._graphs is None and len(self._met) < MOST_MET:
-            self._met.add(key)
+        if self._graphs is None:
+            self._met[key] = None
+            if len(self._met) > MOST_MET:
+                del self._met[next(iter(self._met))]
         return False
+
+    def _lending(self, bytes: int, worth: int) -> AbstractContextManager:
+        """Where large tensors come from memory that is kept, if the largest that will be made has `worth` bytes."""
+        if self._scratch is None or bytes < worth or _native.keep:  # while a step is recorded it has its own
+            return nullcontext()
+        return self._scratch.lending()
 
     def _capture(self, compute: Callable[[], Outputs], share: int = 0) -> tuple[Any, Outputs]:
         """(what replays a step, its outputs, computed once); nothing replays one that no graph can hold. share: which
@@ -258,7 +282,8 @@ class ModelRunner:
                 return b.ids[:0], b.temperature[:0]  # only the middles of prompts
             if ready != tokens:
                 hidden = hidden[b.last[:ready]]
-            logits = self.model.logits(hidden, self._weights)
+            with self._lending(4 * ready * self.vocabulary, LENT):
+                logits = self.model.logits(hidden, self._weights)
         if ending == "logits":
             return (logits,)
         u, *filters = self._sampling(ready, first)
@@ -319,6 +344,7 @@ class ModelRunner:
         if setting != self._setting:
             self._setting = setting
             self._captured.clear()
+            self._captured_bytes = 0
             self._decoders.clear()
             modules = [_select.select(op, self.model.device) for op in NATIVE_OPS]
             native = all(module.__name__.endswith(".cpu") for module in modules)
@@ -327,6 +353,11 @@ class ModelRunner:
 
     def _now(self) -> list[int]:
         return list(map(_version, self._parameters))
+
+
+def _recorded(step: Any) -> int:
+    """Bytes that a recording takes on the host; of a graph they are the driver's."""
+    return step.nbytes if isinstance(step, Step) else 0
 
 
 def _cache_type(kv_dtype: str, model: Any) -> torch.dtype:

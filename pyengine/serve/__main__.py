@@ -14,6 +14,7 @@ import tyro
 
 from ..command import run
 from ..errors import UserError
+from ..kernels._memory import trim
 from ..ranges import AT_LEAST_0, AT_LEAST_1, POSITIVE, Range, check_ranges
 from .loading import KvDtype, open_model
 
@@ -91,6 +92,7 @@ def serve(command: Command) -> None:
         )  # fmt: skip
         limits = Limits(command.max_body, command.max_waiting, command.max_seconds)
         name = command.name or command.model.resolve().name
+        trim()
         gc.freeze()  # what is loaded stays: the collector need not look through it while answers stream
         app = make_app(
             served, name, limits, command.api_key or None, LOOPBACK if local else None, command.cors

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pyengine.kernels import _native, sampled_logprob, set_threads, use_backend
+from pyengine.kernels import _capture, _native, sampled_logprob, set_threads, use_backend
 
-from pyengine.engine import Engine, SamplingParams
+from pyengine.engine import Engine, SamplingParams, step
 from pyengine.model import ModelConfig, Transformer, over_documents
 from pyengine.train.config import OptimizerConfig
 from pyengine.train.optimizer import Optimizer
@@ -217,6 +217,42 @@ def test_captured_steps_hold_no_logits():
             assert [(a.ids, a.details) for a in answers] == [(a.ids, a.details) for a in alone]
     assert len(engine._runner._captured) > 10
     ((_, room),) = engine._runner._arenas[0]._free
+    assert room >= (1 << 28) - 64, "nothing is held between steps"
+
+
+def test_recordings_are_bounded_and_the_latest_used_are_kept(monkeypatch):
+    """Room for some steps only: others take their places, and answers stay."""
+    model, params = make(), SamplingParams(max_tokens=5, seed=1, frequency_penalty=0.5)
+    engine = Engine(model, max_batch=8, step_tokens=24)
+    captured = engine._runner._captured
+    engine.generate([[1, 2]], params)
+    ((_, (one, _)),) = captured.items()
+    monkeypatch.setattr(step, "CAPTURED_BYTES", 4 * one.nbytes)
+    asked = [[(7 * i + j * j) % 301 for j in range(3 + i)] for i in range(8)]
+    for count in (8, 3, 8, 1):
+        answers, alone = engine.generate(asked[:count], params), Engine(model).generate(asked[:count], params)
+        assert [a.ids for a in answers] == [a.ids for a in alone]
+        sizes = sum(recording.nbytes for recording, _ in captured.values())
+        assert sizes == engine._runner._captured_bytes <= step.CAPTURED_BYTES
+    assert (1, 1, 1, "logits") == list(captured)[-1]
+
+
+def test_large_tensors_of_steps_leave_the_allocator_alone(monkeypatch):
+    """A step without a capture, and what is sampled behind a step, take them from memory that is kept."""
+    model, params = make(), SamplingParams(max_tokens=4, seed=1, frequency_penalty=0.5)
+    asked = [[(7 * i + j * j) % 301 for j in range(30 + i)] for i in range(4)]
+    truth = Engine(model).generate(asked, params)
+    monkeypatch.setattr(step, "LARGE_STEP", 1)
+    for module in (step, _capture):
+        monkeypatch.setattr(module, "LENT", 1)
+    engine = Engine(model)
+    scratch, made = engine._runner._scratch, []
+    like = scratch.like
+    monkeypatch.setattr(scratch, "like", lambda wish: made.append(tuple(wish.shape)) or like(wish))
+    answers = engine.generate(asked, params)
+    assert [(a.ids, a.logprobs) for a in answers] == [(a.ids, a.logprobs) for a in truth]
+    assert made.count((4, 301)) >= 4, "logits, and what penalties make of them"
+    ((_, room),) = scratch._free
     assert room >= (1 << 28) - 64, "nothing is held between steps"
 
 

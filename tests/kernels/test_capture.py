@@ -3,7 +3,7 @@
 import pytest
 import torch
 from pyengine.kernels import _native, new_pages, rmsnorm, write_pages
-from pyengine.kernels._capture import Arena, capture
+from pyengine.kernels._capture import LENT, Arena, capture
 
 
 @pytest.mark.parametrize("isa", _native.runnable())
@@ -53,6 +53,29 @@ def test_memory_of_a_step_outlives_the_block():
     before = sum(size for _, size in arena._free)
     del y, z
     assert sum(size for _, size in arena._free) == before + 2 * x.nbytes
+
+
+def test_an_arena_lends_places_to_large_tensors():
+    arena, small, large = Arena(4 * LENT), LENT // 4 - 1, LENT // 4
+    with arena.lending():
+        lent = torch.empty(large), torch.empty_like(torch.zeros(large)), torch.zeros(1).new_empty(large)
+        own = torch.empty(small), torch.zeros(large) + 1
+        last, late = torch.empty(large), torch.empty(large)
+    assert all(arena.holds(t) for t in (*lent, last)) and not any(arena.holds(t) for t in (*own, late))
+    assert arena.overflowed, "what finds no room is the allocator's"
+    place = lent[1].data_ptr()
+    del lent
+    with arena.lending():
+        assert torch.empty(large, dtype=torch.float32).data_ptr() <= place, "a place that was left"
+    assert not arena.holds(torch.empty(large))
+
+
+def test_a_step_keeps_what_it_touches_once():
+    weight = torch.ones(8, 67)
+    with capture() as step:
+        kept = [rmsnorm(weight, row) for row in weight]
+    assert len(kept) == 8 and sum(part.data_ptr() == weight.data_ptr() for part in step.kept[1:]) == 1
+    assert step.nbytes == 8 * (len(step._words) + len(step.names) + len(step.kept))
 
 
 def test_what_a_replay_would_miss_is_refused():

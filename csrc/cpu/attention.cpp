@@ -152,11 +152,11 @@ inline void weigh_rows(const float* s, float unit, int64_t columns, Running& sta
   f32 totals[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    const f32 from = set(shift.from[r]);
+    const f32 down = -set(shift.from[r]);
     f32 total = zero();
     for (int64_t j = 0; j < columns; j += 2 * kLanes) {
-      f32 a = exp2_nonpositive(load(s + r * kPage + j) * set(unit) - from);
-      f32 b = exp2_nonpositive(load(s + r * kPage + j + kLanes) * set(unit) - from);
+      f32 a = exp2_nonpositive<T>(fma(load(s + r * kPage + j), set(unit), down));
+      f32 b = exp2_nonpositive<T>(fma(load(s + r * kPage + j + kLanes), set(unit), down));
       total += a;
       total += b;
       store_twice(weights + r * kPage + j, a, b);
@@ -278,10 +278,12 @@ void attend(const Pass<T, T>& pass, const Span& span, const Kept<T>& kept, int64
     const int* valid;
     int64_t columns() const { return (longest + 2 * kLanes - 1) / (2 * kLanes) * (2 * kLanes); }
   };
-  auto unit_of = [&](int64_t page, int64_t r) -> Unit {
-    const int64_t strip = std::min<int64_t>(kRows, rows - r);
-    if (page < tile) return {page, r, strip, kPage, kPage / kSteps, nullptr};
-    return {page, r, strip, valid[r + strip - 1], valid[r] / kSteps, valid + r};
+  auto place = [&](Unit& at, int64_t page, int64_t r) {
+    const bool own = page == tile;
+    at.page = page, at.r = r, at.strip = std::min<int64_t>(kRows, rows - r);
+    at.longest = own ? valid[r + at.strip - 1] : kPage;
+    at.common = (own ? valid[r] : kPage) / kSteps;
+    at.valid = own ? valid + r : nullptr;
   };
   auto score = [&](const Unit& at, float* s) {
     const Word<T>* k = kept.keys(at.page);
@@ -294,32 +296,31 @@ void attend(const Pass<T, T>& pass, const Span& span, const Kept<T>& kept, int64
       meet_rows<strip>(s, at.valid, at.columns(), pass.scale, state[at.r / kRows], shift);
     });
   };
-  Unit at = unit_of(0, 0);
+  Unit units[2], *at = &units[0], *next = &units[1];  // never copied: product_tile() tells why
   float *s = scores[0], *next_s = scores[1];
   soon.share(2 * (tile + 1) * ((rows + kRows - 1) / kRows));
-  score(at, s), meet(at, s);
+  place(*at, 0, 0), score(*at, s), meet(*at, s);
   for (bool last = false; !last;) {
-    const bool turn = at.r + kRows >= rows;
-    last = turn && at.page == tile;
-    const Unit next = unit_of(at.page + turn, turn ? 0 : at.r + kRows);
+    const bool turn = at->r + kRows >= rows;
+    last = turn && at->page == tile;
     if (!Decoding) soon.ask();
-    if (!last) score(next, next_s);
+    if (!last) place(*next, at->page + turn, turn ? 0 : at->r + kRows), score(*next, next_s);
     if (!Decoding) soon.ask();
-    with_rows(at.strip, [&](auto strip) {
-      weigh_rows<T, strip>(s, at.valid ? 1.0f : pass.scale, at.columns(), state[at.r / kRows], shift, weights);
+    with_rows(at->strip, [&](auto strip) {
+      weigh_rows<T, strip>(s, at->valid ? 1.0f : pass.scale, at->columns(), state[at->r / kRows], shift,
+                           weights);
     });
-    const Word<T>* v = kept.values(at.page);
-    const Word<T>* after = at.page + 2 <= tile ? kept.keys(at.page + 2) : then;
+    const Word<T>* v = kept.values(at->page);
+    const Word<T>* after = at->page + 2 <= tile ? kept.keys(at->page + 2) : then;
     const Left<T> p{reinterpret_cast<const Word<T>*>(weights), kPage / kSteps, 1};
-    float* sums = o + at.r * width;
-    product<T, Decoding>(p, v, width, at.common, sums, width, at.strip, width, {at.page == 0, shift.shrink},
+    float* sums = o + at->r * width;
+    product<T, Decoding>(p, v, width, at->common, sums, width, at->strip, width, {at->page == 0, shift.shrink},
                          ahead<Decoding>(v, after));
-    if (at.longest > at.common * kSteps)
+    if (at->longest > at->common * kSteps)
       for (int64_t d = 0; d < width; d += 16)
-        staircase<T, 16 / kLanes>(p, v + d, width, at.common, at.valid, (int)at.strip, sums + d);
-    if (!last) meet(next, next_s);
-    at = next;
-    std::swap(s, next_s);
+        staircase<T, 16 / kLanes>(p, v + d, width, at->common, at->valid, (int)at->strip, sums + d);
+    if (!last) meet(*next, next_s);
+    std::swap(at, next), std::swap(s, next_s);
   }
   finish<kRows>(pass, here, tile, state, o);
 }

@@ -183,20 +183,22 @@ struct Begin {
   const float* shrink = nullptr;
 };
 
+// R rows by V vectors of a product. It takes numbers, and its callers are inlined: a structure that is written
+// to the stack number by number and read there as vectors waits for its own stores, 60 cycles of a tile's 450.
 template <class T, int R, int V, bool Asks>
-inline void product_tile(const Left<T>& a, const Word<T>* b, int64_t b_step, int64_t steps, Total<T>* out,
-                         int64_t out_row, const Begin& begin, int64_t ahead) {
+[[gnu::noinline]] void product_tile(const Word<T>* words, int64_t row, int64_t step, const Word<T>* b,
+                                    int64_t b_step, int64_t steps, Total<T>* out, int64_t out_row, bool fresh,
+                                    const float* shrink, int64_t ahead) {
   typename Words<T>::Sum sum[R][V];
-  const Word<T>* words = a.words;
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
-      sum[r][v] = begin.fresh ? typename Words<T>::Sum{} : load(out + r * out_row + v * kLanes);
+      sum[r][v] = fresh ? typename Words<T>::Sum{} : load(out + r * out_row + v * kLanes);
       if constexpr (std::is_same_v<Total<T>, float>)
-        if (begin.shrink) sum[r][v] *= simd::set(begin.shrink[r]);
+        if (shrink) sum[r][v] *= simd::set(shrink[r]);
     }
-  for (int64_t k = 0; k < steps; ++k, b += b_step, words += a.step) {
+  for (int64_t k = 0; k < steps; ++k, b += b_step, words += step) {
     decltype(Words<T>::load(b)) right[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
@@ -205,7 +207,7 @@ inline void product_tile(const Left<T>& a, const Word<T>* b, int64_t b_step, int
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      auto left = Words<T>::set(words[r * a.row]);
+      auto left = Words<T>::set(words[r * row]);
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) sum[r][v] = Words<T>::step(sum[r][v], left, right[v]);
     }
@@ -217,18 +219,23 @@ inline void product_tile(const Left<T>& a, const Word<T>* b, int64_t b_step, int
 }
 
 template <class T, int R, bool Asks>
-inline void product_rows(const Left<T>& a, const Word<T>* b, int64_t b_step, int64_t steps, Total<T>* out,
-                         int64_t out_row, int64_t columns, const Begin& begin, int64_t ahead) {
+[[gnu::always_inline]] inline void product_rows(Left<T> a, const Word<T>* b, int64_t b_step, int64_t steps,
+                                                Total<T>* out, int64_t out_row, int64_t columns, Begin begin,
+                                                int64_t ahead) {
   int64_t c = 0;
+  auto tile = [&](auto vectors) {
+    product_tile<T, R, vectors, Asks>(a.words, a.row, a.step, b + c, b_step, steps, out + c, out_row,
+                                      begin.fresh, begin.shrink, ahead);
+  };
   for (; c + kVectors * kLanes <= columns; c += kVectors * kLanes)
-    product_tile<T, R, kVectors, Asks>(a, b + c, b_step, steps, out + c, out_row, begin, ahead);
+    tile(std::integral_constant<int, kVectors>());
   switch ((columns - c) / kLanes) {
     case 3:
-      return product_tile<T, R, 3, Asks>(a, b + c, b_step, steps, out + c, out_row, begin, ahead);
+      return tile(std::integral_constant<int, 3>());
     case 2:
-      return product_tile<T, R, 2, Asks>(a, b + c, b_step, steps, out + c, out_row, begin, ahead);
+      return tile(std::integral_constant<int, 2>());
     case 1:
-      return product_tile<T, R, 1, Asks>(a, b + c, b_step, steps, out + c, out_row, begin, ahead);
+      return tile(std::integral_constant<int, 1>());
   }
 }
 
@@ -236,8 +243,9 @@ inline void product_rows(const Left<T>& a, const Word<T>* b, int64_t b_step, int
 // kLanes. Every output is one chain over the steps in order, whatever the other sizes. Where it Asks, what lies
 // `ahead` bytes after each line of b is brought near on the way, in the load slots that products leave free.
 template <class T, bool Asks = false>
-inline void product(Left<T> a, const Word<T>* b, int64_t b_step, int64_t steps, Total<T>* out, int64_t out_row,
-                    int64_t rows, int64_t columns, Begin begin, int64_t ahead = 0) {
+[[gnu::always_inline]] inline void product(Left<T> a, const Word<T>* b, int64_t b_step, int64_t steps,
+                                           Total<T>* out, int64_t out_row, int64_t rows, int64_t columns,
+                                           Begin begin, int64_t ahead = 0) {
   for (; rows >= kRows; rows -= kRows, a.words += kRows * a.row, out += kRows * out_row)
     product_rows<T, kRows, Asks>(a, b, b_step, steps, out, out_row, columns, begin, ahead);
   switch (rows) {

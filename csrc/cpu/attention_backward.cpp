@@ -5,11 +5,11 @@
 // through the queries in tiles of 64 and, for each, through the pages of keys up to the tile's own, computing
 // the scores again (five products of 64 x 64 x D instead of storing T x T):
 //
-//   p = 2^(s - lse)   dp = dout v^T   ds = p (dp - sum(dout out)) scale   dv += p^T dout   dk += ds^T q   dq +=
-//   ds k
+//   p = 2^(s - lse)   dp = dout v^T   ds = p (dp - sum(dout out))   dv += p^T dout   dk += ds^T q   dq += ds k
 //
-// dk and dv of a query head are summed in float in rows of its own; heads of a group are added afterwards, in
-// order. Every sum has one order, so results do not depend on threads. 10 D flops a pair of query and key.
+// and at last dq and dk are multiplied by the scale. dk and dv of a query head are summed in float in rows of
+// its own; heads of a group are added afterwards, in order. Every sum has one order, so results do not depend
+// on threads. 10 D flops a pair of query and key.
 #include <algorithm>
 #include <cmath>
 
@@ -74,12 +74,13 @@ struct Rows {
   float scale;
 };
 
-// One vector of a row's weights, from its scores, and of the gradients of its scores, from those of its
-// weights. The first n lanes count, the others become 0; n may be anything.
+// One vector of a row's weights, from its scores, and of the gradients of its scores but for their scale, from
+// those of its weights. The first n lanes count, the others become 0; n may be anything.
+template <class T>
 inline void slope(const float* s, const float* dp, int n, float lse, float pull, float scale, f32& weight,
                   f32& gradient) {
-  weight = exp2_nonpositive(load(s) * set(scale * 1.44269504f) - set(lse));
-  gradient = weight * (load(dp) - set(pull)) * set(scale);
+  weight = exp2_nonpositive<T>(fma(load(s), set(scale * 1.44269504f), -set(lse)));
+  gradient = weight * (load(dp) - set(pull));
   if (n < kLanes) {
     weight = keep_n(weight, n, 0.0f);
     gradient = keep_n(gradient, n, 0.0f);
@@ -95,7 +96,7 @@ inline void slopes(const float* s, const float* dp, const Rows& of, int64_t firs
     for (int64_t j = 0; j < columns; j += kLanes) {
       f32 weight, gradient;
       const int64_t row = first + i;
-      slope(s + j, dp + j, (int)(valid + i - j), of.lse[row], of.pull[row], of.scale, weight, gradient);
+      slope<float>(s + j, dp + j, (int)(valid + i - j), of.lse[row], of.pull[row], of.scale, weight, gradient);
       store(p.by_columns + row * kPage + j, weight), store(ds.by_columns + row * kPage + j, gradient);
     }
 }
@@ -110,7 +111,8 @@ inline void slopes(const float* s, const float* dp, const Rows& of, int64_t firs
         for (int v = 0; v < 2; ++v) {
           const int64_t row = first + i + r, at = r * kPage + j + v * kLanes;
           const int64_t n = i + r < rows ? valid + i + r - j - v * kLanes : 0;
-          slope(s + at, dp + at, (int)n, of.lse[row], of.pull[row], of.scale, weight[r][v], gradient[r][v]);
+          slope<bf16>(s + at, dp + at, (int)n, of.lse[row], of.pull[row], of.scale, weight[r][v],
+                      gradient[r][v]);
         }
 #pragma GCC unroll 2
       for (int v = 0; v < 2; ++v) {
@@ -196,7 +198,7 @@ void backward_head(const Head<T>& head, F&& then) {
     }
     for (int64_t i = 0; i < count; ++i)
       each_vector(dim, [&](int64_t d, int n) {
-        put(head.dq + (begin + i) * head.row + d, load(dq + i * width + d), n);
+        put(head.dq + (begin + i) * head.row + d, load(dq + i * width + d) * set(head.scale), n);
       });
   }
 }
@@ -258,15 +260,15 @@ void attention_backward(const T* dout, const T* q, const T* k, const T* v, const
   };
   auto add_group = [&](const Document& of, int64_t kv_head, const Place& at) {
     const int64_t row = (of.first * kv_heads + kv_head) * dim;
-    auto add = [&](const float* from, T* to) {
+    auto add = [&](const float* from, float unit, T* to) {
       for (int64_t t = 0; t < of.length; ++t, from += width, to += kv_heads * dim)
         each_vector(dim, [&](int64_t d, int n) {
           f32 value = zero();
           for (int64_t g = 0; g < group; ++g) value += load(from + g * at.next + d);
-          put(to + d, value, n);
+          put(to + d, value * set(unit), n);
         });
     };
-    add(at.dk, dk + row), add(at.dv, dv + row);
+    add(at.dk, scale, dk + row), add(at.dv, 1.0f, dv + row);
   };
 
   // Of what is shared, pages of a kv head are neighbours: all its keys across, its values across, its keys

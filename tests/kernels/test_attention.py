@@ -16,6 +16,7 @@ from pyengine.kernels import (
     new_pages,
     write_pages,
 )
+from pyengine.kernels._select import select
 from pyengine.kernels.attention import reference
 
 from tests.conftest import INTERPRETED
@@ -96,6 +97,22 @@ def test_extremes(backend, dtype, scale):
         for t in tensors[:2]:
             t *= scale
     check(tensors, bounds, backend, fused)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-7), (torch.bfloat16, 3.1e-6)])
+def test_weights_keep_their_bounds(backend, dtype, bound):
+    """Of two keys the second row weighs the first e^-x: the log of its sum holds that before it is rounded to bf16.
+
+    A sum of 1 to 2 and its logarithm are each rounded by up to 2^-24.
+    """
+    if backend.name != "cpu":
+        pytest.skip("a bound of the CPU's exponential")
+    x = torch.linspace(0, 3, 385).to(dtype)
+    k = torch.stack([-x, 0 * x], 1).view(-1, 1, 1)
+    bounds = torch.arange(0, len(k) + 1, 2, dtype=torch.int32)
+    lse = select(OP, k.device).forward(torch.ones_like(k), k, torch.zeros_like(k), bounds, 1.0)[1]
+    weights, exact = lse[1::2, 0].double().expm1(), (-x.double()).exp()
+    assert ((weights - exact).abs() <= bound * exact + 4 * 2**-24).all()
 
 
 def paged(tensors, lengths, chunks, seed=0, kept=None):

@@ -5,6 +5,7 @@ request that also changes logits (penalties, biases, a grammar) or wants to see 
 carries a `Choices`, and `choose` samples for it behind the step.
 """
 
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ MAX_TOP = 20  # runners-up that a request may ask to see
 # What the numbers of SamplingParams may be.
 RANGES = {
     "max_tokens": AT_LEAST_1,
+    "min_tokens": AT_LEAST_0,
     "temperature": AT_LEAST_0,
     "top_k": Range(ge=0, why="0 keeps all"),
     "top_p": Range(gt=0, le=1, why="1 keeps all"),
@@ -57,7 +59,7 @@ class SamplingParams:
     max_tokens: sampled tokens at most (what a tool returns does not count). temperature: 0 is greedy.
     top_k: 0 keeps all. top_p: 1 keeps all. min_p: drops what is less than so many times as likely as the
     likeliest; 0 keeps all. seed: the same seed, prompt and parameters give the same tokens in any batch; None
-    draws one. stop: ids that end the answer (and are its last id).
+    draws one. stop: ids that end the answer (and are its last id); none of them is sampled before min_tokens others.
 
     Before the temperature, logits change: of ids in the prompt or the answer, divided by repetition_penalty
     where positive and multiplied elsewhere; of ids in the answer, less presence_penalty and less
@@ -83,12 +85,17 @@ class SamplingParams:
     logprobs: int | None = None
     tools: bool = True
     scored: bool = True
+    min_tokens: int = 0
 
     def __post_init__(self):
         for name, allowed in RANGES.items():
             value = getattr(self, name)
             if value is not None and value not in allowed:
                 raise UserError(f"sampling parameters: {name} = {value}: expected {allowed}")
+        if self.min_tokens > self.max_tokens:
+            raise UserError(
+                f"sampling parameters: min_tokens = {self.min_tokens}: expected at most max_tokens = {self.max_tokens}"
+            )
         for token, bias in self.logit_bias.items():
             if token < 0 or not abs(bias) <= 100:
                 raise UserError(
@@ -104,7 +111,12 @@ class SamplingParams:
     @property
     def plain(self) -> bool:
         """Whether a row of logits and the filters' numbers are all that choosing a token takes."""
-        return self.logprobs is None and self.grammar is None and not self.changes
+        return self.logprobs is None and self.grammar is None and not self.changes and not self.held_back
+
+    @property
+    def held_back(self) -> tuple[int, ...]:
+        """Ids that must not come before min_tokens others."""
+        return self.stop if self.min_tokens else ()
 
     def chosen_seed(self) -> int:
         return secrets.randbits(63) if self.seed is None else self.seed
@@ -165,14 +177,21 @@ class Choices:
         self.ids: list[int] = []
         self.repetition: list[float] = []
         self.added: list[float] = []
+        self._sampled = 0
         for token in params.logit_bias:
             self._entry(token)
+        for token in params.held_back:
+            self.added[self._entry(token)] = -math.inf
         if params.repetition_penalty != 1:
             for token in set(prompt):
                 self._repeat(token)
 
     def accept(self, token: int) -> None:
         """A sampled token."""
+        self._sampled += 1
+        if self._sampled == self.params.min_tokens:
+            for held in self.params.held_back:
+                self.added[self._places[held]] = self._bias.get(held, 0.0)
         if self.matcher:
             try:
                 self.matcher.accept(token)

@@ -95,7 +95,7 @@ class Api:
         if isinstance(prompt := body.get("prompt"), str):
             ids = self.served.tokenizer.encode(prompt)
         elif body.get("messages") is not None:
-            ids = self.checker.prompt(body["messages"])
+            ids = self.checker.prompt(body["messages"], options=self.checker.options(body))
         else:
             raise ApiError("expected a text in prompt, or messages", param="prompt")
         pieces = [self.served.tokenizer.decode([i]) for i in ids]
@@ -123,6 +123,16 @@ class Api:
             return await self._answer(request, as_chat(body), self.checker.chat, partial(Responses, body))
         except ApiError as error:
             raise renamed(error) from None
+
+    async def input_tokens(self, request: Request) -> Response:
+        body = await read_body(request, self.limits.body)
+        try:
+            chat = as_chat(body)
+            self._check_name(chat.get("model", self.name))
+            ids, _, _ = self.checker.conversation(chat)
+        except ApiError as error:
+            raise renamed(error) from None
+        return JSONResponse({"object": "response.input_tokens", "input_tokens": len(ids)})
 
     async def _answer(
         self,
@@ -355,6 +365,7 @@ def make_app(
             Route("/v1/chat/completions", api.chat, methods=["POST"]),
             Route("/v1/completions", api.complete, methods=["POST"]),
             Route("/v1/responses", api.respond, methods=["POST"]),
+            Route("/v1/responses/input_tokens", api.input_tokens, methods=["POST"]),
         ],
         exception_handlers={kind: refuse for kind in (ApiError, ClientDisconnect, HTTPException, Exception)},
         lifespan=lifespan,

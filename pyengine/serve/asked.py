@@ -10,12 +10,13 @@ from ..engine import SamplingParams
 from ..engine.sampling import MAX_TOP, Grammar
 from ..errors import UserError
 from ..text.chat import text_of
-from .formats import TextFormat
+from .formats import NO_OPTIONS, TextFormat
 from .grammar import Grammars
 from .loading import Served
 
 MAX_CHOICES = 16  # answers a request may ask for
 MAX_STOPS = 8
+MAX_STOP_IDS = 64
 MAX_BIASES = 1024
 JSON = {
     bool: "true or false",
@@ -31,23 +32,29 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 KINDS = ("json", "regex", "choice", "grammar")
 CONSTRAINTS = {f"guided_{kind}": kind for kind in KINDS} | {"json_schema": "json", "grammar": "grammar"}
 # About the caller, not about the answer.
-CALLER = {"user", "safety_identifier", "metadata", "prompt_cache_key", "prompt_cache_retention"}
+CALLER = {"user", "safety_identifier", "metadata", "prompt_cache_key", "prompt_cache_retention", "store"}
 # Fields of which one value asks for nothing.
 ONLY: Mapping[str, tuple[Any, ...]] = {
-    "store": (False,), "service_tier": ("auto", "default"), "modalities": (["text"],), "background": (False,),
-    "truncation": ("disabled",),
+    "service_tier": ("auto", "default"), "modalities": (["text"],), "background": (False,),
+    "truncation": ("disabled",), "skip_special_tokens": (True,), "spaces_between_special_tokens": (True,),
+    "include_stop_str_in_output": (False,), "use_beam_search": (False,), "cache_prompt": (True,),
+}  # fmt: skip
+# Of these, what other servers' clients send as a matter of course.
+DEFAULTS = {
+    "skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output", "use_beam_search",
+    "cache_prompt",
 }  # fmt: skip
 SAMPLING = {
     "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
-    "logit_bias", "seed", "ignore_eos",
+    "logit_bias", "seed", "ignore_eos", "min_tokens", "stop_token_ids",
 }  # fmt: skip
 BOTH = {
     "model", "n", "stop", "stream", "stream_options", "max_tokens", "logprobs", "events", "response_format",
-    "structured_outputs", *SAMPLING, *CONSTRAINTS, *CALLER,
+    "structured_outputs", *SAMPLING, *CONSTRAINTS, *CALLER, *DEFAULTS,
 }  # fmt: skip
 CHAT = BOTH | {
     "messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice", "parallel_tool_calls",
-    "continue_final_message", "store", "service_tier", "modalities",
+    "continue_final_message", "chat_template_kwargs", "add_generation_prompt", "service_tier", "modalities",
 }  # fmt: skip
 COMPLETE = BOTH | {"prompt", "echo", "best_of"}
 STREAM_OPTIONS = {"include_usage", "include_obfuscation"}
@@ -95,6 +102,7 @@ class Asked:
     echo: tuple[str, ...] = ()  # what each answer begins with
     echoed: tuple[int, ...] = ()  # of each prompt the ids, its last ones, that this is the text of
     silent: bool = False  # the answer is what it begins with, and no more
+    ends: frozenset[int] = frozenset()  # ids by which the client ends an answer, which are not shown
 
 
 class Checker:
@@ -106,15 +114,8 @@ class Checker:
 
     def chat(self, body: Mapping[str, Any]) -> Asked:
         """A body of /v1/chat/completions."""
-        known(body, CHAT)
-        served, (tools, forced) = self.served, self._tools(body)
-        continued = field(body, "continue_final_message", bool, False)
-        if continued and forced:
-            raise ApiError(
-                "continue_final_message: an answer that must call a tool cannot go on from a text",
-                param="continue_final_message",
-            )
-        prompt = (self._continued if continued else self.prompt)(body.get("messages"), tools)
+        served, (prompt, tools, forced) = self.served, self.conversation(body)
+        continued = bool(body.get("continue_final_message"))
         shown = field(body, "logprobs", bool, False)
         top = field(body, "top_logprobs", int, 0)
         if top and not shown:
@@ -127,7 +128,6 @@ class Checker:
                     "response_format: an answer that must call a tool keeps to the tool's parameters instead",
                     param="response_format",
                 )
-            prompt += served.format.opening()
             opened = "call" if served.format.search is None else "query"
             if opened == "call":
                 grammar = self._of("tools", lambda made: made.call([tool["function"] for tool in tools]))
@@ -139,22 +139,56 @@ class Checker:
             stop = (*stop, served.format.search)  # a search that nobody would make ends the answer
         if tools:
             stop = tuple(i for i in stop if i != served.format.search)
-        params = replace(params, stop=() if self._endless(body) else stop, grammar=grammar, tools=mine)
+        params = replace(params, stop=self._ends(body, stop), grammar=grammar, tools=mine)
         return self._asked(
             body, True, [prompt], params, logprobs=shown, calls=bool(tools), opened=opened,
             single=not field(body, "parallel_tool_calls", bool, True),
             spaced=served.format.spaced and not continued and grammar is None,
         )  # fmt: skip
 
-    def prompt(self, messages: Any, tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+    def conversation(self, body: Mapping[str, Any]) -> tuple[list[int], list[dict[str, Any]], bool]:
+        """Of a body of /v1/chat/completions (the prompt's ids, the client's tools, whether one must be called)."""
+        known(body, CHAT)
+        tools, forced = self._tools(body)
+        continued = field(body, "continue_final_message", bool, False)
+        if continued and forced:
+            raise ApiError(
+                "continue_final_message: an answer that must call a tool cannot go on from a text",
+                param="continue_final_message",
+            )
+        if field(body, "add_generation_prompt", bool, not continued) == continued:
+            raise ApiError(
+                "add_generation_prompt: expected true, or false where continue_final_message is true",
+                param="add_generation_prompt",
+            )
+        options = self.options(body)
+        prompt = (self._continued if continued else self.prompt)(body.get("messages"), tools, options)
+        return prompt + (self.served.format.opening() if forced else []), tools, forced
+
+    def options(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """What a body tells the chat template, checked."""
+        given, known = field(body, "chat_template_kwargs", dict, {}), self.served.format.options
+        if unknown := sorted(set(given) - known):
+            has = f"only {', '.join(sorted(known))}" if known else "none"
+            raise ApiError(
+                f"chat_template_kwargs: the model's chat template has no variable {unknown[0][:100]!r} ({has})",
+                param="chat_template_kwargs",
+            )
+        return given
+
+    def prompt(
+        self, messages: Any, tools: Sequence[Mapping[str, Any]] = (), options: Mapping[str, Any] = NO_OPTIONS
+    ) -> list[int]:
         """The ids of a conversation in OpenAI's shape."""
         check_messages(messages)
         try:
-            return self.served.format.prompt(known_roles(messages), tools)
+            return self.served.format.prompt(known_roles(messages), tools, options)
         except (UserError, KeyError, TypeError, AttributeError) as error:
             raise ApiError(f"messages: {error}", param="messages") from None
 
-    def _continued(self, messages: Any, tools: Sequence[Mapping[str, Any]]) -> list[int]:
+    def _continued(
+        self, messages: Any, tools: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+    ) -> list[int]:
         """The ids of a conversation whose last message is the beginning of the answer."""
         check_messages(messages)
         last = messages[-1]
@@ -163,7 +197,7 @@ class Checker:
                 "continue_final_message: expected the last of several messages to be the assistant's, without calls",
                 param="continue_final_message",
             )
-        ids = self.prompt(messages[:-1], tools)
+        ids = self.prompt(messages[:-1], tools, options)
         text = " " * self.served.format.spaced + text_of(last, "the last message")
         return ids + self.served.tokenizer.encode(text)
 
@@ -177,7 +211,7 @@ class Checker:
         echo = field(body, "echo", bool, False)
         silent = echo and body.get("max_tokens") == 0  # only the prompt's likelihood is wanted
         params = self._params({**body, "max_tokens": 1} if silent else body, prompts, top)
-        stop = () if self._endless(body) else TextFormat(self.served.tokenizer).stop
+        stop = self._ends(body, TextFormat(self.served.tokenizer).stop)
         params = replace(params, stop=stop, grammar=self._grammar(body), tools=False)
         more: dict[str, Any] = {}
         if echo:
@@ -227,16 +261,20 @@ class Checker:
         if options and not body.get("stream"):
             raise ApiError("stream_options: needs stream to be true", param="stream_options")
         known(options, STREAM_OPTIONS, "stream_options.")
+        if params.min_tokens and params.grammar is not None:
+            raise ApiError("min_tokens: an answer ends where its constraint does", param="min_tokens")
         each = []
         for prompt in prompts:
             room = self.served.engine.max_context - len(prompt)
-            own = replace(params, max_tokens=min(params.max_tokens, room))
+            most, least = min(params.max_tokens, room), min(params.min_tokens, room)
+            own = replace(params, max_tokens=most, min_tokens=least)
             for i in range(n):
                 each.append(own if params.seed is None else replace(own, seed=(params.seed + i) % 2**63))
         return Asked(
             chat, list(_each(prompts, n)), each, n, sum(map(len, prompts)), tuple(stop),
             field(body, "stream", bool, False), usage=field(options, "include_usage", bool, False),
             events=field(body, "events", bool, False), echo=_each(echo, n), echoed=_each(echoed, n),
+            ends=frozenset(body.get("stop_token_ids") or ()),
             **{"calls": False, **more},
         )  # fmt: skip
 
@@ -260,7 +298,10 @@ class Checker:
             return SamplingParams(
                 max_tokens=limit,
                 temperature=field(body, "temperature", float, 1.0),
-                top_k=field(body, "top_k", int, 0),
+                min_tokens=field(body, "min_tokens", int, 0),
+                top_k=0
+                if body.get("top_k") == -1
+                else field(body, "top_k", int, 0),  # vLLM's and llama.cpp's "off"
                 top_p=field(body, "top_p", float, 1.0),
                 min_p=field(body, "min_p", float, 0.0),
                 repetition_penalty=field(body, "repetition_penalty", float, 1.0),
@@ -274,9 +315,15 @@ class Checker:
         except UserError as error:
             raise ApiError(str(error)) from None
 
-    def _endless(self, body: Mapping[str, Any]) -> bool:
-        """Whether an answer goes on past its end, up to max_tokens (as vLLM's and llama.cpp's servers let it)."""
-        return field(body, "ignore_eos", bool, False)
+    def _ends(self, body: Mapping[str, Any], stop: tuple[int, ...]) -> tuple[int, ...]:
+        """The ids that end an answer: `stop` unless it is to go on past its end (as vLLM's and llama.cpp's servers let
+        it), and the client's own."""
+        own, size = field(body, "stop_token_ids", list, []), self.served.tokenizer.vocab_size
+        if len(own) > MAX_STOP_IDS or not all(type(i) is int and 0 <= i < size for i in own):
+            raise ApiError(
+                f"stop_token_ids: expected up to {MAX_STOP_IDS} ids below {size}", param="stop_token_ids"
+            )
+        return (*(() if field(body, "ignore_eos", bool, False) else stop), *own)
 
     def _biases(self, given: Mapping[str, Any]) -> dict[int, float]:
         size = self.served.tokenizer.vocab_size

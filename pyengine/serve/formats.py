@@ -39,6 +39,8 @@ To call one, write a JSON object with its name and arguments between tags:
 </tool_call>"""
 Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]]
+Options = Mapping[str, Any]
+NO_OPTIONS: Options = {}
 
 
 class Format(Protocol):
@@ -64,7 +66,12 @@ class Format(Protocol):
         """Names of the tools that the model knows; None: whatever the prompt describes."""
         ...
 
-    def prompt(self, messages: Messages, tools: Tools = ()) -> list[int]:
+    @property
+    def options(self) -> frozenset[str]:
+        """What a client may tell the chat template beside the conversation."""
+        ...
+
+    def prompt(self, messages: Messages, tools: Tools = (), options: Options = NO_OPTIONS) -> list[int]:
         """The ids of a conversation, up to where the model goes on. tools: OpenAI's descriptions of them."""
         ...
 
@@ -81,9 +88,9 @@ class OwnFormat:
         kept = {"<|search|>"} if searches else set()
         self.stop = tuple(i for name, i in tokenizer.special_ids.items() if name not in kept)
         self.search, self.tools = tokenizer.special_ids["<|search|>"], ("search",)
-        self.spaced = True
+        self.spaced, self.options = True, frozenset[str]()
 
-    def prompt(self, messages: Messages, tools: Tools = ()) -> list[int]:
+    def prompt(self, messages: Messages, tools: Tools = (), options: Options = NO_OPTIONS) -> list[int]:
         return render(messages, self._tokenizer, add_generation_prompt=True)[0]
 
     def opening(self) -> list[int]:
@@ -97,9 +104,9 @@ class TextFormat:
         self._tokenizer = tokenizer
         self.stop = tuple(tokenizer.special_ids.values())
         self.search, self.tools = None, ()
-        self.spaced = False
+        self.spaced, self.options = False, frozenset[str]()
 
-    def prompt(self, messages: Messages, tools: Tools = ()) -> list[int]:
+    def prompt(self, messages: Messages, tools: Tools = (), options: Options = NO_OPTIONS) -> list[int]:
         start = self._tokenizer.special_ids.get("<|endoftext|>")
         text = text_of(messages[-1], "the last message")
         return [*([] if start is None else [start]), *self._tokenizer.encode(text)]
@@ -126,13 +133,15 @@ class TemplateFormat:
         except TemplateError as error:
             raise UserError(f"{folder}: the chat template cannot be read: {error}") from None
         self._names, ends = (_roles_of_file if folder.is_file() else _roles_of_folder)(folder)
+        ours = {"messages", "tools", "add_generation_prompt", *self._names, *environment.globals}
+        self.options = frozenset(wanted - ours)
         self.stop = tuple(sorted(ends))
         self.search, self.tools = None, None
         self.spaced = False
         names = sorted(tokenizer.special_ids, key=len, reverse=True)  # of two that begin alike the longer
         self._dangerous = re.compile("|".join(["[\ue000\ue001]", *map(re.escape, names)]))
 
-    def prompt(self, messages: Messages, tools: Tools = ()) -> list[int]:
+    def prompt(self, messages: Messages, tools: Tools = (), options: Options = NO_OPTIONS) -> list[int]:
         if not self._has_place_for_tools:
             messages = _told(messages, tools)
         plain: list[str] = []  # what the marks stand for
@@ -146,7 +155,7 @@ class TemplateFormat:
         try:
             text = self._template.render(
                 messages=marked, tools=self._marked(list(tools), plain) or None, add_generation_prompt=True,
-                **self._names,
+                **self._names, **self._marked(options, plain),
             )  # fmt: skip
         except TemplateError as error:
             raise UserError(f"the model's chat template does not take this conversation: {error}") from None
@@ -159,8 +168,8 @@ class TemplateFormat:
         return ids
 
     def _marked(self, value: Any, plain: list[str]) -> Any:
-        """Tools, or the fields of a message beside its content: marks in the place of the names of special tokens,
-        and of what looks like a mark."""
+        """Tools, options, or the fields of a message beside its content: marks in the place of the names of special
+        tokens, and of what looks like a mark."""
         if isinstance(value, str):
             return self._dangerous.sub(lambda found: _mark(found.group(), plain), value)
         if isinstance(value, Mapping):

@@ -18,6 +18,10 @@ from ..errors import UserError
 from ..text import Tokenizer
 
 SLOWEST = 0.5  # seconds that one mask may take a processor
+# Expressions that a grammar may come to when it is read, at 2.5 million a second: of (a{1000}){1000} they are counted
+# before its first mask, which nothing else holds up. A schema of 1,000 properties with names of 20 letters fits.
+FUEL = 100_000
+MOST_CHOICES = 1500  # texts, at 40 us each; the library has room for 2,000
 
 
 class Grammars:
@@ -32,6 +36,7 @@ class Grammars:
             ) from None
         self._library = llguidance
         vocabulary: Any = Vocabulary(tokenizer, end[0])
+        self._limits = llguidance.LLParserLimits(initial_lexer_fuel=FUEL, verbose_errors=False)
         self._tokenizer = llguidance.LLTokenizer(vocabulary, eos_token=list(end))
 
     def call(self, functions: Sequence[Mapping[str, Any]]) -> "Compiled":
@@ -69,7 +74,9 @@ class Grammars:
         return self._compiled("expression", lambda: self._library.LLMatcher.grammar_from_regex(pattern))
 
     def choice(self, texts: Sequence[str]) -> "Compiled":
-        """Answers that are one of these texts."""
+        """Answers that are one of these texts; UserError for more than MOST_CHOICES."""
+        if len(texts) > MOST_CHOICES:
+            raise UserError(f"the choice cannot be kept to: expected at most {MOST_CHOICES} texts")
         return self._compiled("choice", lambda: self._library.grammar_from("choice", json.dumps(list(texts))))
 
     def grammar(self, text: str) -> "Compiled":
@@ -78,7 +85,9 @@ class Grammars:
 
     def _compiled(self, what: str, make: Callable[[], str]) -> "Compiled":
         try:
-            made = Compiled(self._library.LLMatcher(self._tokenizer, make(), log_level=0))
+            made = Compiled(
+                self._library.LLMatcher(self._tokenizer, make(), log_level=0, limits=self._limits)
+            )
             problem = made.problem()
         except ValueError as error:
             problem = str(error)

@@ -13,6 +13,7 @@ PATHS = (
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/responses",
+    "/v1/responses/input_tokens",
     "/v1/models",
     "/tokenize",
     "/detokenize",

@@ -14,8 +14,8 @@ from .writer import Piece
 
 LOGPROBS = "message.output_text.logprobs"
 PASSED = {
-    "model", "temperature", "top_p", "stream", "parallel_tool_calls", "store", "service_tier", "structured_outputs",
-    *SAMPLING, *CONSTRAINTS, *CALLER,
+    "model", "temperature", "top_p", "stream", "parallel_tool_calls", "service_tier", "structured_outputs",
+    "chat_template_kwargs", *SAMPLING, *CONSTRAINTS, *CALLER,
 }  # fmt: skip
 NAMES = PASSED | {
     "input", "instructions", "max_output_tokens", "stream_options", "text", "tools", "tool_choice", "top_logprobs",
@@ -32,6 +32,8 @@ def as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
             raise ApiError(
                 f"{name}: this server keeps nothing; send the whole conversation as input", param=name
             )
+    if body.get("store"):
+        raise ApiError("store: expected false; this server keeps nothing", param="store")
     known(body, NAMES)
     known(field(body, "stream_options", dict, {}), {"include_obfuscation"}, "stream_options.")
     given = field(body, "instructions", str, "")

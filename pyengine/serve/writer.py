@@ -69,6 +69,10 @@ class Writer:
     def push(self, token: Token) -> Piece:
         """What a token adds, which may be nothing yet."""
         piece = Piece(sampled=not token.forced)
+        if token.id in self._asked.ends and not token.forced:
+            if self._asked.events:
+                piece.tokens.append(self._token(token, self._reader.kind, ""))
+            return piece
         name = self._spelled(token.id) if self._asked.calls else ""
         if name == OPEN:
             self._inside = True

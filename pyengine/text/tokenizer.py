@@ -20,7 +20,7 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -459,13 +459,17 @@ def _split_special(special_ids: dict[str, int], text: str, allowed) -> Iterator[
     names = special_ids if allowed == "all" else set(allowed)
     if unknown := set(names) - set(special_ids):
         raise UserError(f"no such special token: {', '.join(sorted(unknown))}; there are {list(special_ids)}")
-    # Longest first, so that of two names that begin alike the whole one is taken.
-    pattern = "|".join(regex.escape(name) for name in sorted(names, key=len, reverse=True))
     end = 0
-    for match in regex.finditer(pattern, text) if names else ():
+    for match in _any_of(tuple(names)).finditer(text) if names else ():
         yield text[end : match.start()], special_ids[match.group()]
         end = match.end()
     yield text[end:], None
+
+
+@lru_cache(maxsize=8)
+def _any_of(names: tuple[str, ...]) -> regex.Pattern[str]:
+    """What finds names in a text; the longest first, so that of two that begin alike the whole one is taken."""
+    return regex.compile("|".join(map(regex.escape, sorted(names, key=len, reverse=True))))
 
 
 def _portable(pattern: str) -> str:

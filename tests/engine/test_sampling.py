@@ -171,3 +171,18 @@ def test_a_dead_end_ends_only_its_own_request(model):
 def test_parameters_that_make_no_sense(wrong, says):
     with pytest.raises(UserError, match=says):
         SamplingParams(**wrong)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.5])
+def test_no_end_comes_before_enough_tokens(penalty):
+    """A model that likes to end; what is no end is sampled as if ends did not exist."""
+    model, stop = make(), (3, 4)
+    most = {3: 60.0, 4: 60.0}
+    params = SamplingParams(9, seed=2, stop=stop, logit_bias=most, frequency_penalty=penalty)
+    engine = Engine(model)
+    assert [len(a.ids) for a in engine.generate([[1, 2], [5]], params)] == [1, 1]
+    for least in (1, 5, 9):
+        answers = engine.generate([[1, 2], [5]], replace(params, min_tokens=least))
+        assert [len(a.ids) for a in answers] == [min(9, least + 1)] * 2
+        assert not any(set(a.ids[:least]) & set(stop) for a in answers)
+        assert all(math.isfinite(p) for a in answers for p in a.logprobs)

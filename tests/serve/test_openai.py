@@ -4,6 +4,7 @@ import json
 import math
 import re
 import time
+from importlib.util import find_spec
 
 import httpx
 import pytest
@@ -233,6 +234,31 @@ def test_constraints_as_other_servers_name_them(client):
             said(**wish)
 
 
+@pytest.mark.parametrize(
+    "kind, given",
+    [
+        ("regex", "(a{1000}){1000}"),
+        ("regex", "b(a{1000}){1000}"),
+        ("regex", "(.{1,900}x){900}|(.{1,900}y){900}"),
+        ("json", {"type": "string", "pattern": "^((ab){1000}){1000}$"}),
+        ("json", {"enum": ["".join(chr(97 + i * j % 26) for j in range(30)) for i in range(20_000)]}),
+        ("grammar", "root ::= (([a-z]{900}){900}){900}"),
+        ("choice", [str(i) for i in range(50_000)]),
+    ],
+)
+def test_a_hostile_constraint_is_refused_before_others_notice(served, kind, given):
+    """Or kept to, where it is only long. Without a limit of the library's the first takes 1 to 7 seconds."""
+    pytest.importorskip("llguidance")
+    make = getattr(Grammars(served.tokenizer, served.format.stop), kind)
+    start = time.thread_time()
+    try:
+        make(given)
+    except UserError as error:
+        assert re.match("the (expression|schema|grammar|choice) cannot be kept to: .", str(error))
+        assert "\n" not in str(error)
+    assert time.thread_time() - start < 0.5
+
+
 def test_a_constraint_that_takes_too_long_is_refused_or_ends_the_answer(served, monkeypatch):
     pytest.importorskip("llguidance")
     engine, grammars = served_model(served.folder).engine, Grammars(served.tokenizer, served.format.stop)
@@ -242,6 +268,43 @@ def test_a_constraint_that_takes_too_long_is_refused_or_ends_the_answer(served, 
         grammars.regex("[0-9]*")
     (ended,) = engine.generate([[1, 2]], params)
     assert ended.finish_reason == "error" and ended.error == "the grammar cannot go on: it is too large"
+
+
+def test_fields_as_other_servers_name_them(served, client):
+    def ask(**more):
+        options = dict(model="small", messages=WHO, seed=5, max_tokens=24, temperature=0.9)
+        return client.chat.completions.create(**options, extra_body=more)
+
+    def said(**more):
+        return ask(**more).choices[0].message.content
+
+    text = said()
+    defaults = {"skip_special_tokens": True, "use_beam_search": False, "cache_prompt": True, "store": True,
+                "add_generation_prompt": True, "metadata": {"a": "b"}, "user": "u", "stop_token_ids": []}  # fmt: skip
+    assert text == said(top_k=-1) == said(top_k=0) == said(chat_template_kwargs={}) == said(**defaults)
+    params = SamplingParams(24, seed=5, temperature=0.9, stop=served.format.stop)
+    ids = served_model(served.folder).engine.generate([served.format.prompt(WHO)], params)[0].ids
+    at = next(i for i in range(1, len(ids)) if ids[i] not in ids[:i])
+    cut = ask(stop_token_ids=[ids[at]], ignore_eos=True)
+    assert cut.choices[0].finish_reason == "stop" and cut.usage.completion_tokens == at + 1
+    assert cut.choices[0].message.content == served.tokenizer.decode(ids[:at]).removeprefix(" ")
+    longer = ask(stop_token_ids=[ids[at]], min_tokens=20)
+    assert longer.usage.completion_tokens >= 20
+    assert ask(min_tokens=24, logit_bias={str(served.format.stop[0]): 100}).usage.completion_tokens == 24
+    for wish, told in (
+        ({"min_tokens": 25}, "min_tokens = 25: expected at most max_tokens = 24"),
+        ({"min_tokens": -1}, "min_tokens = -1: expected at least 0"),
+        ({"min_tokens": 2, "guided_choice": ["a"]}, "min_tokens: an answer ends where its constraint does"),
+        ({"top_k": -2}, "top_k = -2: expected at least 0"),
+        ({"stop_token_ids": [10**9]}, "stop_token_ids: expected up to 64 ids below"),
+        ({"stop_token_ids": "2"}, "stop_token_ids: expected an array"),
+        ({"skip_special_tokens": False}, "skip_special_tokens: expected true"),
+        ({"add_generation_prompt": False}, "add_generation_prompt: expected true, or false where"),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, "no variable 'enable_thinking' .none"),
+    ):
+        if "guided_choice" not in wish or find_spec("llguidance"):
+            with pytest.raises(openai.BadRequestError, match=told):
+                said(**wish)
 
 
 def test_penalties_and_biases_reach_the_sampler(served, client):

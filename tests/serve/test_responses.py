@@ -56,6 +56,20 @@ def test_a_response_says_what_the_chat_says(client):
     ).output
 
 
+def test_tokens_of_an_input_are_counted(client, url):
+    for more in ({}, {"tools": FLAT[:0]}):
+        counted = client.responses.input_tokens.count(
+            model="small", input=WHO, instructions="Be brief.", **more
+        )
+        whole = client.responses.create(input=WHO, max_output_tokens=1, **OPTIONS)
+        assert counted.object == "response.input_tokens" and counted.input_tokens == whole.usage.input_tokens
+    assert client.responses.input_tokens.count(input="who " * 500).input_tokens > 500, "more than the context"
+    wrong = httpx.post(f"{url}/v1/responses/input_tokens", json={"input": 3})
+    assert wrong.status_code == 400 and wrong.json()["error"]["param"] == "input"
+    with pytest.raises(openai.NotFoundError, match="other"):
+        client.responses.input_tokens.count(model="other", input=WHO)
+
+
 def test_a_stream_is_the_response_in_typed_events(client):
     ask = dict(input=WHO, max_output_tokens=20, **OPTIONS)
     whole = client.responses.create(**ask, top_logprobs=2, include=["message.output_text.logprobs"])

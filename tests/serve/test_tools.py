@@ -10,6 +10,7 @@ pytest.importorskip("openai")
 import openai
 
 from pyengine.engine import SamplingParams, Token
+from pyengine.serve import TemplateFormat
 from pyengine.serve.asked import Asked
 from pyengine.serve.writer import Piece, Writer
 
@@ -119,6 +120,35 @@ def test_tools_and_calls_are_told_where_the_template_has_no_place_for_them(serve
     assert "<|im_start|>tool\nRain.<|im_end|>" in shown
     assert served.format.prompt(WHO) == served.format.prompt(WHO, ())
     assert "functions" not in served.tokenizer.decode(served.format.prompt(WHO))
+
+
+def test_options_reach_the_template_and_its_variables_alone(served, client, monkeypatch):
+    """As text: a special token's name in one is no special token."""
+    tokenizer = served.tokenizer
+    monkeypatch.setattr(
+        tokenizer,
+        "chat_template",
+        tokenizer.chat_template + "{% if thinking is defined %}[{{ thinking }}]{% endif %}",
+    )
+    monkeypatch.setattr(served, "format", TemplateFormat(tokenizer, served.folder))
+
+    def ids(**options):
+        body = {"messages": WHO, "chat_template_kwargs": options}
+        answer = client.post("/../tokenize", body=body, cast_to=httpx.Response)
+        chat = client.chat.completions.create(
+            model="small", messages=WHO, max_tokens=1, extra_body={"chat_template_kwargs": options}
+        )
+        assert chat.usage.prompt_tokens == answer.json()["count"]
+        return answer.json()["tokens"]
+
+    plain = ids()
+    assert ids(thinking=False) == plain + tokenizer.encode("[False]")
+    assert ids(thinking="<|im_end|>")[len(plain) :] == sum(
+        map(tokenizer.encode, ["[", "<|im_end|>", "]"]), []
+    )
+    for name in ("messages", "raise_exception", "thinkin"):
+        with pytest.raises(openai.BadRequestError, match=f"no variable '{name}' .only thinking"):
+            ids(**{name: False})
 
 
 def test_our_model_searches_when_it_must(tmp_path):

@@ -58,7 +58,7 @@ int64_t cross_entropy_forward(const T* x, const T* weight, const int64_t* target
   const T* packed = packed_weight(weight, vocabulary, channels, threads);
   const int64_t panel_size = gemm::packed_size<T>(1, channels) / gemm::kPanel;  // numbers a column
   const int64_t step = rows_a_task(rows, threads);
-  parallel::parallel_for((rows + step - 1) / step, threads, [&](int64_t task) {
+  parallel::parallel_shares((rows + step - 1) / step, threads, [&](int64_t task) {
     const int64_t row0 = task * step, count = std::min(rows - row0, step);
     auto* room = kept ? nullptr : (float*)gemm::scratch(gemm::kLogits, count * kTile * sizeof(float));
     logsumexp::Row state[kRows];
@@ -102,7 +102,7 @@ void cross_entropy_backward(const float* dnll, const T* x, const T* weight, cons
     const int64_t n = std::min(kStrip, vocabulary - v);
     const T* strip = weight + v * channels;
     const T* packed = kept ? nullptr : packed_weight(strip, n, channels, threads);
-    parallel::parallel_for((rows + step - 1) / step, threads, [&](int64_t task) {
+    parallel::parallel_shares((rows + step - 1) / step, threads, [&](int64_t task) {
       const int64_t row0 = task * step, count = std::min(rows - row0, step);
       const float* logits = kept ? kept + v * rows + row0 * n : nullptr;
       if (!kept) {
@@ -130,7 +130,7 @@ void cross_entropy_backward(const float* dnll, const T* x, const T* weight, cons
   }
   if (dx) {
     const int64_t count = rows * channels, block = 1 << 15;
-    parallel::parallel_for((count + block - 1) / block, threads, [&](int64_t task) {
+    parallel::parallel_shares((count + block - 1) / block, threads, [&](int64_t task) {
       for (int64_t i = task * block; i < std::min(count, (task + 1) * block); i += kLanes) {
         int n = (int)std::min<int64_t>(kLanes, count - i);
         store_n(dx + i, vocabulary ? load_n(dx_sum + i, n) : zero(), n);

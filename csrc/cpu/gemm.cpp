@@ -114,6 +114,19 @@ void kernel(int64_t steps, const Unit<T>* a, const Unit<T>* b, int64_t panel, in
     a += Rows;
     b += kPanel;
   }
+  if (Rows > 3 && !to.bias && to.columns >= Columns * kLanes) {  // most tiles: nothing to ask for each vector
+    if (to.before)
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < Columns; ++v)
+          sum[r][v] = simd::load(to.before + r * to.before_stride + v * kLanes) + sum[r][v];
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < Columns; ++v) store(to.c + r * to.row_stride + v * kLanes, sum[r][v]);
+    return;
+  }
 #pragma GCC unroll 8
   for (int v = 0; v < Columns; ++v) {
     const int n = (int)std::min<int64_t>(kLanes, to.columns - v * kLanes);
@@ -266,11 +279,11 @@ void pack(Matrix<T> b, int64_t n, int64_t k, T* packed, int threads) {
   if (n * k < 1 << 18) threads = 1;
   if (b.column == 1) {
     const int64_t group = std::clamp<int64_t>(panels / (2 * threads), 1, 4);  // panels a task
-    parallel::parallel_for(divide_up(panels, group), threads, [&](int64_t task) {
+    parallel::parallel_shares(divide_up(panels, group), threads, [&](int64_t task) {
       pack_part(task * group, std::min(panels, (task + 1) * group), 0, k);
     });
   } else {  // a strip of columns is one piece of memory, which the processor reads ahead
-    parallel::parallel_for(divide_up(k, kStripNumbers), threads, [&](int64_t strip) {
+    parallel::parallel_shares(divide_up(k, kStripNumbers), threads, [&](int64_t strip) {
       pack_part(0, panels, strip * kStrip, std::min(kStripNumbers, k - strip * kStripNumbers));
     });
   }
@@ -310,7 +323,7 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
   const int64_t column_blocks = divide_up(panels, width);
   auto first_row = [&](int64_t tile) { return tile * m / tiles; };
 
-  parallel::parallel_for(row_blocks * column_blocks, threads, [&](int64_t task) {
+  parallel::parallel_shares(row_blocks * column_blocks, threads, [&](int64_t task) {
     const int64_t tile0 = task / column_blocks * height, tile1 = std::min(tiles, tile0 + height);
     const int64_t panel0 = task % column_blocks * width, panel1 = std::min(panels, panel0 + width);
     const int64_t row0 = first_row(tile0), rows = first_row(tile1) - row0;
@@ -329,7 +342,7 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
     const int64_t most = std::min(steps, sweep_steps);
     auto* packed_a = (Unit<T>*)scratch(kPackedA, (rows * most + (tile1 - tile0) * kLanes) * sizeof(Unit<T>));
     // The rows that this thread will most likely meet next.
-    const int64_t next0 = std::min(tiles, tile0 + threads * height), next1 = std::min(tiles, next0 + height);
+    const int64_t next0 = tile1, next1 = std::min(tiles, next0 + height);
 
     for (int64_t sweep = 0; sweep == 0 || sweep < steps; sweep += sweep_steps) {
       const int64_t swept = std::min(sweep_steps, steps - sweep);

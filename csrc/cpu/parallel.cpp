@@ -1,8 +1,8 @@
-// The pool. What threads share is one word, what is left of the loop's tasks: a thread claims one by counting
-// it up, and nothing else has to be known for that. A claim that succeeds proves that the loop goes on, and it
-// does until the task is reported as done; only then is read what there is to do. So the caller never waits for
-// a worker that is asleep or has lost its core, only for one in the midst of a task, and a loop costs one line
-// of cache going over and one coming back.
+// The pool. What threads share is a word for each share of the loop, what is left of its tasks: a thread claims
+// one by counting up where it begins, or down where it ends, and nothing else has to be known for that. A claim
+// that succeeds proves that the loop goes on, and it does until the task is reported as done; only then is read
+// what there is to do. So the caller never waits for a worker that is asleep or has lost its core, only for one
+// in the midst of a task, and a loop of one share costs one line of cache going over and one coming back.
 //
 // A team is a loop with a task for each member. Members meet by flags, each written by one of them. A thread
 // always has the same place, so that what its core's caches hold of one call serves the next.
@@ -27,6 +27,7 @@ constexpr int kYields = 20;    // then the core is offered to whoever may be wai
 constexpr int kMeetingPauses =
     2000;  // of a member, for whom others can only be late if they have lost their core
 constexpr int64_t kMostTasks = int64_t{1} << 32;  // of a loop: half of the word
+constexpr int kMostShares = 64;                   // of a loop: of more threads some begin with the same
 
 inline void wait_a_little(int spin, int pauses = kPauses) {
 #if defined(__x86_64__)
@@ -37,7 +38,7 @@ inline void wait_a_little(int spin, int pauses = kPauses) {
 
 thread_local int seat = 0;  // of a worker its number from 1 on
 
-// What is left of a loop's tasks: those from `next` on, below `end`.
+// What is left of a share's tasks: those from `next` on, below `end`.
 constexpr uint64_t word_of(uint64_t next, uint64_t end) { return end << 32 | next; }
 constexpr bool any(uint64_t word) { return (word & 0xffffffffu) < word >> 32; }
 
@@ -56,30 +57,40 @@ class Pool {
     notify();
   }
 
-  void run(int64_t tasks, int helpers, Body body, void* context) {
+  void run(int64_t tasks, int helpers, int shares, Body body, void* context) {
     grow(helpers);
-    // No task of the loop before is left, so nobody reads these until the word says so.
+    shares = std::min(shares, kMostShares);
+    // No task of the loop before is left, so nobody reads these until a word says so.
     body_.store(body, std::memory_order_relaxed);
     context_.store(context, std::memory_order_relaxed);
     helpers_.store(helpers, std::memory_order_relaxed);
+    shares_.store(shares, std::memory_order_relaxed);
     finished_.store(0, std::memory_order_relaxed);
-    word_.store(word_of(0, (uint64_t)tasks));
+    for (int64_t i = 0; i < shares; ++i) word(i).store(word_of(tasks * i / shares, tasks * (i + 1) / shares));
     notify();
     work();
     for (int spin = 0; finished_.load(std::memory_order_acquire) < tasks; ++spin) wait_a_little(spin);
   }
 
  private:
-  // Does tasks until none is left.
+  std::atomic<uint64_t>& word(int64_t share) { return share ? others_[share - 1].word : word_; }
+
+  // Does tasks until none is left: of this thread's share in order, then of the others' from their ends.
   void work() {
     int64_t done = 0;
-    uint64_t word = word_.load(std::memory_order_relaxed);
-    while (any(word)) {
-      if (!word_.compare_exchange_weak(word, word + 1, std::memory_order_acq_rel, std::memory_order_relaxed))
-        continue;
-      body_.load(std::memory_order_relaxed)(context_.load(std::memory_order_relaxed),
-                                            (int64_t)(word & 0xffffffffu));
-      ++done, ++word;
+    const int shares = shares_.load(std::memory_order_relaxed);
+    // With a task done that is not yet reported the loop goes on; else it may be another's by now.
+    for (int i = 0; i < shares && (i == 0 || done > 0); ++i) {
+      std::atomic<uint64_t>& share = word((seat + i) % shares);
+      uint64_t left = share.load(std::memory_order_relaxed);
+      while (any(left)) {
+        const uint64_t less = i == 0 ? left + 1 : left - (uint64_t{1} << 32);
+        if (!share.compare_exchange_weak(left, less, std::memory_order_acq_rel, std::memory_order_relaxed))
+          continue;
+        body_.load(std::memory_order_relaxed)(context_.load(std::memory_order_relaxed),
+                                              (int64_t)(i == 0 ? left & 0xffffffffu : less >> 32));
+        ++done, left = less;
+      }
     }
     if (done) finished_.fetch_add(done, std::memory_order_release);
   }
@@ -88,7 +99,10 @@ class Pool {
     seat = worker + 1;
     for (;;) {
       const uint64_t calls = calls_.load();
-      auto asked = [&] { return any(word_.load()) && worker < helpers_.load(std::memory_order_relaxed); };
+      auto asked = [&] {
+        const int shares = shares_.load(std::memory_order_relaxed);
+        return any(word(seat % shares).load()) && worker < helpers_.load(std::memory_order_relaxed);
+      };
       if (asked()) work();
       auto news = [&] { return asked() || calls_.load() != calls; };
       int spin = 0;
@@ -107,11 +121,17 @@ class Pool {
     wake_.notify_all();
   }
 
-  // One line for what goes over, one for what comes back, one for what seldom changes.
-  alignas(64) std::atomic<uint64_t> word_{word_of(0, 0)};
+  struct alignas(64) Share {
+    std::atomic<uint64_t> word{word_of(0, 0)};
+  };
+
+  // One line for what goes over, one for each further share, one for what comes back, one for what seldom
+  // changes.
+  alignas(64) std::atomic<uint64_t> word_{word_of(0, 0)};  // of the first share
   std::atomic<Body> body_{nullptr};
   std::atomic<void*> context_{nullptr};
-  std::atomic<int> helpers_{0};
+  std::atomic<int> helpers_{0}, shares_{1};
+  Share others_[kMostShares - 1];
   alignas(64) std::atomic<int64_t> finished_{0};
   alignas(64) std::atomic<int> sleeping_{0};
   std::atomic<uint64_t> calls_{0};
@@ -203,7 +223,7 @@ bool is_first() { return !membership || membership->index == 0; }
 Privately::Privately() : member_(std::exchange(membership, nullptr)) {}
 Privately::~Privately() { membership = static_cast<Member*>(member_); }
 
-void run(int64_t tasks, int threads, Body body, void* context) {
+void run(int64_t tasks, int threads, bool shared_out, Body body, void* context) {
   if (Member* const member = membership) {
     const int sharing = std::min(threads, member->team->members());
     if (member->index < sharing)
@@ -216,7 +236,7 @@ void run(int64_t tasks, int threads, Body body, void* context) {
   Pool& team = the_pool();
   const bool ours = std::exchange(in_region, false);
   if (helpers > 0 && tasks < kMostTasks && (ours || team.acquire())) {
-    team.run(tasks, helpers, body, context);
+    team.run(tasks, helpers, shared_out ? helpers + 1 : 1, body, context);
     if (!ours) team.release();
   } else {
     for (int64_t i = 0; i < tasks; ++i) body(context, i);
@@ -238,7 +258,7 @@ void run_team(int threads, void (*body)(void*), void* context) {
     membership = nullptr;
   };
   using Join = decltype(join);
-  pool.run(threads, threads - 1, [](void* join, int64_t) { (*static_cast<Join*>(join))(); }, &join);
+  pool.run(threads, threads - 1, 1, [](void* join, int64_t) { (*static_cast<Join*>(join))(); }, &join);
   pool.release();
   team.throw_error();
 }

@@ -1,11 +1,17 @@
 // A small pool of threads for loops whose iterations do not depend on each other.
 //
 //   parallel_for(tasks, threads, [&](int64_t i) { ... });
+//   parallel_shares(tasks, threads, [&](int64_t i) { ... });
 //
 // The caller works too. Tasks are claimed one at a time, so a slow core takes fewer; since each output
 // belongs to exactly one task, results never depend on the number of threads. Workers spin for some hundred
 // microseconds after a loop (the next op of a step usually comes at once) and then sleep. A loop started while
 // the pool is busy (from another Python thread, or from inside a task) runs on its caller alone.
+//
+// parallel_for gives out tasks in turn. parallel_shares divides them into as many shares of neighbours as there
+// are threads: each takes its own, in order, then helps with the others from their ends. So what follows a task
+// is most likely its neighbour, and where the tasks of several loops are the same rows, a thread finds in its
+// caches what it wrote before: a line that another core has written costs several times one from L3.
 //
 //   Region region(threads);    the caller's loops, one after the other, until it ends
 //
@@ -22,18 +28,30 @@
 
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 namespace parallel {
 
 using Body = void (*)(void* context, int64_t index);
-void run(int64_t tasks, int threads, Body body, void* context);
+void run(int64_t tasks, int threads, bool shared_out, Body body, void* context);
+
+template <class F>
+void run(int64_t tasks, int threads, bool shared_out, F&& body) {
+  using Function = std::remove_reference_t<F>;
+  run(
+      tasks, threads, shared_out,
+      [](void* context, int64_t index) { (*static_cast<Function*>(context))(index); },
+      const_cast<std::remove_const_t<Function>*>(&body));
+}
 
 template <class F>
 void parallel_for(int64_t tasks, int threads, F&& body) {
-  using Function = std::remove_reference_t<F>;
-  run(
-      tasks, threads, [](void* context, int64_t index) { (*static_cast<Function*>(context))(index); },
-      const_cast<std::remove_const_t<Function>*>(&body));
+  run(tasks, threads, false, std::forward<F>(body));
+}
+
+template <class F>
+void parallel_shares(int64_t tasks, int threads, F&& body) {
+  run(tasks, threads, true, std::forward<F>(body));
 }
 
 void run_team(int threads, void (*body)(void* context), void* context);

@@ -24,7 +24,7 @@ void rmsnorm_forward(const X* x, const float* residual, const T* weight, T* y, f
   auto normalise = [&](const auto* in, int64_t row) {
     rstd[row] = norm::normalise(in, weight, y + row * channels, channels, eps);
   };
-  parallel::parallel_for((rows + kNormBlock - 1) / kNormBlock, threads, [&](int64_t block) {
+  parallel::parallel_shares((rows + kNormBlock - 1) / kNormBlock, threads, [&](int64_t block) {
     for (int64_t row = block * kNormBlock; row < std::min(rows, (block + 1) * kNormBlock); ++row) {
       const X* in = x + row * channels;
       if (!residual) {
@@ -43,7 +43,7 @@ void rmsnorm_backward(const T* dy, const float* dsummed, const S* s, const T* we
                       float* dresidual, T* dweight, float* partial, int64_t rows, int64_t channels,
                       int threads) {
   int64_t blocks = (rows + kNormBlock - 1) / kNormBlock;
-  parallel::parallel_for(blocks, threads, [&](int64_t block) {
+  parallel::parallel_shares(blocks, threads, [&](int64_t block) {
     float* dw = partial + block * channels;
     std::fill(dw, dw + channels, 0.0f);
     for (int64_t row = block * kNormBlock; row < std::min(rows, (block + 1) * kNormBlock); ++row) {
@@ -69,7 +69,7 @@ void rmsnorm_backward(const T* dy, const float* dsummed, const S* s, const T* we
     }
   });
   int64_t strips = (channels + kLanes - 1) / kLanes;
-  parallel::parallel_for(strips, channels * blocks < 65536 ? 1 : threads, [&](int64_t strip) {
+  parallel::parallel_shares(strips, channels * blocks < 65536 ? 1 : threads, [&](int64_t strip) {
     int64_t i = strip * kLanes;
     int n = (int)std::min<int64_t>(kLanes, channels - i);
     f32 total = zero();

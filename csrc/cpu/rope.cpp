@@ -97,7 +97,7 @@ int64_t rope_forward(const T* qkv, const int32_t* positions, const T* q_weight, 
                      int64_t kv_heads, int64_t dim, float eps, int threads) {
   const int64_t half = dim / 2, q_row = heads * dim, k_row = kv_heads * dim;
   if (tokens * (heads + kv_heads) * dim < 4096) threads = 1;
-  parallel::parallel_for((tokens + kBlock - 1) / kBlock, threads, [&](int64_t block) {
+  parallel::parallel_shares((tokens + kBlock - 1) / kBlock, threads, [&](int64_t block) {
     for (int64_t t = block * kBlock; t < std::min(tokens, (block + 1) * kBlock); ++t) {
       const float *cosine = table + positions[t] * half, *sine = cosine + length * half;
       const T* in = qkv + t * (q_row + 2 * k_row);
@@ -122,7 +122,7 @@ int64_t rope_backward(const T* dq, const T* dk, const T* dv, const int32_t* posi
   const int64_t wrong = outside(positions, tokens, length), blocks = (tokens + kBlock - 1) / kBlock;
   const int64_t half = dim / 2, q_row = heads * dim, k_row = kv_heads * dim, row = q_row + 2 * k_row;
   if (wrong >= 0) return wrong;
-  parallel::parallel_for(blocks, threads, [&](int64_t block) {
+  parallel::parallel_shares(blocks, threads, [&](int64_t block) {
     float *sums = partial + block * 2 * dim, *kv_sums = sums + dim;
     if (q_weight) std::fill(sums, sums + 2 * dim, 0.0f);
     for (int64_t t = block * kBlock; t < std::min(tokens, (block + 1) * kBlock); ++t) {

@@ -52,6 +52,23 @@ def test_steps_and_loops_of_many_python_threads_at_once():
         set_threads(None)
 
 
+def test_shares_of_many_tasks_and_of_fewer_than_threads():
+    """Each task is done, by whomever."""
+    torch.manual_seed(0)
+    x, norm = torch.randn(1_100_000, 1), torch.ones(1)  # 16 rows a task
+    few = torch.randn(40, 8)
+    set_threads(1)
+    try:
+        truth = rmsnorm(x, norm), rmsnorm(few, norm.expand(8))
+        for threads in (2, 3, 7):
+            set_threads(threads)
+            for _ in range(3):
+                assert torch.equal(rmsnorm(x, norm), truth[0])
+                assert torch.equal(rmsnorm(few, norm.expand(8)), truth[1])
+    finally:
+        set_threads(None)
+
+
 def test_workers_sleep_when_nothing_is_asked():
     x, packed = torch.randn(64, 256), pack_weight(torch.randn(512, 256))
     set_threads(3)

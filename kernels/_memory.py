@@ -14,6 +14,7 @@ import torch
 
 LARGE = 2 << 20
 ROOM = 8 * LARGE  # asked of the system at once for weights; it gives pages when they are first written
+KEPT = 32 << 20  # bytes: blocks up to these stay with glibc's malloc, paged in, for whoever asks next
 ALIGN = 64
 CHUNK = 16  # bytes that kernels on a GPU move at once, from a multiple of it
 EIGHT = 8  # numbers of any type that whole chunks come to
@@ -26,6 +27,11 @@ def large_empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device |
     if torch.device(device).type != "cpu" or size < LARGE or not GIVEN:
         return torch.empty(*shape, dtype=dtype, device=device)
     return _mapped(size)[:size].view(dtype).view(*shape)
+
+
+def scratch_empty(size: int, dtype: torch.dtype) -> torch.Tensor:
+    """torch.empty on the CPU for `size` numbers that one call needs: large pages where new ones would come anyway."""
+    return (torch.empty if size * dtype.itemsize <= KEPT else large_empty)([size], dtype=dtype)
 
 
 def weight_empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:

@@ -117,7 +117,8 @@ def kernel(name: str, *dtypes: torch.dtype):
     return getattr(cpu, _entry(name, dtypes))
 
 
-def _entry(name: str, dtypes: Sequence[torch.dtype]) -> str:
+@cache
+def _entry(name: str, dtypes: tuple[torch.dtype, ...]) -> str:
     return "_".join([name, *(SUFFIX[dtype] for dtype in dtypes)])
 
 
@@ -142,7 +143,7 @@ def launch(
     Raises RuntimeError if the launch failed.
     """
     stream = 0 if CUDA_SHIM else torch.cuda.current_stream(device).cuda_stream
-    if error := getattr(cuda(), _entry(name, dtypes or ()))(*arguments, stream):
+    if error := getattr(cuda(), _entry(name, tuple(dtypes or ())))(*arguments, stream):
         raise RuntimeError(f"{name}: CUDA refused the launch with error {error}")
 
 

@@ -1,9 +1,9 @@
 // Causal attention of packed documents, backward.
 //
-// A task is one query head of one document, or, where the document is short, one kv head with all its query
-// heads, which packs its keys and values itself and keeps them and its sums in the cache of its core. It goes
-// through the queries in tiles of 64 and, for each, through the pages of keys up to the tile's own, computing
-// the scores again (five products of 64 x 64 x D instead of storing T x T):
+// A task is one query head of one document. Where the document is short or no head shares its keys, it is one
+// kv head with all its query heads, which packs its keys and values itself and keeps them and its sums near its
+// core. It goes through the queries in tiles of 64 and, for each, through the pages of keys up to the tile's
+// own, computing the scores again (five products of 64 x 64 x D instead of storing T x T):
 //
 //   p = 2^(s - lse)   dp = dout v^T   ds = p (dp - sum(dout out))   dv += p^T dout   dk += ds^T q   dq += ds k
 //
@@ -12,6 +12,7 @@
 // on threads. 10 D flops a pair of query and key.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "attention.h"
 #include "ops.h"
@@ -216,8 +217,9 @@ void attention_backward(const T* dout, const T* q, const T* k, const T* v, const
                 along = along_size<T>(dim), rows = kPage * width;
   // What is made of a page of a kv head: its keys both ways and its values, and the sums of the query heads.
   const int64_t words = 2 * across + along, sums = 2 * group * rows;
-  const int64_t most =
-      most_owned(cu_seqlens, documents, kv_heads, words * sizeof(Word<T>) + sums * sizeof(float), threads);
+  const int64_t most = group == 1 ? std::numeric_limits<int64_t>::max()
+                                  : most_owned(cu_seqlens, documents, kv_heads,
+                                               words * sizeof(Word<T>) + sums * sizeof(float), threads);
   struct Document {
     int64_t first, length, pages;  // its first token; how many
     int64_t page;                  // its first one among those of all documents that threads share
@@ -294,13 +296,11 @@ void attention_backward(const T* dout, const T* q, const T* k, const T* v, const
       if (i + threads < units * group)
         query_head(shared[(i + threads) / heads], (i + threads) % heads, {}).add_rows(soon, 0);
     });
-    if (group == 1) add_group(of, kv_head, place(of, kv_head));  // while it is in the cache
   });
-  if (group > 1)
-    parallel::parallel_for(units, threads, [&](int64_t i) {
-      const Document& of = shared[i / kv_heads];
-      add_group(of, i % kv_heads, place(of, i % kv_heads));
-    });
+  parallel::parallel_for(units, threads, [&](int64_t i) {
+    const Document& of = shared[i / kv_heads];
+    add_group(of, i % kv_heads, place(of, i % kv_heads));
+  });
   const int64_t tasks = (int64_t)owned.size() * kv_heads;
   parallel::parallel_for(tasks, threads, [&](int64_t i) {
     const Document& of = owned[i / kv_heads];

@@ -210,16 +210,18 @@ def _check(q, k, v) -> None:
 
 
 def _check_paged(q, k_pages, v_pages, block_table, q_start, context_lens) -> None:
-    pages, heads, dim = len(k_pages), k_pages.shape[1], q.shape[-1]
-    if q.dim() != 3 or not _stores(k_pages, q.dtype) or q.shape[1] % heads:
+    shape, dtype = k_pages.shape, k_pages.dtype
+    if q.dim() != 3 or not _stores(k_pages, q.dtype) or q.shape[1] % shape[1]:
         raise ValueError(f"attention_paged: q {_describe(q)} does not fit k_pages {_describe(k_pages)}")
-    expected = _page_shapes(pages, heads, dim, k_pages.dtype)
-    for name, t, shape in (("k_pages", k_pages, expected[0]), ("v_pages", v_pages, expected[1])):
-        if t.shape != shape or t.dtype != k_pages.dtype:
-            raise ValueError(f"attention_paged: expected {name} {shape} {k_pages.dtype}, got {_describe(t)}")
-    requests = context_lens.numel()
-    fits = block_table.dim() == 2 and len(block_table) == requests and q_start.shape == (requests + 1,)
-    if not fits or any(t.dtype != torch.int32 for t in (block_table, q_start, context_lens)):
+    expected = _page_shapes(shape[0], shape[1], q.shape[2], dtype)
+    if (shape, v_pages.shape) != expected or v_pages.dtype is not dtype:
+        raise ValueError(
+            f"attention_paged: expected k_pages {expected[0]} and v_pages {expected[1]}, both {dtype}, got "
+            f"{_describe(k_pages)}, {_describe(v_pages)}"
+        )
+    requests, table = context_lens.numel(), block_table.shape
+    fits = len(table) == 2 and table[0] == requests and q_start.shape == (requests + 1,)
+    if not fits or not block_table.dtype is q_start.dtype is context_lens.dtype is torch.int32:
         raise ValueError(
             "attention_paged: expected int32 block_table (R, N), q_start (R + 1,), context_lens (R,), got "
             f"{_describe(block_table)}, {_describe(q_start)}, {_describe(context_lens)}"

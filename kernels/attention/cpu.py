@@ -3,13 +3,16 @@
 import torch
 
 from .. import _native
-from . import PAGE_SIZE, new_pages
+from .._memory import scratch_empty
+from . import PAGE_SIZE
 
 
 def forward(q, k, v, cu_seqlens, scale):
     tokens, heads, dim = q.shape
     kv_heads, dtype = k.shape[1], q.dtype
-    k_pages, v_pages = new_pages(_most_pages(tokens, cu_seqlens), kv_heads, dim, dtype)
+    half = _most_pages(tokens, cu_seqlens) * _page_numbers(kv_heads, dim)
+    room = scratch_empty(2 * half, dtype)  # pages of keys, then of values
+    pages = _native.address(room, dtype, 2 * half)
     out, lse = torch.empty_like(q), torch.empty(tokens, heads)
     _native.kernel("attention_forward", dtype)(
         _native.address(q, dtype, tokens * heads * dim),
@@ -17,7 +20,7 @@ def forward(q, k, v, cu_seqlens, scale):
         _native.address(v, dtype, tokens * kv_heads * dim),
         _native.address(cu_seqlens, torch.int32, len(cu_seqlens)),
         len(cu_seqlens) - 1, heads, kv_heads, dim, scale,
-        *(_native.address(pages, dtype, pages.numel()) for pages in (k_pages, v_pages)),
+        pages, pages + half * dtype.itemsize,
         _native.address(out, dtype, q.numel()),
         _native.address(lse, torch.float32, tokens * heads),
         _native.threads(),
@@ -27,10 +30,11 @@ def forward(q, k, v, cu_seqlens, scale):
 
 def backward(dout, q, k, v, out, lse, cu_seqlens, scale):
     tokens, heads, dim = q.shape
-    kv_heads, dtype, pages = k.shape[1], q.dtype, _most_pages(tokens, cu_seqlens)
-    padded = -(-dim // 16) * 16
-    room = torch.empty(3 * pages * kv_heads * PAGE_SIZE * padded, dtype=dtype)
-    partial = torch.empty(2 * heads * pages * PAGE_SIZE * padded)
+    kv_heads, dtype = k.shape[1], q.dtype
+    # Without groups a thread has room of its own for what it makes of a head.
+    pages = _most_pages(tokens, cu_seqlens) if heads > kv_heads else 0
+    room = scratch_empty(3 * pages * _page_numbers(kv_heads, dim), dtype)
+    partial = scratch_empty(2 * pages * _page_numbers(heads, dim), torch.float32)
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     _native.kernel("attention_backward", dtype)(
         *(_native.address(t, dtype, q.numel()) for t in (dout, q)),
@@ -53,6 +57,11 @@ def _most_pages(tokens, cu_seqlens) -> int:
     return tokens // PAGE_SIZE + len(cu_seqlens) - 1
 
 
+def _page_numbers(heads, dim) -> int:
+    """Of each page, whichever way its numbers lie."""
+    return heads * PAGE_SIZE * -(-dim // 16) * 16
+
+
 def forward_paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale):
     tokens, heads, dim = q.shape
     dtype, stored, out = q.dtype, k_pages.dtype, torch.empty_like(q)
@@ -60,7 +69,7 @@ def forward_paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale
         _native.address(q, dtype, q.numel()),
         _native.address(k_pages, stored, k_pages.numel()),
         _native.address(v_pages, stored, v_pages.numel()),
-        len(k_pages),
+        k_pages.shape[0],
         *_requests(block_table, q_start, context_lens),
         tokens, heads, k_pages.shape[1], dim, scale,
         _native.address(out, dtype, q.numel()), _native.threads(),
@@ -115,13 +124,14 @@ def _requests(block_table, q_start, context_lens):
 
 
 def _check(wrong, k_pages, block_table, q_start, context_lens, slots):
+    if wrong < 0:
+        return
     if wrong >= len(context_lens):
         _refuse_slot(slots, wrong - len(context_lens), k_pages)
-    if wrong >= 0:
-        raise ValueError(
-            f"attention_paged: request {wrong} does not fit: queries {q_start.tolist()}, contexts "
-            f"{context_lens.tolist()}, a table of {block_table.shape[1]} pages of {len(k_pages)}"
-        )
+    raise ValueError(
+        f"attention_paged: request {wrong} does not fit: queries {q_start.tolist()}, contexts "
+        f"{context_lens.tolist()}, a table of {block_table.shape[1]} pages of {len(k_pages)}"
+    )
 
 
 def _refuse_slot(slots, token, k_pages):

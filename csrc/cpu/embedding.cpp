@@ -13,11 +13,13 @@ using namespace simd;
 
 template <class T>
 int64_t embedding_forward(const T* table, const int64_t* ids, float* y, int64_t tokens, int64_t channels,
-                          int64_t vocabulary) {
+                          int64_t vocabulary, int threads) {
+  constexpr int64_t kRows = 16;  // a task
   for (int64_t t = 0; t < tokens; ++t)
     if (ids[t] < 0 || ids[t] >= vocabulary) return t;
-  parallel::parallel_for(1, 1, [&](int64_t) {
-    for (int64_t t = 0; t < tokens; ++t) {
+  if (tokens * channels < 1 << 16) threads = 1;
+  parallel::parallel_for((tokens + kRows - 1) / kRows, threads, [&](int64_t task) {
+    for (int64_t t = task * kRows; t < std::min(tokens, (task + 1) * kRows); ++t) {
       const T* row = table + ids[t] * channels;
       float* out = y + t * channels;
       each_vector(channels, [&](int64_t i, int n) { put(out + i, get(row + i, n), n); });
@@ -48,8 +50,8 @@ void embedding_backward(const float* dy, const int64_t* ids, T* dtable, int64_t 
   });
 }
 
-#define INSTANTIATE(T)                                                                                \
-  template int64_t embedding_forward<T>(const T*, const int64_t*, float*, int64_t, int64_t, int64_t); \
+#define INSTANTIATE(T)                                                                                     \
+  template int64_t embedding_forward<T>(const T*, const int64_t*, float*, int64_t, int64_t, int64_t, int); \
   template void embedding_backward<T>(const float*, const int64_t*, T*, int64_t, int64_t, int64_t, int);
 INSTANTIATE(float)
 INSTANTIATE(bf16)

@@ -23,7 +23,7 @@ void rmsnorm_backward(const T* dy, const float* dsummed, const S* s, const T* we
 // Forward returns -1, or the index of the first id outside the table.
 template <class T>
 int64_t embedding_forward(const T* table, const int64_t* ids, float* y, int64_t tokens, int64_t channels,
-                          int64_t vocabulary);
+                          int64_t vocabulary, int threads);
 template <class T>
 void embedding_backward(const float* dy, const int64_t* ids, T* dtable, int64_t tokens, int64_t channels,
                         int64_t vocabulary, int threads);
@@ -150,7 +150,8 @@ int64_t norm_linear_quantized(const X* x, const float* residual, const T* norm, 
                               int threads);
 // Rows of such a W as floats. Returns -1, or which of the ids is not in [0, n).
 int64_t quantized_rows(const uint8_t* weight, int64_t bits, int64_t groups, bool wide, bool minimum,
-                       int64_t zero, const int64_t* ids, float* out, int64_t rows, int64_t n, int64_t k);
+                       int64_t zero, const int64_t* ids, float* out, int64_t rows, int64_t n, int64_t k,
+                       int threads);
 
 // y (rows, features) = silu(gate) * up, with gate_up (rows, 2 features), the gate first; and its gradient.
 template <class T>

@@ -409,18 +409,17 @@ int64_t linear_quantized(const T* x, const uint8_t* weight, int64_t bits, int64_
 }
 
 int64_t quantized_rows(const uint8_t* weight, int64_t bits, int64_t groups, bool wide, bool minimum,
-                       int64_t zero, const int64_t* ids, float* out, int64_t rows, int64_t n, int64_t k) {
+                       int64_t zero, const int64_t* ids, float* out, int64_t rows, int64_t n, int64_t k,
+                       int threads) {
   for (int64_t i = 0; i < rows; ++i)
     if (ids[i] < 0 || ids[i] >= n) return i;
   with_format(bits, groups, wide, minimum, [&](auto format) {
     using F = decltype(format);
     const int64_t blocks = k / kBlock;
-    parallel::parallel_for(1, 1, [&](int64_t) {
-      for (int64_t i = 0; i < rows; ++i) {
-        const uint8_t* record = weight + ids[i] / kPanel * blocks * F::kRecord;
-        for (int64_t b = 0; b < blocks; ++b, record += F::kRecord)
-          decode_block<F>(record, ids[i] % kPanel, (int)zero, out + i * k + b * kBlock);
-      }
+    parallel::parallel_for(rows, rows * k < 1 << 15 ? 1 : threads, [&](int64_t i) {
+      const uint8_t* record = weight + ids[i] / kPanel * blocks * F::kRecord;
+      for (int64_t b = 0; b < blocks; ++b, record += F::kRecord)
+        decode_block<F>(record, ids[i] % kPanel, (int)zero, out + i * k + b * kBlock);
     });
   });
   return -1;

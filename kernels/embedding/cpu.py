@@ -12,7 +12,7 @@ def forward(table, ids):
         _native.address(table, table.dtype, vocabulary * channels),
         _native.address(ids, torch.int64, tokens),
         _native.address(y, torch.float32, tokens * channels),
-        tokens, channels, vocabulary,
+        tokens, channels, vocabulary, _native.threads(),
     )  # fmt: skip
     if wrong >= 0:
         raise ValueError(f"embedding: ids[{wrong}] = {ids[wrong].item()} is outside 0..{vocabulary - 1}")

@@ -57,7 +57,7 @@ def rows(part, k, ids):
         *format_of(part),
         _native.address(ids, torch.int64, ids.numel()),
         _native.address(out, torch.float32, out.numel()),
-        ids.numel(), part.rows, k,
+        ids.numel(), part.rows, k, _native.threads(),
     )  # fmt: skip
     if wrong >= 0:
         raise IndexError(f"quantized: id {int(ids[wrong])} is not a row of {part.rows}")

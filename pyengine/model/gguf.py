@@ -20,7 +20,7 @@ from ..text import Tokenizer
 from ..text.formats import gguf_values
 from .config import ModelConfig
 from .hf import fill, parts
-from .quantized import QuantizedTransformer
+from .quantized import COMPUTED, QuantizedTransformer
 from .transformer import LayerWeights, Transformer, Weights
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -72,7 +72,7 @@ def load(
 
 
 def _quantized(file: gguf.File, config: ModelConfig, device: torch.device | str) -> QuantizedTransformer:
-    """The model with each quantised matrix as it is stored, others in float32."""
+    """The model with each quantised matrix as it is stored, everything else in COMPUTED."""
     left = set(file.tensors) - {FREQUENCIES}
 
     def find(name: str) -> gguf.Tensor:
@@ -83,13 +83,14 @@ def _quantized(file: gguf.File, config: ModelConfig, device: torch.device | str)
     def vector(name: str, size: int) -> torch.Tensor:
         tensor = find(name)
         numbers = in_halves(file, config, tensor, tensor.numbers())
-        return _expect(file, name, torch.from_numpy(np.array(numbers)), (size,)).to(device)
+        return _expect(file, name, torch.from_numpy(np.array(numbers)), (size,)).to(device, COMPUTED)
 
     def matrix(name: str, rows: int, columns: int) -> gguf.Blocks | torch.Tensor:
         tensor = find(name)
         _expect(file, name, tensor, (rows, columns))
         if tensor.kind.decode is None:
-            return torch.from_numpy(np.array(in_halves(file, config, tensor, tensor.numbers()))).to(device)
+            wide = torch.from_numpy(np.array(in_halves(file, config, tensor, tensor.numbers())))
+            return wide.to(device, COMPUTED)
         found = tensor.blocks()
         minimum = None if found.minimum is None else in_halves(file, config, tensor, found.minimum)
         codes, scale = (in_halves(file, config, tensor, part) for part in (found.codes, found.scale))
@@ -148,8 +149,8 @@ def _joined(
     """The rows of all parts as one weight: quantised, unless one of them is not."""
     blocks = [part for part in parts if isinstance(part, gguf.Blocks)]
     if len(blocks) < len(parts):
-        wide = [p if isinstance(p, torch.Tensor) else torch.from_numpy(p.numbers()).to(device) for p in parts]
-        return kernels.pack_weight(torch.cat(wide))
+        wide = [p if isinstance(p, torch.Tensor) else torch.from_numpy(p.numbers()) for p in parts]
+        return kernels.pack_weight(torch.cat([part.to(device, COMPUTED) for part in wide]))
     stored = {(b.zero, b.group, b.scale.dtype, b.minimum is None) for b in blocks}
     if len(stored) > 1:
         return kernels.stack_quantized([_packed(b.codes, b.zero, b.scale, b.minimum, device) for b in blocks])

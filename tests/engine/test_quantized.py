@@ -77,6 +77,13 @@ def test_members_of_a_team_compute_what_one_thread_does(isa, kind, tmp_path):  #
     assert told[0] == told[1] == told[2]
 
 
+def test_keys_and_values_are_kept_in_16_bits(model):
+    """They are the model's type, which is that of all it does not quantise; logits stay float32."""
+    engine = Engine(model, max_batch=2, pages=8)
+    assert {model.dtype, *(part.dtype for part in engine._runner._cache[0])} == {torch.bfloat16}
+    assert model.logits(torch.zeros(1, 64, dtype=torch.bfloat16)).dtype == torch.float32
+
+
 def test_chunks_preemption_and_prefixes_change_nothing(model):
     params, asked = each(PLAIN, 7) + each(FILTERED[4], 7), prompts(7) * 2
     truth = Engine(model, max_batch=1, pages=4, step_tokens=256).generate(asked, params)

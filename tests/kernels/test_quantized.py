@@ -140,6 +140,18 @@ def test_as_an_embedding(backend, layout):
             pack_quantized(*parts)[torch.tensor([wrong if backend.name == "cpu" else 77])]
 
 
+def test_rows_of_an_embedding_by_several_threads(backend, layout):
+    parts = weight(layout, 77, 96)
+    ids = torch.randint(0, 77, (400,), generator=torch.Generator().manual_seed(2))
+    truth = reference.pack(parts[0], 8, *parts[1:])[ids]
+    for threads in backend.threads:
+        set_threads(threads)
+        try:
+            assert torch.equal(pack_quantized(*parts)[ids], truth)
+        finally:
+            set_threads(None)
+
+
 def test_extremes_stay_in_their_row(backend, layout):
     parts = weight(layout, 40, 64)
     packed, x = pack_quantized(*parts), inputs(7, 64)

@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 TORCH ?= torch>=2.9,<2.14
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh') setup.py pyproject.toml
 
-.PHONY: help train test test-triton test-cuda lint format error-table bench gates gpu-proof triton-golden build clean
+.PHONY: help train test test-main test-triton test-cuda lint format error-table bench gates gpu-proof triton-golden build clean
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -34,8 +34,11 @@ train: $(VENV)/.built  ## the whole road: crawl, train, teach, reinforce, report
 	$(PY) -m pyengine.train $(ARGS)
 
 test: $(VENV)/.test  ## the tests, in minutes
+	@echo "== the tests, as many parts at once as there are processors; each part tells its outcome when it ends"
+	$(MAKE) --no-print-directory --jobs=$$(nproc) --output-sync=line test-main test-triton test-cuda
+
+test-main: $(VENV)/.test  ## the tests but for those of GPU kernels
 	$(PY) -m pytest tests -m "not slow" $(ARGS)
-	$(MAKE) --no-print-directory test-triton test-cuda
 
 # Triton's interpreter must be switched on before Triton is imported, and Triton 3.6 needs numpy < 2.4: an
 # environment of its own beside the first, sharing its packages.

@@ -3,24 +3,26 @@ which ids may come next, from llguidance (`pip install pyengine-llm[grammar]`).
 
     grammar = Grammars(tokenizer, end).json(schema)      # goes into SamplingParams.grammar
 
-The library reads the vocabulary once; compiling takes milliseconds, a mask tens of microseconds. Where a mask takes
-so long that others would notice (some expressions with large counts), the constraint is refused, or the answer ends.
+The library reads the vocabulary once; compiling takes milliseconds, a mask tens of microseconds. What it would die of,
+or take long for, is refused by a worker process that compiles each constraint first (vetting.py); where a later mask
+takes so long that others would notice, the answer ends.
 """
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..errors import UserError
+from ..sandbox import Sandbox
 from ..text import Tokenizer
+from ..vetting import Words, compiled, compiler
 
-SLOWEST = 0.5  # seconds that one mask may take a processor
-# Expressions that a grammar may come to when it is read, at 2.5 million a second: of (a{1000}){1000} they are counted
-# before its first mask, which nothing else holds up. A schema of 1,000 properties with names of 20 letters fits.
-FUEL = 100_000
+SLOWEST = 0.5  # seconds that compiling, or one mask, may take a processor
+NO_SPACING: Mapping[str, Any] = {}
 MOST_CHOICES = 1500  # texts, at 40 us each; the library has room for 2,000
 
 
@@ -29,15 +31,19 @@ class Grammars:
 
     def __init__(self, tokenizer: Tokenizer, end: tuple[int, ...]):
         try:
-            import llguidance
+            import llguidance  # noqa: F401  # what vetting.py needs
         except ImportError:
             raise UserError(
                 "constrained answers need llguidance; install it with `pip install pyengine-llm[grammar]`"
             ) from None
-        self._library = llguidance
-        vocabulary: Any = Vocabulary(tokenizer, end[0])
-        self._limits = llguidance.LLParserLimits(initial_lexer_fuel=FUEL, verbose_errors=False)
-        self._tokenizer = llguidance.LLTokenizer(vocabulary, eos_token=list(end))
+        words = Words(
+            [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)],
+            sorted(tokenizer.special_ids.values()),
+            list(end),
+        )
+        self._tokenizer = compiler(words, tokenizer.encode_bytes)
+        self._sandbox = Sandbox(words, workers=1, cpu_seconds=SLOWEST)
+        weakref.finalize(self, self._sandbox.__exit__)
 
     def call(self, functions: Sequence[Mapping[str, Any]]) -> "Compiled":
         """Answers that call one of OpenAI's functions: {"name": ..., "arguments": ...}, by its `parameters`, spaced as
@@ -65,32 +71,32 @@ class Grammars:
 
         separators: item_separator and key_separator, if not the shortest.
         """
-        spacing: Any = {"whitespace_flexible": False, **separators}
-        from_schema = self._library.LLMatcher.grammar_from_json_schema
-        return self._compiled("schema", lambda: from_schema(json.dumps(schema), defaults=spacing))
+        return self._compiled(
+            "schema", "json", json.dumps(schema), {"whitespace_flexible": False, **separators}
+        )
 
     def regex(self, pattern: str) -> "Compiled":
         """Answers that a regular expression matches as a whole (Rust's syntax); UserError if it cannot be kept to."""
-        return self._compiled("expression", lambda: self._library.LLMatcher.grammar_from_regex(pattern))
+        return self._compiled("expression", "regex", pattern)
 
     def choice(self, texts: Sequence[str]) -> "Compiled":
         """Answers that are one of these texts; UserError for more than MOST_CHOICES."""
         if len(texts) > MOST_CHOICES:
             raise UserError(f"the choice cannot be kept to: expected at most {MOST_CHOICES} texts")
-        return self._compiled("choice", lambda: self._library.grammar_from("choice", json.dumps(list(texts))))
+        return self._compiled("choice", "choice", json.dumps(list(texts)))
 
     def grammar(self, text: str) -> "Compiled":
         """Answers by a grammar, in llama.cpp's notation (GBNF) or Lark's; UserError if it cannot be kept to."""
-        return self._compiled("grammar", lambda: self._library.grammar_from("grammar", text))
+        return self._compiled("grammar", "grammar", text)
 
-    def _compiled(self, what: str, make: Callable[[], str]) -> "Compiled":
-        try:
-            made = Compiled(
-                self._library.LLMatcher(self._tokenizer, make(), log_level=0, limits=self._limits)
-            )
-            problem = made.problem()
-        except ValueError as error:
-            problem = str(error)
+    def _compiled(
+        self, what: str, kind: str, text: str, spacing: Mapping[str, Any] = NO_SPACING
+    ) -> "Compiled":
+        (vetted,) = self._sandbox.map("pyengine.vetting:vet", [(kind, text, dict(spacing))])
+        problem, grammar = (f"its compiler {vetted.reason}", "") if vetted.reason else vetted.value
+        if not problem:
+            made = Compiled(self._tokenizer, grammar)
+            problem = made.problem
         if problem:
             lines = problem.splitlines()
             causes = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
@@ -101,18 +107,14 @@ class Grammars:
 class Compiled:
     """A compiled constraint; each answer starts a matcher of its own."""
 
-    def __init__(self, matcher):
-        self._matcher = matcher
+    def __init__(self, tokenizer: Any, grammar: str):
+        start = time.thread_time()
+        self._matcher = compiled(tokenizer, grammar)
+        slow = time.thread_time() - start > SLOWEST
+        self.problem: str = self._matcher.get_error() or "it is too large" * slow
 
     def start(self) -> "Follower":
         return Follower(self._matcher.deep_copy())
-
-    def problem(self) -> str:
-        """Why it cannot be kept to, as far as its first mask tells."""
-        start = time.thread_time()
-        if not self._matcher.is_error():
-            self._matcher.compute_bitmask()
-        return self._matcher.get_error() or "it is too large" * (time.thread_time() - start > SLOWEST)
 
 
 class Follower:
@@ -145,19 +147,3 @@ def _moved(schema: Any, to: str) -> Any:
         else _moved(part, to)
         for key, part in schema.items()
     }
-
-
-class Vocabulary:
-    """A tokenizer as llguidance asks for it."""
-
-    bos_token_id = None
-    is_tokenizer_wrapper = True
-
-    def __init__(self, tokenizer: Tokenizer, end: int):
-        self.eos_token_id = end
-        self.special_token_ids = sorted(tokenizer.special_ids.values())
-        self.tokens = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
-        self._encode = tokenizer.encode_bytes
-
-    def __call__(self, text: str | bytes) -> list[int]:
-        return self._encode(text.encode() if isinstance(text, str) else text)

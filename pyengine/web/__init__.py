@@ -5,7 +5,7 @@ crawl.py      seeds -> WARC files             extract.py   page -> title, main t
   fetch.py      one request, with all limits    dedup.py     exact and near duplicates
   robots.py     what a site allows              pii.py       personal data masked
   urls.py       spelling, scope, traps          clean.py     all of it: source -> documents.jsonl, ...
-  warc.py       writing WARC                      tasks.py, sandbox.py, waterfall.py
+  warc.py       writing WARC                      tasks.py, waterfall.py
 sources.py    any input -> raw pages          index.py     search index
 evaluate.py   measured against known truth
 

@@ -26,13 +26,13 @@ from urllib.parse import urlsplit
 
 from ..errors import UserError
 from ..files import atomic_write, write_json
+from ..sandbox import Sandbox
 from . import filters, pii
 from .dedup import DedupConfig, duplicates, exact_key, signature
 from .extract import NotAPage, SiteLines, extract
 from .filters import FilterConfig, Text
 from .index import SearchIndex
 from .pii import PiiConfig
-from .sandbox import Sandbox
 from .sources import RawPage, read_documents
 from .tasks import Tasks
 from .urls import canonical
@@ -130,7 +130,7 @@ def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
 # -- what worker processes do
 
 
-def prepare() -> None:
+def prepare(config: CleanConfig) -> None:
     """Load what the first page would otherwise have to wait for."""
     filters.detect_language("")
 

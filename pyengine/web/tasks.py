@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..files import atomic_write
-from .sandbox import Sandbox
+from ..sandbox import Sandbox
 
 Item = TypeVar("Item")
 

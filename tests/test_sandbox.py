@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pyengine.web.sandbox import Sandbox
+from pyengine.sandbox import Sandbox
 
 HERE = __name__
 

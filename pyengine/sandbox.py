@@ -1,4 +1,4 @@
-"""Worker processes for work on pages that may hang, crash or eat memory.
+"""Worker processes for work on what strangers sent, which may hang, crash or eat memory.
 
 `Sandbox.map(function, items)` gives one `Outcome` per item, in order: the result, or the reason why there
 is none. A worker that takes more than `cpu_seconds` of processor time for one item is ended by the kernel
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn
 
-from ..files import __file__ as _anchor
+from .files import __file__ as _anchor
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Outcome:
 class Sandbox:
     """Runs module-level functions, named "package.module:function", in worker processes.
 
-    A module may have a function `prepare`, which a worker calls once before the clock of its first item runs.
-    options: a second argument given to every call. Use as a context manager; the workers start with the
+    options: a second argument given to every call. A module may have a function `prepare`, which a worker calls once
+    with them, before the clock of its first item runs. Use as a context manager; the workers start with the
     first map.
     """
 
@@ -203,7 +203,7 @@ def _answer(link: Connection) -> NoReturn:
             module_name, _, function = name.partition(":")
             module = importlib.import_module(module_name)
             calls[name] = getattr(module, function)
-            getattr(module, "prepare", lambda: None)()
+            getattr(module, "prepare", lambda options: None)(options)
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
         try:
             answer = json.dumps([calls[name](item, options), ""])

@@ -105,13 +105,14 @@ inline uint32_t which_of_two(const Key keys[2], const Key& key) {
 #endif
 }
 
-// Copies the bits of `mask` of four numbers.
+// Copies four numbers, of the first and the last only the bits of `mask`.
 inline void copy_four(const uint32_t* from, uint32_t mask, uint32_t* to) {
 #ifdef __SSE2__
   const __m128i four = _mm_load_si128(reinterpret_cast<const __m128i*>(from));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_and_si128(four, _mm_set1_epi32(int(mask))));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                   _mm_and_si128(four, _mm_setr_epi32(int(mask), -1, -1, int(mask))));
 #else
-  for (int i = 0; i < 4; i++) to[i] = from[i] & mask;
+  for (int i = 0; i < 4; i++) to[i] = i % 3 ? from[i] : from[i] & mask;
 #endif
 }
 

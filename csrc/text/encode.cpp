@@ -454,64 +454,114 @@ void Encoder::encode_pieces(const std::vector<std::string_view>& pieces, Ids& id
   give(std::move(workspace));
 }
 
-void Encoder::encode_batch(const std::vector<std::string_view>& texts, int threads, Ids& ids,
-                           std::vector<int64_t>& offsets) const {
-  offsets.assign(texts.size() + 1, 0);
-  size_t bytes = 0;
-  for (std::string_view text : texts) bytes += text.size();
-  // Runs of texts of about 64 KiB are the unit of work. The first thread takes them from the front, so that its
-  // ids already stand where all are wanted; the others take them from the back and keep theirs until all are
-  // done.
-  struct Run {
-    size_t first, last;
-    int thread;
-    size_t start;  // of its ids, in the thread's
-  };
-  std::vector<Run> runs;
-  for (size_t i = 0, size = 0; i < texts.size(); i++) {
-    if (i == 0 || size >= 1 << 16) {
-      runs.push_back({i, i, 0, 0});
-      size = 0;
-    }
-    runs.back().last = i + 1;
-    size += texts[i].size();
+namespace {
+
+// Where the ids of each run of texts belong. Threads count them in any order; a run has a place when all before
+// it are counted.
+class Places {
+ public:
+  explicit Places(size_t runs) : counts_(runs, uncounted), starts_(runs + 1) {}
+  // Returns how many runs, from the first on, have places now.
+  size_t count(size_t run, size_t ids) {
+    std::lock_guard<std::mutex> hold(lock_);
+    counts_[run] = ids;
+    for (; placed_ < counts_.size() && counts_[placed_] != uncounted; placed_++)
+      starts_[placed_ + 1] = starts_[placed_] + counts_[placed_];
+    return placed_;
   }
-  threads = int(std::max<size_t>(std::min<size_t>(std::max(threads, 1), runs.size()), 1));
-  std::vector<Ids> made;
-  for (int t = 0; t < threads; t++) made.emplace_back(t ? spare_parts_ : spare_);
-  std::atomic<int64_t> left{int64_t(runs.size())};
-  std::atomic<size_t> from_back{0};
-  size_t in_place = 0;
-  on_threads(threads, [&](int t) {
-    auto workspace = take();
-    Ids& mine = made[t];
-    mine.room(bytes / 2 / size_t(t ? threads : 1) + 64);  // what is not written is not paid for
-    while (left-- > 0) {
-      Run& run = runs[t ? runs.size() - ++from_back : in_place++];
-      run.thread = t;
-      run.start = mine.size();
-      for (size_t i = run.first; i < run.last; i++) {
-        const size_t before = mine.size();
-        encode(texts[i], *workspace, mine);
-        offsets[i + 1] = int64_t(mine.size() - before);
+  size_t start(size_t run) const { return starts_[run]; }
+  size_t end(size_t run) const { return starts_[run + 1]; }
+  size_t total() const { return starts_.back(); }
+
+ private:
+  static constexpr size_t uncounted = SIZE_MAX;
+  std::mutex lock_;
+  std::vector<size_t> counts_, starts_;
+  size_t placed_ = 0;
+};
+
+// What a thread has encoded of a batch and not yet moved to its place; in cache lines that no other writes to.
+struct alignas(64) Waiting {
+  struct Part {
+    size_t run, start;  // start: in `ids`
+  };
+  std::unique_ptr<Workspace> workspace;
+  Ids ids;
+  std::vector<Part> parts;
+  // Moves the ids of runs before `placed`, where they end within `room`.
+  void move(const Places& places, size_t placed, uint32_t* out, size_t room) {
+    size_t left = 0;
+    for (const Part& part : parts) {
+      if (part.run < placed && places.end(part.run) <= room) {
+        const size_t start = places.start(part.run);
+        std::copy_n(ids.data() + part.start, places.end(part.run) - start, out + start);
+      } else {
+        parts[left++] = part;
       }
     }
-    give(std::move(workspace));
-  });
-  for (size_t i = 0; i < texts.size(); i++) offsets[i + 1] += offsets[i];
-  ids = std::move(made[0]);
-  if (in_place == runs.size()) return;
-  const size_t before = ids.size();
-  uint32_t* out = ids.room(size_t(offsets.back()) - before) - before;
-  std::atomic<size_t> taken{in_place};
-  on_threads(threads, [&](int) {
-    for (size_t r; (r = taken++) < runs.size();) {
-      const Run& run = runs[r];
-      const int64_t start = offsets[run.first], size = offsets[run.last] - start;
-      std::copy_n(made[run.thread].data() + run.start, size, out + start);
+    parts.resize(left);
+    if (left == 0) ids.clear();
+  }
+};
+
+}  // namespace
+
+void Encoder::encode_batch(const std::vector<std::string_view>& texts, int threads, Ids& ids,
+                           std::vector<int64_t>& offsets) const {
+  // Runs of texts of about 32 KiB are the unit of work. A thread encodes one into memory of its own, which
+  // stays in its cache, and moves the ids once they have a place, mostly at once or after its next run, since
+  // the threads go through the texts side by side. One thread alone writes them where they belong.
+  constexpr size_t enough = 1 << 15;
+  offsets.assign(texts.size() + 1, 0);
+  std::vector<size_t> firsts;  // text of each run, and the end
+  size_t bytes = 0;
+  for (size_t i = 0, size = enough; i < texts.size(); i++) {
+    if (size >= enough) {
+      firsts.push_back(i);
+      size = 0;
+    }
+    size += texts[i].size();
+    bytes += texts[i].size();
+  }
+  const size_t runs = firsts.size(), likely = bytes / 2 + 64;
+  firsts.push_back(texts.size());
+  ids = fresh_ids();
+  uint32_t* out = ids.room(likely);  // what is not written is not paid for
+  auto encode_run = [&](size_t run, Workspace& workspace, Ids& to) {
+    for (size_t i = firsts[run]; i < firsts[run + 1]; i++) {
+      const size_t before = to.size();
+      encode(texts[i], workspace, to);
+      offsets[i + 1] = int64_t(to.size() - before);
+    }
+  };
+  threads = int(std::min<size_t>(std::max(threads, 1), std::max<size_t>(runs, 1)));
+  std::vector<Waiting> waiting(static_cast<size_t>(threads));
+  for (Waiting& mine : waiting) mine.workspace = take();
+  Places places(runs);
+  std::atomic<size_t> taken{0};
+  on_threads(threads, [&](int t) {
+    Waiting& mine = waiting[size_t(t)];
+    for (size_t run; (run = taken++) < runs;) {
+      if (threads == 1) {
+        encode_run(run, *mine.workspace, ids);
+        continue;
+      }
+      const size_t start = mine.ids.size();
+      mine.parts.push_back({run, start});
+      encode_run(run, *mine.workspace, mine.ids);
+      mine.move(places, places.count(run, mine.ids.size() - start), out, likely);
     }
   });
-  ids.end_at(out + offsets.back());
+  for (size_t i = 0; i < texts.size(); i++) offsets[i + 1] += offsets[i];
+  if (threads > 1) {
+    ids.end_at(out + std::min(places.total(), likely));
+    out = ids.room(places.total() - ids.size()) - ids.size();
+    ids.end_at(out + places.total());
+  }
+  for (Waiting& mine : waiting) {
+    mine.move(places, runs, out, places.total());
+    give(std::move(mine.workspace));
+  }
 }
 
 }  // namespace text

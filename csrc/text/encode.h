@@ -164,8 +164,7 @@ class Encoder {
   void to_ids(uint32_t* symbols, uint32_t* end) const;
 
   const std::shared_ptr<SpareIds> spare_ = std::make_shared<SpareIds>();
-  const std::shared_ptr<SpareIds> spare_parts_ = std::make_shared<SpareIds>();  // of a second thread
-  mutable std::mutex idle_lock_;                                                // held only to move a pointer
+  mutable std::mutex idle_lock_;  // held only to move a pointer
   mutable std::vector<std::unique_ptr<Workspace>> idle_;
 };
 

@@ -285,6 +285,21 @@ def test_batch_equals_serial(trained):
     assert ids.size == 0 and offsets.tolist() == [0]
 
 
+def test_ids_of_a_batch_by_many_threads_stand_in_order(trained):
+    """Many runs of texts, of which threads end some before those in front of them; and of more ids than a batch has
+    room for before they are counted, almost one for each byte."""
+    encoder, rng = trained[3], random.Random(17)
+    words = corpus(seed=3, words=4000).encode()
+    texts = [words[: rng.choice((100, 4000, len(words)))] for _ in range(60)]
+    rare = [rng.randbytes(rng.choice((0, 3000, 40_000))) for _ in range(60)]
+    for batch in (texts, rare, [text for pair in zip(texts, rare, strict=True) for text in pair]):
+        expected = [encoder.encode(text) for text in batch]
+        for threads in (2, 3, 5):
+            ids, offsets = encoder.encode_batch(batch, threads=threads)
+            assert np.array_equal(ids, np.concatenate(expected))
+            assert np.array_equal(np.diff(offsets), list(map(len, expected)))
+
+
 def test_many_python_threads_share_an_encoder(trained):
     encoder, text = trained[3], corpus(5)
     expected, seen = encoder.encode(text).tolist(), []

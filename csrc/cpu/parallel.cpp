@@ -5,7 +5,7 @@
 // in the midst of a task, and a loop of one share costs one line of cache going over and one coming back.
 //
 // A team is a loop with a task for each member. Members meet by flags, each written by one of them. A thread
-// always has the same place, so that what its core's caches hold of one call serves the next.
+// has the same place in each team, so that what its core's caches hold of one call serves the next.
 #include "parallel.h"
 
 #include <pthread.h>
@@ -161,6 +161,15 @@ class Team {
 
   int members() const { return members_; }
 
+  // Of a member, for good: its number in the pool, so that it is where it was in the team before. A worker of a
+  // wider loop that lost its core on the way to a task may come instead of one of this team's; then the next
+  // free.
+  int place(int seat) {
+    int at = std::min(seat, members_ - 1);
+    while (turns_[at].taken.exchange(true, std::memory_order_relaxed)) at = at ? at - 1 : members_ - 1;
+    return at;
+  }
+
   void meet(int me) {
     const uint64_t turn = turns_[me].count.load(std::memory_order_relaxed) + 1;
     turns_[me].count.store(turn, std::memory_order_release);
@@ -193,6 +202,7 @@ class Team {
   struct Left {};
   struct alignas(64) Turn {
     std::atomic<uint64_t> count{0};  // how often its member has met the others
+    std::atomic<bool> taken{false};
   };
 
   void leave(int me) {
@@ -249,10 +259,10 @@ void run_team(int threads, void (*body)(void*), void* context) {
   if (threads < 2 || in_region || membership || !pool.acquire()) return body(context);
   Team team(threads);
   auto join = [&] {
-    Member member{&team, seat};
+    Member member{&team, team.place(seat)};
     membership = &member;
-    team.work(seat, [&] {
-      team.meet(seat);  // so nobody is through, and free to take another's task, before all have one
+    team.work(member.index, [&] {
+      team.meet(member.index);  // so nobody is through, and free to take another's task, before all have one
       body(context);
     });
     membership = nullptr;

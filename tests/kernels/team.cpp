@@ -66,6 +66,17 @@ void no_loops(int threads) {
   }
 }
 
+// A worker of a wider loop that lost its core before it claimed a task may become a member of a later, smaller
+// team.
+void smaller_than_before(int threads) {
+  for (int round = 0; round < 500; ++round) {
+    std::atomic<int> members{0}, firsts{0}, tasks{0};
+    parallel::parallel_for(3 * threads, 3 * threads, [&](int64_t) { ++tasks; });
+    parallel::team(threads, [&] { ++members, firsts += parallel::is_first(); });
+    expect(tasks == 3 * threads && members == threads && firsts == 1, "a wider loop disturbed a team", threads);
+  }
+}
+
 // What one member throws comes out, once all have left, and the pool is free again.
 void errors(int threads, bool in_a_task) {
   std::string told;
@@ -121,6 +132,7 @@ int main(int, char** argv) {
     for (int late : {0, 1}) many_loops(threads, late);
     if (threads > 1) errors(threads, true), errors(threads, false);
     no_loops(threads);
+    if (threads > 1) smaller_than_before(threads);
     many_callers(threads);
     nap(threads == 2 ? 30 : 0);  // the workers have gone to sleep
   }

@@ -90,15 +90,20 @@ def test_workers_sleep_when_nothing_is_asked():
         set_threads(None)
 
 
-@pytest.mark.parametrize("sanitizer", [None, "thread"])
-def test_teams(sanitizer, tmp_path):
-    """Loops of all members, late ones, errors, callers at once, sleepers; and in a forked child, where ThreadSanitizer
-    does not follow."""
-    sources = [
-        Path(__file__).parent / "team.cpp",
-        Path(__file__).parents[2] / "csrc" / "cpu" / "parallel.cpp",
-    ]
-    flags = ["-std=c++17", "-O1", "-g", "-pthread", f"-I{sources[1].parent}"]
+@pytest.mark.parametrize("sanitizer, late", [(None, False), ("thread", False), ("address", True)])
+def test_teams(sanitizer, late, tmp_path):
+    """Loops of all members, late ones, errors, callers at once, sleepers; and in a forked child, where no sanitizer
+    follows. Late: workers lose their core between seeing that there is a task and claiming it."""
+    csrc = Path(__file__).parents[2] / "csrc" / "cpu"
+    pool, claim = (csrc / "parallel.cpp").read_text(), "if (asked()) work();"
+    assert claim in pool
+    nap = "if (rand() % 8 == 0) std::this_thread::sleep_for(std::chrono::microseconds(rand() % 300));"
+    sources = [Path(__file__).parent / "team.cpp", tmp_path / "parallel.cpp"]
+    sources[1].write_text(
+        "#include <chrono>\n#include <cstdlib>\n"
+        + pool.replace(claim, f"if (asked()) {{ {nap} work(); }}" if late else claim)
+    )
+    flags = ["-std=c++17", "-O1", "-g", "-pthread", f"-I{csrc}"]
     flags += [f"-fsanitize={sanitizer}"] if sanitizer else []
     compiler = os.environ.get("CXX", "g++").split()
     subprocess.run([*compiler, *flags, *map(str, sources), "-o", str(tmp_path / "team")], check=True)

@@ -18,7 +18,7 @@ if __name__ == "pyengine.kernels":
     from .muon import muon_
     from .quantized import QuantizedWeight, linear_quantized, pack_quantized, stack_quantized
     from .rmsnorm import rmsnorm
-    from .rope import rope, rope_pages
+    from .rope import rope, rope_append, rope_pages
     from .sample import adjust_logits, sample, sample_ids, sampled_logprob, top_logprobs, uniform
     from .swiglu import swiglu
 
@@ -44,6 +44,7 @@ __all__ = [
     "pack_weight",
     "rmsnorm",
     "rope",
+    "rope_append",
     "rope_pages",
     "sample",
     "sample_ids",

@@ -27,6 +27,7 @@
 
 #include "ops.h"
 #include "parallel.h"
+#include "rope.h"
 
 namespace attention {
 namespace {
@@ -495,6 +496,7 @@ struct Fresh {
   int64_t k_stride, v_stride;
   const int32_t* slots;
   P *k_pages, *v_pages;
+  const rope::Tokens<T>* turned = nullptr;  // what makes queries and keys, if they are not there yet
 
   // One head of `count` tokens from `token` on, whose places are neighbours in a page.
   void write(int64_t token, int64_t count, int64_t head, int64_t kv_heads, int64_t dim) const {
@@ -519,6 +521,8 @@ struct Fresh {
     return count;
   }
 };
+
+constexpr int64_t kTurned = 16;  // tokens a task, where they are turned before attention
 
 // All queries of all spans. Where each span is one query, `fresh` (or null) is written on the way: a token's
 // keys and values go to the page that its query reads next.
@@ -546,6 +550,7 @@ void attend_all(const Pass<T, P>& pass, const std::vector<Span>& spans, const Fr
     for (int64_t i = chunk * each; i < end; ++i) {
       const Task& task = tasks[i / pass.kv_heads];
       const int64_t head = i % pass.kv_heads;
+      if (fresh && fresh->turned) fresh->turned->turn_heads(task.span->first, head, 1);
       if (fresh) fresh->write(task.span->first, 1, head, pass.kv_heads, pass.dim);
       auto kept = [&](int64_t at) { return pass.kept(*tasks[at / pass.kv_heads].span, at % pass.kv_heads); };
       const Word<P>* then = i + 1 < end ? kept(i + 1).keys(0) : nullptr;
@@ -686,26 +691,62 @@ int64_t write_pages(const T* k, int64_t k_stride, const T* v, int64_t v_stride, 
   return -1;
 }
 
+namespace {
+
+// attention_append() and rope_append(), whose `turned` makes queries and keys.
 template <class T, class P>
-int64_t attention_append(const T* q, const T* k, int64_t k_stride, const T* v, int64_t v_stride, P* k_pages,
-                         P* v_pages, int64_t page_count, const int32_t* slots, const int32_t* block_table,
-                         int64_t table_width, const int32_t* q_start, const int32_t* context_lens,
-                         int64_t requests, int64_t tokens, int64_t heads, int64_t kv_heads, int64_t dim,
-                         float scale, T* out, int threads) {
+int64_t append(const T* q, const T* k, int64_t k_stride, const T* v, int64_t v_stride, P* k_pages, P* v_pages,
+               int64_t page_count, const int32_t* slots, const int32_t* block_table, int64_t table_width,
+               const int32_t* q_start, const int32_t* context_lens, int64_t requests, int64_t tokens,
+               int64_t heads, int64_t kv_heads, int64_t dim, float scale, T* out, int threads,
+               const rope::Tokens<T>* turned) {
   std::vector<Span> spans;
   int64_t wrong =
       read_spans(page_count, block_table, table_width, q_start, context_lens, requests, tokens, spans);
   if (wrong >= 0) return wrong;
   wrong = outside(slots, tokens, page_count);
   if (wrong >= 0) return requests + wrong;
-  const Fresh<T, P> fresh{k, v, k_stride, v_stride, slots, k_pages, v_pages};
+  const Fresh<T, P> fresh{k, v, k_stride, v_stride, slots, k_pages, v_pages, turned};
   const bool decoding =
       std::all_of(spans.begin(), spans.end(), [](const Span& span) { return span.count == 1; });
-  if (!decoding)
+  if (!decoding) {
+    if (turned)
+      parallel::parallel_for((tokens + kTurned - 1) / kTurned, threads, [&](int64_t block) {
+        for (int64_t t = block * kTurned; t < std::min(tokens, (block + 1) * kTurned); ++t)
+          turned->turn_heads(t, 0, kv_heads);
+      });
     write_pages(k, k_stride, v, v_stride, k_pages, v_pages, page_count, slots, tokens, kv_heads, dim, threads);
+  }
   attend_all(make_pass(q, k_pages, v_pages, heads, kv_heads, dim, scale, out, nullptr), spans,
              decoding ? &fresh : nullptr, threads);
   return -1;
+}
+
+}  // namespace
+
+template <class T, class P>
+int64_t attention_append(const T* q, const T* k, int64_t k_stride, const T* v, int64_t v_stride, P* k_pages,
+                         P* v_pages, int64_t page_count, const int32_t* slots, const int32_t* block_table,
+                         int64_t table_width, const int32_t* q_start, const int32_t* context_lens,
+                         int64_t requests, int64_t tokens, int64_t heads, int64_t kv_heads, int64_t dim,
+                         float scale, T* out, int threads) {
+  return append(q, k, k_stride, v, v_stride, k_pages, v_pages, page_count, slots, block_table, table_width,
+                q_start, context_lens, requests, tokens, heads, kv_heads, dim, scale, out, threads,
+                (const rope::Tokens<T>*)nullptr);
+}
+
+template <class T, class P>
+int64_t rope_append(const T* qkv, const int32_t* positions, const T* q_weight, const T* k_weight,
+                    const float* table, int64_t length, float eps, T* q, T* k, P* k_pages, P* v_pages,
+                    int64_t page_count, const int32_t* slots, const int32_t* block_table, int64_t table_width,
+                    const int32_t* q_start, const int32_t* context_lens, int64_t requests, int64_t tokens,
+                    int64_t heads, int64_t kv_heads, int64_t dim, float scale, T* out, int threads) {
+  if (int64_t wrong = rope::outside(positions, tokens, length); wrong >= 0) return requests + tokens + wrong;
+  const rope::Tokens<T> turned{qkv, positions, q_weight, k_weight, table,    length,
+                               eps, q,         k,        heads,    kv_heads, dim};
+  return append(q, k, kv_heads * dim, turned.values(), turned.stride(), k_pages, v_pages, page_count, slots,
+                block_table, table_width, q_start, context_lens, requests, tokens, heads, kv_heads, dim, scale,
+                out, threads, &turned);
 }
 
 template void attention_forward(const float*, const float*, const float*, const int32_t*, int64_t, int64_t,
@@ -720,6 +761,9 @@ template void attention_forward(const bf16*, const bf16*, const bf16*, const int
   template int64_t attention_append(const T*, const T*, int64_t, const T*, int64_t, P*, P*, int64_t,           \
                                     const int32_t*, const int32_t*, int64_t, const int32_t*, const int32_t*,   \
                                     int64_t, int64_t, int64_t, int64_t, int64_t, float, T*, int);              \
+  template int64_t rope_append(const T*, const int32_t*, const T*, const T*, const float*, int64_t, float, T*, \
+                               T*, P*, P*, int64_t, const int32_t*, const int32_t*, int64_t, const int32_t*,   \
+                               const int32_t*, int64_t, int64_t, int64_t, int64_t, int64_t, float, T*, int);   \
   template int64_t write_pages(const T*, int64_t, const T*, int64_t, P*, P*, int64_t, const int32_t*, int64_t, \
                                int64_t, int64_t, int);
 INSTANTIATE(float, float)

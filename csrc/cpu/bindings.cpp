@@ -107,6 +107,7 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
   BOTH(attention_backward);
   PAGED(attention_paged);
   PAGED(attention_append);
+  PAGED(rope_append);
   PAGED(write_pages);
   BOTH(rope_forward, kInTeam);
   BOTH(rope_backward);

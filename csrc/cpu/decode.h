@@ -1,9 +1,10 @@
 // Decode steps one after the other without Python: what a captured step sampled is written to where it reads
 // its inputs, one token further for each request.
 //
-// A step is one program that all threads run as a team, which shares out each call's loop, or several programs
-// that run at once, each on one thread for rows of its own: no row depends on another, so that nothing is
-// shared but the weights, and nobody waits before the end of the step.
+// A step is one program that all threads run as a team, which shares out each call's loop (or whose loops
+// threads claim, where others want the cores too), or several programs that run at once, each on one thread for
+// rows of its own: no row depends on another, so that nothing is shared but the weights, and nobody waits
+// before the end of the step.
 #pragma once
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "crowd.h"
 #include "parallel.h"
 #include "replay.h"
 
@@ -74,40 +76,52 @@ struct Result {
   int64_t refused;  // its call that did
 };
 
-// Up to `most` steps of a program, by a team of all threads.
-inline Result steps_of_team(const Program& program, int threads, int64_t most, const Loop& loop) {
-  Result result{most, -1, -1};
+inline parallel::Crowd crowd;
+
+// Steps of a program by a team of all threads; whether they are over before `most`. They are left to others,
+// and are not over, where members keep losing their cores.
+inline bool steps_of_team(const Program& program, int threads, int64_t most, const Loop& loop, Result& result) {
+  bool over = false;
+  int64_t late = 0;
   parallel::team(threads, [&] {
-    for (int64_t step = 0; step < most; ++step) {
+    for (int64_t step = 0; step < most && !over && late <= parallel::Crowd::kMostLate; ++step) {
       const int64_t refused = replay::run(program.words, program.count);  // the same in all members
+      const int64_t seen = parallel::late();
       parallel::parallel_for(1, 1, [&](int64_t) {
-        if (refused >= 0)
-          result = {step, 0, refused};
-        else if (loop.follow(program, step, most))
-          result.done = step + 1;
+        if (refused >= 0) {
+          result.program = 0, result.refused = refused, over = true;
+        } else {
+          over = loop.follow(program, step, most);
+          result.done = step + 1, late = seen;
+        }
       });
-      if (refused >= 0 || result.done == step + 1) return;
     }
   });
-  return result;
+  crowd.note_team(result.done, late);
+  return over;
 }
 
 // Up to `most` steps of the programs; ends early behind a step in which a row has ended.
 inline Result steps(const Program* programs, int64_t count, int threads, int64_t most, const Loop& loop) {
-  if (count == 1 && programs->in_team) return steps_of_team(*programs, threads, most, loop);
+  Result result{0, -1, -1};
+  if (count == 1 && programs->in_team && threads > 1 && crowd.team_is_worth_it() &&
+      steps_of_team(*programs, threads, most, loop, result))
+    return result;
+  const int64_t first = result.done;
   parallel::Region region(threads);
   std::vector<int64_t> refused(count, -1);
-  for (int64_t step = 0; step < most; ++step) {
+  for (bool ended = false; result.done < most && !ended;) {
     auto run = [&](int64_t i) { refused[i] = replay::run(programs[i].words, programs[i].count); };
     count == 1 ? run(0) : parallel::parallel_for(count, threads, run);
-    bool ended = false;
+    const int64_t step = result.done;
     for (int64_t i = 0; i < count; ++i) {
       if (refused[i] >= 0) return {step, i, refused[i]};
       ended |= loop.follow(programs[i], step, most);
     }
-    if (ended) return {step + 1, -1, -1};
+    ++result.done;
   }
-  return {most, -1, -1};
+  crowd.note_claimed(result.done - first);
+  return result;
 }
 
 }  // namespace decode

@@ -295,7 +295,7 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
   if (m == 0 || n == 0) return;
   const int64_t steps = steps_of<T>(k), panels = padded(n) / kPanel;
   const auto* b = reinterpret_cast<const Unit<T>*>(packed);
-  if (m * n * k < 1 << 17) threads = 1;
+  if (m * n * k < 1 << 17 && parallel::members() == 1) threads = 1;
   // Rows in tiles of almost equal height, tiles in blocks that fit L2 and are enough for the threads to share
   // out evenly. Where there are too few rows for that, a block takes all it can and columns are divided instead
   // (A is packed again for each share of them).

@@ -67,6 +67,15 @@ int64_t attention_append(const T* q, const T* k, int64_t k_stride, const T* v, i
                          int64_t requests, int64_t tokens, int64_t heads, int64_t kv_heads, int64_t dim,
                          float scale, T* out, int threads);
 
+// rope_forward(), then attention_append(); q and k are room for its queries and keys. Of decoded tokens the
+// task that reads a head turns it. Also returns, past both, the token whose position is outside the table.
+template <class T, class P>
+int64_t rope_append(const T* qkv, const int32_t* positions, const T* q_weight, const T* k_weight,
+                    const float* table, int64_t length, float eps, T* q, T* k, P* k_pages, P* v_pages,
+                    int64_t page_count, const int32_t* slots, const int32_t* block_table, int64_t table_width,
+                    const int32_t* q_start, const int32_t* context_lens, int64_t requests, int64_t tokens,
+                    int64_t heads, int64_t kv_heads, int64_t dim, float scale, T* out, int threads);
+
 // Rotary position embedding after an optional norm of each head (rope.cpp); the weights may be null together.
 // qkv is (tokens, heads + 2 kv_heads, dim), `table` (2, length, dim / 2), cosines then sines; v is a copy.
 // Returns -1, or the first token whose position is outside the table: its queries and keys are NaN.

@@ -19,6 +19,8 @@
 #include <thread>
 #include <utility>
 
+#include "crowd.h"
+
 namespace parallel {
 namespace {
 
@@ -160,6 +162,13 @@ class Team {
   explicit Team(int members) : members_(members), turns_(std::make_unique<Turn[]>(members)) {}
 
   int members() const { return members_; }
+  int64_t late() const { return late_.load(std::memory_order_relaxed); }
+
+  // All are there: workers that had to be woken are late for no other reason.
+  void begin(int me) {
+    meet(me);
+    late_.store(0, std::memory_order_relaxed);
+  }
 
   // Of a member, for good: its number in the pool, so that it is where it was in the team before. A worker of a
   // wider loop that lost its core on the way to a task may come instead of one of this team's; then the next
@@ -174,8 +183,10 @@ class Team {
     const uint64_t turn = turns_[me].count.load(std::memory_order_relaxed) + 1;
     turns_[me].count.store(turn, std::memory_order_release);
     for (int other = 0; other < members_; ++other)
-      for (int spin = 0; turns_[other].count.load(std::memory_order_acquire) < turn; ++spin)
+      for (int spin = 0; turns_[other].count.load(std::memory_order_acquire) < turn; ++spin) {
+        if (spin == kMeetingPauses) late_.fetch_add(1, std::memory_order_relaxed);
         wait_a_little(spin, kMeetingPauses);
+      }
     if (failed_.load(std::memory_order_relaxed)) throw Left();
   }
 
@@ -213,6 +224,7 @@ class Team {
   const int members_;
   const std::unique_ptr<Turn[]> turns_;
   std::atomic<bool> failed_{false};
+  std::atomic<int64_t> late_{0};
   std::mutex mutex_;
   std::exception_ptr error_;
 };
@@ -229,6 +241,8 @@ thread_local Member* membership = nullptr;  // of this thread, where its loops a
 
 int members() { return membership ? membership->team->members() : 1; }
 bool is_first() { return !membership || membership->index == 0; }
+
+int64_t late() { return membership ? membership->team->late() : 0; }
 
 Privately::Privately() : member_(std::exchange(membership, nullptr)) {}
 Privately::~Privately() { membership = static_cast<Member*>(member_); }
@@ -262,7 +276,7 @@ void run_team(int threads, void (*body)(void*), void* context) {
     Member member{&team, team.place(seat)};
     membership = &member;
     team.work(member.index, [&] {
-      team.meet(member.index);  // so nobody is through, and free to take another's task, before all have one
+      team.begin(member.index);  // so nobody is through, and free to take another's task, before all have one
       body(context);
     });
     membership = nullptr;

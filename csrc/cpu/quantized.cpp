@@ -309,7 +309,7 @@ void multiply(const Rows& x, const uint8_t* weight, const T* bias, Out* out, int
   constexpr int64_t kLoads =
       (F::kRecord - F::kCodes) * kTile * kLanes / kPanel / (int64_t)sizeof(bytes);  // of a pass over a record
   const int64_t blocks = x.blocks, panels = divide_up(n, kPanel), tiles = x.tiles();
-  if (x.rows * n * blocks * kBlock < 1 << 18) threads = 1;
+  if (x.rows * n * blocks * kBlock < 1 << 18 && parallel::members() == 1) threads = 1;
   // Rows in blocks whose numbers stay in L2 while all panels of a task pass; a task is some neighbouring
   // panels.
   const int64_t fit = std::clamp<int64_t>(kRowBytes / (kRows * blocks * kBlock), 1, kMostTiles);

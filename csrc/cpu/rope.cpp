@@ -10,6 +10,8 @@
 //
 // Backward turns the gradient the other way, then goes through the norm as in rmsnorm.cpp; the weights'
 // gradients are summed over blocks of 16 tokens, blocks in order.
+#include "rope.h"
+
 #include <algorithm>
 #include <cmath>
 
@@ -17,47 +19,11 @@
 #include "parallel.h"
 
 using namespace simd;
+using namespace rope;
 
 namespace {
 
-constexpr int64_t kBlock = 16;      // tokens a task; also the unit of the weight gradients' partial sums
-constexpr int64_t kMostDim = 1024;  // of a head: its row is on the stack
-
-template <class T>
-inline float inverse_rms(const T* x, int64_t dim, float eps) {
-  f32 squares = zero();
-  each_vector(dim, [&](int64_t i, int n) {
-    f32 v = get(x + i, n);
-    squares = fma(v, v, squares);
-  });
-  return 1.0f / std::sqrt(sum(squares) / dim + eps);
-}
-
-// y = x turned by the angles (by their negatives where `sign` is -1); x and y may be the same.
-template <class From, class To>
-inline void turn(const From* x, const float* cosine, const float* sine, float sign, int64_t half, To* y) {
-  each_vector(half, [&](int64_t i, int n) {
-    f32 a = get(x + i, n), b = get(x + half + i, n), c = get(cosine + i, n), s = get(sine + i, n) * set(sign);
-    put(y + i, a * c - b * s, n);
-    put(y + half + i, b * c + a * s, n);
-  });
-}
-
-template <class T>
-void forward_heads(const T* x, const T* weight, const float* cosine, const float* sine, int64_t heads,
-                   int64_t dim, float eps, T* y) {
-  float normed[kMostDim];
-  for (int64_t h = 0; h < heads; ++h, x += dim, y += dim) {
-    if (!weight) {
-      turn(x, cosine, sine, 1.0f, dim / 2, y);
-      continue;
-    }
-    f32 r = set(inverse_rms(x, dim, eps));
-    each_vector(dim, [&](int64_t i, int n) { put(normed + i, get(x + i, n) * r * get(weight + i, n), n); });
-    turn(normed, cosine, sine, 1.0f, dim / 2, y);
-  }
-}
-
+constexpr int64_t kBlock = 16;  // tokens a task; also the unit of the weight gradients' partial sums
 template <class T>
 void backward_heads(const T* dy, const T* x, const T* weight, const float* cosine, const float* sine,
                     int64_t heads, int64_t dim, float eps, T* dx, float* dweight) {
@@ -80,13 +46,6 @@ void backward_heads(const T* dy, const T* x, const T* weight, const float* cosin
       put(dweight + i, fma(up, v * set(r), get(dweight + i, n)), n);
     });
   }
-}
-
-// The first position that is negative or not in the table, or -1.
-int64_t outside(const int32_t* positions, int64_t tokens, int64_t length) {
-  for (int64_t t = 0; t < tokens; ++t)
-    if (positions[t] < 0 || positions[t] >= length) return t;
-  return -1;
 }
 
 }  // namespace

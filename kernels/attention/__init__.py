@@ -65,7 +65,7 @@ def attention_paged(
 
     Raises ValueError for shapes, types or numbers that do not fit together.
     """
-    _check_paged(q, k_pages, v_pages, block_table, q_start, context_lens)
+    check_paged(q, k_pages, v_pages, block_table, q_start, context_lens)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     call = _paged_op if torch.compiler.is_compiling() else _paged
     return call(q.contiguous(), k_pages, v_pages, block_table.contiguous(), q_start, context_lens, scale)
@@ -91,7 +91,7 @@ def attention_append(
     slot that another writes. Raises ValueError as both do; pages are then as they were.
     """
     check_write(k, v, k_pages, v_pages, slots)
-    _check_paged(q, k_pages, v_pages, block_table, q_start, context_lens)
+    check_paged(q, k_pages, v_pages, block_table, q_start, context_lens)
     if len(q) != len(k):
         raise ValueError(f"attention_append: q {_describe(q)} and k {_describe(k)} differ in tokens")
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
@@ -209,7 +209,8 @@ def _check(q, k, v) -> None:
         raise ValueError(f"attention: expected float32 or bfloat16, got {q.dtype}, {k.dtype}, {v.dtype}")
 
 
-def _check_paged(q, k_pages, v_pages, block_table, q_start, context_lens) -> None:
+def check_paged(q, k_pages, v_pages, block_table, q_start, context_lens) -> None:
+    """Raise ValueError for what attention_paged does not take."""
     shape, dtype = k_pages.shape, k_pages.dtype
     if q.dim() != 3 or not _stores(k_pages, q.dtype) or q.shape[1] % shape[1]:
         raise ValueError(f"attention_paged: q {_describe(q)} does not fit k_pages {_describe(k_pages)}")

@@ -70,11 +70,11 @@ def forward_paged(q, k_pages, v_pages, block_table, q_start, context_lens, scale
         _native.address(k_pages, stored, k_pages.numel()),
         _native.address(v_pages, stored, v_pages.numel()),
         k_pages.shape[0],
-        *_requests(block_table, q_start, context_lens),
+        *requests_of(block_table, q_start, context_lens),
         tokens, heads, k_pages.shape[1], dim, scale,
         _native.address(out, dtype, q.numel()), _native.threads(),
     )  # fmt: skip
-    _check(wrong, k_pages, block_table, q_start, context_lens, None)
+    check(wrong, k_pages, block_table, q_start, context_lens, None)
     return out
 
 
@@ -105,15 +105,16 @@ def append_paged(q, k, v, k_pages, v_pages, slots, block_table, q_start, context
         _native.address(v_pages, stored, v_pages.numel()),
         len(k_pages),
         _native.address(slots, torch.int32, tokens),
-        *_requests(block_table, q_start, context_lens),
+        *requests_of(block_table, q_start, context_lens),
         tokens, heads, k_pages.shape[1], dim, scale,
         _native.address(out, dtype, q.numel()), _native.threads(),
     )  # fmt: skip
-    _check(wrong, k_pages, block_table, q_start, context_lens, slots)
+    check(wrong, k_pages, block_table, q_start, context_lens, slots)
     return out
 
 
-def _requests(block_table, q_start, context_lens):
+def requests_of(block_table, q_start, context_lens):
+    """The C++ arguments that say whose queries and pages these are."""
     requests, width = block_table.shape
     return (
         _native.address(block_table, torch.int32, requests * width), width,
@@ -123,7 +124,8 @@ def _requests(block_table, q_start, context_lens):
     )  # fmt: skip
 
 
-def _check(wrong, k_pages, block_table, q_start, context_lens, slots):
+def check(wrong, k_pages, block_table, q_start, context_lens, slots):
+    """Raise ValueError for the request, or past them the token, that a call refused; -1 is neither."""
     if wrong < 0:
         return
     if wrong >= len(context_lens):

@@ -12,10 +12,10 @@ import torch
 
 from .._library import Example, needs_grad, register
 from .._select import select
-from ..attention import PAGE_SIZE, check_write, new_pages, write_pages
+from ..attention import PAGE_SIZE, attention_append, check_paged, check_write, new_pages, write_pages
 from ..attention.reference import read_pages
 
-__all__ = ["rope", "rope_pages"]
+__all__ = ["rope", "rope_append", "rope_pages"]
 
 
 def rope(
@@ -88,6 +88,45 @@ def rope_pages(
     return backend.forward_pages(
         qkv.contiguous(), heads, positions.contiguous(), q_weight, k_weight, theta, eps, divisors, k_pages, v_pages,
         slots.contiguous(),
+    )  # fmt: skip
+
+
+def rope_append(
+    qkv: torch.Tensor,
+    heads: int,
+    positions: torch.Tensor,
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
+    theta: float,
+    eps: float,
+    divisors: Sequence[float],
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    slots: torch.Tensor,
+    block_table: torch.Tensor,
+    q_start: torch.Tensor,
+    context_lens: torch.Tensor,
+) -> torch.Tensor:
+    """attention_append(*rope(qkv, ...), k_pages, ...): one op where a backend has it so.
+
+    Shapes, types and errors are those of the two, and so are the bits. Not differentiable where it is one op.
+    """
+    backend = select("rope", qkv.device)
+    whole = hasattr(backend, "forward_append") and not needs_grad(qkv, q_weight, k_weight)
+    pages = k_pages, v_pages, slots, block_table, q_start, context_lens
+    if torch.compiler.is_compiling() or not whole:
+        return attention_append(
+            *rope(qkv, heads, positions, q_weight, k_weight, theta, eps, divisors), *pages
+        )
+    _check(qkv, heads, positions, q_weight, k_weight, divisors)
+    k, v = qkv[:, heads:].chunk(2, dim=1)
+    check_write(k, v, k_pages, v_pages, slots)
+    check_paged(qkv[:, :heads], k_pages, v_pages, block_table, q_start, context_lens)
+    if q_weight is not None and k_weight is not None:
+        q_weight, k_weight = q_weight.contiguous(), k_weight.contiguous()
+    return backend.forward_append(
+        qkv.contiguous(), heads, positions.contiguous(), q_weight, k_weight, theta, eps, divisors, k_pages, v_pages,
+        slots.contiguous(), block_table.contiguous(), q_start, context_lens, scale=qkv.shape[2] ** -0.5,
     )  # fmt: skip
 
 

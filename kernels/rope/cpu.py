@@ -7,6 +7,7 @@ positions are looked at once.
 import torch
 
 from .. import _native
+from ..attention import cpu as attention
 from .table import table
 
 BLOCK = 16  # tokens per partial sum of the weights' gradients, as in the C++
@@ -32,6 +33,39 @@ def forward(qkv, heads, positions, q_weight, k_weight, theta, eps, divisors=()):
 
     _with_table(call, positions, theta, dim, divisors)
     return q, k, v
+
+
+def forward_append(
+    qkv, heads, positions, q_weight, k_weight, theta, eps, divisors, k_pages, v_pages, slots, block_table, q_start,
+    context_lens, scale,
+):  # fmt: skip
+    """append_paged() of what forward() gives, in one call."""
+    tokens, columns, dim = qkv.shape
+    kv_heads, dtype, stored = (columns - heads) // 2, qkv.dtype, k_pages.dtype
+    q, k = qkv.new_empty(tokens, heads, dim), qkv.new_empty(tokens, kv_heads, dim)
+    out = torch.empty_like(q)
+    places = len(context_lens) + tokens  # what comes past these is a token whose position the table lacks
+
+    def call(angles):
+        wrong = _native.kernel("rope_append", dtype, stored)(
+            _native.address(qkv, dtype, qkv.numel()),
+            _native.address(positions, torch.int32, tokens),
+            _native.address(q_weight, dtype, dim),
+            _native.address(k_weight, dtype, dim),
+            _native.address(angles, torch.float32, angles.numel()), angles.shape[1], eps,
+            *(_native.address(t, dtype, t.numel()) for t in (q, k)),
+            *(_native.address(pages, stored, pages.numel()) for pages in (k_pages, v_pages)), len(k_pages),
+            _native.address(slots, torch.int32, tokens),
+            *attention.requests_of(block_table, q_start, context_lens),
+            tokens, heads, kv_heads, dim, scale,
+            _native.address(out, dtype, q.numel()), _native.threads(),
+        )  # fmt: skip
+        if wrong < places:
+            attention.check(wrong, k_pages, block_table, q_start, context_lens, slots)
+        return wrong - places
+
+    _with_table(call, positions, theta, dim, divisors)
+    return out
 
 
 def backward(dq, dk, dv, positions, qkv, q_weight, k_weight, theta, eps, divisors=()):

@@ -27,11 +27,10 @@ from ..kernels import (
     QuantizedWeight,
     _native,
     _select,
-    attention_append,
     attention_paged,
     decoder,
     new_pages,
-    rope,
+    rope_append,
     rope_pages,
     uniform,
 )
@@ -270,8 +269,8 @@ class ModelRunner:
 
         def attend(layer: int, turn: Rotation) -> torch.Tensor:
             pages = self._cache[layer]
-            if self._graphs is None:  # there a token is written by the task that reads its page
-                return attention_append(*rope(*turn), *pages, slots, table, starts, lengths)
+            if self._graphs is None:  # there a token is turned and written by the task that reads its page
+                return rope_append(*turn, *pages, slots, table, starts, lengths)
             return attention_paged(rope_pages(*turn, *pages, slots), *pages, table, starts, lengths)
 
         if self._persistent and tokens == rows == ready <= decoder.MOST_ROWS:

@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "crowd.h"
 #include "parallel.h"
 
 namespace {
@@ -77,6 +78,40 @@ void smaller_than_before(int threads) {
   }
 }
 
+// Who waits long for another says so, but not for one that had to be woken.
+void late_members(int threads) {
+  nap(30);
+  int64_t at_first = -1, later = -1;
+  parallel::team(threads, [&] {
+    parallel::parallel_for(1, 1, [&, late = parallel::late()](int64_t) { at_first = late; });
+    if (parallel::is_first()) nap(20);
+    parallel::parallel_for(1, 1, [](int64_t) {});
+    parallel::parallel_for(1, 1, [&, late = parallel::late()](int64_t) { later = late; });
+  });
+  expect(at_first >= 0 && later > at_first, "nobody noticed a late member", threads);
+  expect(parallel::late() == 0, "late outside of a team", threads);
+}
+
+// Teams are given up for twice as long each time they fail, and for no time once one did well.
+void crowds() {
+  parallel::Crowd crowd;
+  const int64_t late = parallel::Crowd::kMostLate + 1;
+  auto pause = [&] {
+    int64_t steps = 0;
+    for (; !crowd.team_is_worth_it(); ++steps) crowd.note_claimed(1);
+    return steps;
+  };
+  crowd.note_team(64, late - 1);
+  expect(pause() == 0, "a team that did well was given up", 0);
+  crowd.note_team(3, late);
+  const int64_t once = pause();
+  crowd.note_team(3, late);
+  expect(once > 0 && pause() == 2 * once, "a second failure is not waited for twice as long", 0);
+  crowd.note_team(64, 0);
+  crowd.note_team(3, late);
+  expect(pause() == once, "a team that did well left no trace", 0);
+}
+
 // What one member throws comes out, once all have left, and the pool is free again.
 void errors(int threads, bool in_a_task) {
   std::string told;
@@ -130,12 +165,13 @@ void in_a_child(int threads) {
 int main(int, char** argv) {
   for (int threads : {1, 2, 5}) {
     for (int late : {0, 1}) many_loops(threads, late);
-    if (threads > 1) errors(threads, true), errors(threads, false);
+    if (threads > 1) errors(threads, true), errors(threads, false), late_members(threads);
     no_loops(threads);
     if (threads > 1) smaller_than_before(threads);
     many_callers(threads);
     nap(threads == 2 ? 30 : 0);  // the workers have gone to sleep
   }
+  crowds();
   if (argv[1]) in_a_child(2);
   return wrong != 0;
 }

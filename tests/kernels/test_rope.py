@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from pyengine.kernels import _native, new_pages, rope, rope_pages, write_pages
+from pyengine.kernels import _native, attention_append, new_pages, rope, rope_append, rope_pages, write_pages
 from pyengine.kernels.rope import reference
 from pyengine.kernels.rope.table import CHUNK, SHORTEST, table
 
@@ -172,6 +172,59 @@ def test_into_pages_is_into_memory_and_then_into_pages(backend, dim, norm, codes
         torch.equal(a.view(torch.uint8), b.view(torch.uint8)) or torch.allclose(a, b, 0, 0, equal_nan=True)
         for a, b in zip(ours, truth, strict=True)
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("codes", [False, True])
+@pytest.mark.parametrize("counts", [[1, 1, 1], [1, 20, 3]], ids=["decoding", "chunks"])
+def test_then_attended_is_one_after_the_other(backend, counts, codes, dtype):
+    """The same bits in what is attended and in every place, on one thread or several, past the first table too."""
+    dim, heads, kv_heads, tokens = 48, 4, 2, sum(counts)
+    make = torch.Generator().manual_seed(tokens)
+    qkv = torch.randn(tokens, heads + 2 * kv_heads, dim, generator=make).to(backend.device, dtype)
+    weights = torch.randn(2, dim, generator=make).to(backend.device, dtype)
+    lengths = [70, 20, 3]
+    slots = [128 * r + length - count + i for r, (length, count) in enumerate(zip(lengths, counts, strict=True))
+             for i in range(count)]  # fmt: skip
+    numbers = [
+        torch.tensor(n, dtype=torch.int32, device=backend.device)
+        for n in (
+            [5000, *range(1, tokens)],
+            slots,
+            [[0, 1], [2, 3], [4, 5]],
+            [0, *torch.tensor(counts).cumsum(0).tolist()],
+            lengths,
+        )
+    ]
+    arguments = qkv, heads, numbers[0], *weights, 3e4, 1e-6, ()
+    stored = torch.int8 if codes else dtype
+    try:
+        for threads in (1, 3):
+            _native.set_threads(threads)
+            ours, truth = (
+                [part.fill_(1) for part in new_pages(6, kv_heads, dim, stored, backend.device)] for _ in "ab"
+            )
+            found = rope_append(*arguments, *ours, *numbers[1:])
+            assert torch.equal(found, attention_append(*rope(*arguments), *truth, *numbers[1:]))
+            assert all(torch.equal(a, b) for a, b in zip(ours, truth, strict=True))
+    finally:
+        _native.set_threads(None)
+
+
+def test_attended_refuses_what_the_two_refuse(backend):
+    if backend.name != "cpu":
+        pytest.skip("the others look at no numbers, so as not to wait for them")
+    qkv, one = (
+        torch.ones(1, 4, 16, device=backend.device),
+        torch.ones(1, dtype=torch.int32, device=backend.device),
+    )
+    pages = new_pages(1, 1, 16, torch.float32, backend.device)
+    bounds, zero = torch.tensor([0, 1], dtype=torch.int32, device=backend.device), 0 * one
+    good = qkv, 2, zero, None, None, 1e4, 1e-6, (), *pages, zero, zero[None], bounds, one
+    rope_append(*good)
+    for at, wrong in ((2, zero - 1), (1, 3), (10, zero + 64), (11, zero[None] + 1), (13, one + 64)):
+        with pytest.raises(ValueError, match="rope|attention|write_pages"):
+            rope_append(*good[:at], wrong, *good[at + 1 :])
 
 
 def test_non_contiguous_is_copied(backend):

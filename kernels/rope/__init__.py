@@ -144,7 +144,8 @@ def examples(device: str) -> list[Example]:
         made += [(rope, (qkv, 3, positions), divided), (rope, (qkv, 3, positions, wq, wk, 1e6), {})]
         plain = [t.detach() for t in (qkv, wq, wk)]
         for kept in (dtype, torch.int8):
-            made.append((_into_pages, (plain[0], positions, *plain[1:], kept), {}))
+            for use in (_into_pages, _then_attended):
+                made.append((use, (plain[0], positions, *plain[1:], kept), {}))
     return made
 
 
@@ -155,6 +156,18 @@ def _into_pages(qkv, positions, q_weight, k_weight, kept):
     slots = torch.arange(0, 2 * len(qkv), 2, dtype=torch.int32, device=qkv.device)
     q = rope_pages(qkv, 3, positions, q_weight, k_weight, 1e4, 1e-6, (), k_pages, v_pages, slots)
     return q, *read_pages(k_pages, v_pages, PAGE_SIZE, qkv.shape[2])
+
+
+def _then_attended(qkv, positions, q_weight, k_weight, kept):
+    """rope_append() of two requests, the first two tokens and the rest, whose pages held nothing before."""
+    pages = new_pages(2, 1, qkv.shape[2], kept, qkv.device)
+    of, starts = [0, 1, *range(PAGE_SIZE, PAGE_SIZE + len(qkv) - 2)], [0, 2, len(qkv)]
+    slots, table, q_start, lengths = (
+        torch.tensor(n, dtype=torch.int32, device=qkv.device)
+        for n in (of, [[0], [1]], starts, [2, len(qkv) - 2])
+    )
+    turned = qkv, 3, positions, q_weight, k_weight, 1e4, 1e-6, ()
+    return rope_append(*turned, *pages, slots, table, q_start, lengths)
 
 
 def _check(qkv, heads, positions, q_weight, k_weight, divisors) -> None:

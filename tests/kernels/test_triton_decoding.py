@@ -62,8 +62,9 @@ def test_decodes_as_the_reference_does(quantised, kept, tmp_path):
     )
     assert sum(replay.replays for replay in graphs.captured) >= 2
     assert [ids for ids, _ in ours] == [ids for ids, _ in reference]
+    bound = 1e-2 if quantised else 1e-4  # what such a model does not quantise is bfloat16
     for (_, a), (_, b) in zip(ours, reference, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(a, b, rtol=bound, atol=bound)
 
 
 class Watch(TorchDispatchMode):

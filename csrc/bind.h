@@ -1,9 +1,9 @@
 // How a function on raw pointers becomes a Python function: pointers cross as integers, and the GIL is released
 // for the length of the call.
 //
-// Arguments are made words, and the function is called as a replayed program calls it (replay.h). So a
-// signature costs the compiler one small caller and not a wrapper of pybind11's, of which a module's sixty were
-// half of what it took to compile, and a call of thirty arguments takes Python a fraction of the time.
+// Arguments are made words (words.h), as in a replayed program. So a signature costs the compiler one small
+// caller and not a wrapper of pybind11's, of which a module's sixty were half of what it took to compile, and a
+// call of thirty arguments takes Python a fraction of the time.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -15,7 +15,7 @@
 #include <string>
 #include <type_traits>
 
-#include "cpu/replay.h"
+#include "words.h"
 
 namespace bind {
 
@@ -23,20 +23,18 @@ constexpr size_t kMostArguments = 64;
 
 struct Function {
   PyMethodDef method;
-  replay::Caller caller;
-  void* function;
-  std::string kinds;  // of the arguments: 'd' is a float, 'q' anything else
+  words::Function function;
   std::string sizes;  // of the arguments, in bytes
   bool returns;       // an integer, or nothing
 };
 
 // An integer or an address, of `size` bytes; sets Python's error where it is none, or does not fit.
-inline replay::Word integer(PyObject* object, int size) {
+inline words::Word integer(PyObject* object, int size) {
   PyObject* index = PyNumber_Index(object);
   if (!index) return 0;
   int overflow = 0;
   const long long value = PyLong_AsLongLongAndOverflow(index, &overflow);
-  auto word = (replay::Word)value;
+  auto word = (words::Word)value;
   if (size < 8) {
     const long long most = (1ll << (8 * size - 1)) - 1;
     if (overflow || value > most || value < -most - 1)
@@ -48,9 +46,9 @@ inline replay::Word integer(PyObject* object, int size) {
   return word;
 }
 
-inline replay::Word number(PyObject* object) {
+inline words::Word number(PyObject* object) {
   const double value = PyFloat_AsDouble(object);
-  replay::Word word;
+  words::Word word;
   std::memcpy(&word, &value, sizeof word);
   return word;
 }
@@ -69,17 +67,18 @@ class Released {
 
 inline PyObject* call(PyObject* self, PyObject* const* objects, Py_ssize_t count) {
   const auto& bound = *static_cast<const Function*>(PyCapsule_GetPointer(self, nullptr));
-  if (size_t(count) != bound.kinds.size())
+  const auto& [caller, address, kinds] = bound.function;
+  if (size_t(count) != kinds.size())
     return PyErr_Format(PyExc_TypeError, "%s: expected %zu arguments, got %zd", bound.method.ml_name,
-                        bound.kinds.size(), count);
-  replay::Word words[kMostArguments];
+                        kinds.size(), count);
+  words::Word words[kMostArguments];
   for (Py_ssize_t i = 0; i < count; ++i)
-    words[i] = bound.kinds[i] == 'd' ? number(objects[i]) : integer(objects[i], bound.sizes[i]);
+    words[i] = kinds[i] == 'd' ? number(objects[i]) : integer(objects[i], bound.sizes[i]);
   if (PyErr_Occurred()) return nullptr;
   int64_t result;
   try {
     Released released;
-    result = bound.caller(bound.function, words);
+    result = caller(address, words);
   } catch (const std::bad_alloc&) {
     return PyErr_NoMemory();
   } catch (const std::exception& error) {
@@ -95,12 +94,9 @@ template <class R, class... A>
 void def(pybind11::module_& m, const char* name, R (*function)(A...)) {
   static_assert(sizeof...(A) <= kMostArguments);
   static_assert(std::is_void_v<R> || std::is_integral_v<R>);
-  using S = replay::Signature<R, A...>;
   // As long as the process: nothing unloads an extension module.
   auto* bound = new Function{{name, nullptr, METH_FASTCALL, nullptr},
-                             &S::call,
-                             reinterpret_cast<void*>(function),
-                             S::kinds(),
+                             words::function(function),
                              {char(sizeof(A))...},
                              !std::is_void_v<R>};
   bound->method.ml_meth = reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call));

@@ -149,6 +149,22 @@ class Step:
         self.in_team &= in_team
 
 
+class Loop(NamedTuple):
+    """What decode steps of a batch read and write beside their captures: addresses, and two sizes."""
+
+    ids: int  # (rows,) int64, the tokens computed
+    positions: int  # (rows,) int32, theirs
+    slots: int  # (rows,) int32, where in the cache their keys and values go
+    lengths: int  # (rows,) int32, of the requests with them
+    sample_positions: int  # (rows,) int64
+    block_table: int  # (rows, width) int32, with the pages of all these steps
+    width: int
+    stops: int  # (stop_count,) int64, ids that end a request
+    stop_count: int
+    sampled: int  # (rows, most) int64, written
+    logprobs: int  # (rows, most) float32, written where a step scores
+
+
 class Decoder:
     """Decode steps that follow each other in one call: what a step sampled is the next one's input.
 
@@ -162,23 +178,24 @@ class Decoder:
         self._module = parts[0][1]._module
         self._programs, self._rows = array("Q"), 0
 
-    def run(self, rows: int, most: int, loop: Sequence[int]) -> int:
+    def run(self, rows: int, most: int, loop: Loop) -> int:
         """Up to `most` steps of which the first `rows` rows are requests; how many it was: the last is one in which a
-        request sampled an id that ends it.
-
-        loop: the rest of what csrc/cpu/decode.h takes, where inputs and outputs lie. ValueError as in replay().
+        request sampled an id that ends it. ValueError as in replay().
         """
         if rows != self._rows:
             self._describe(rows)
-        address, _ = self._programs.buffer_info()
-        done, part, refused = self._module.decode(address, len(self._parts), self._threads, most, *loop)
+        programs, _ = self._programs.buffer_info()
+        words = array("Q", loop)  # csrc/cpu/decode.h: Loop
+        done, part, refused = self._module.decode(
+            programs, len(self._parts), self._threads, most, words.buffer_info()[0]
+        )
         if refused >= 0:
             raise self._parts[part][1].refusal(refused)
         return done
 
     def _describe(self, rows: int) -> None:
         first = 0
-        programs = array("Q")
+        programs = array("Q")  # csrc/cpu/decode.h: Program
         for size, step, ids, logprobs in self._parts:
             programs.extend(
                 (

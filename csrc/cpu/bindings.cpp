@@ -62,39 +62,23 @@ bool supported(const char* isa) {
 PYBIND11_MODULE(PYENGINE_MODULE, m) {
   m.def("supported", &supported);
   m.def("entry", [](const std::string& name) {
-    const replay::Entry& entry = replay::entries().at(name);
-    return std::make_tuple((std::uintptr_t)entry.caller, (std::uintptr_t)entry.function, entry.kinds,
-                           entry.in_team);
+    const auto& [function, in_team] = replay::entries().at(name);
+    return std::make_tuple((std::uintptr_t)function.caller, (std::uintptr_t)function.address, function.kinds,
+                           in_team);
   });
   m.def("replay", [](std::uintptr_t words, int64_t count, int threads) {
     py::gil_scoped_release release;
     parallel::Region region(threads);
     return replay::run(reinterpret_cast<const replay::Word*>(words), count);
   });
-  // programs: seven words each, as in decode::Program. Returns (steps done, program that refused, its call),
-  // the latter -1 where none did.
-  m.def("decode",
-        [](std::uintptr_t programs, int64_t count, int threads, int64_t most, std::uintptr_t ids,
-           std::uintptr_t positions, std::uintptr_t slots, std::uintptr_t lengths,
-           std::uintptr_t sample_positions, std::uintptr_t block_table, int64_t width, std::uintptr_t stops,
-           int64_t stop_count, std::uintptr_t sampled, std::uintptr_t logprobs) {
-          static_assert(sizeof(decode::Program) == 7 * sizeof(int64_t));
-          py::gil_scoped_release release;
-          const auto* stop = (const int64_t*)stops;
-          const decode::Loop loop{(int64_t*)ids,
-                                  (int32_t*)positions,
-                                  (int32_t*)slots,
-                                  (int32_t*)lengths,
-                                  (int64_t*)sample_positions,
-                                  (const int32_t*)block_table,
-                                  width,
-                                  stop,
-                                  stop + stop_count,
-                                  (int64_t*)sampled,
-                                  (float*)logprobs};
-          const auto result = decode::steps((const decode::Program*)programs, count, threads, most, loop);
-          return std::make_tuple(result.done, result.program, result.refused);
-        });
+  // programs, loop: decode::Program and decode::Loop, as words. Returns (steps done, program that refused, its
+  // call), the latter -1 where none did.
+  m.def("decode", [](std::uintptr_t programs, int64_t count, int threads, int64_t most, std::uintptr_t loop) {
+    py::gil_scoped_release release;
+    const auto result = decode::steps(reinterpret_cast<const decode::Program*>(programs), count, threads, most,
+                                      *reinterpret_cast<const decode::Loop*>(loop));
+    return std::make_tuple(result.done, result.program, result.refused);
+  });
   m.attr("RMSNORM_BLOCK") = kNormBlock;
   NORMED(rmsnorm_forward);
   def(m, "rmsnorm_backward_f32_f32_f32", &rmsnorm_backward<float, float, float>);

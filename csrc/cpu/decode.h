@@ -18,6 +18,8 @@
 
 namespace decode {
 
+// Program and Loop are described by kernels/_capture.py, in 64-bit words: an integer or an address each.
+
 // One captured step: rows [first, first + rows) of the batch, and what it gives for each of them.
 struct Program {
   const replay::Word* words;
@@ -27,6 +29,7 @@ struct Program {
   const float* logprobs;   // (rows,) or null
   int64_t in_team;         // whether each of its calls may be a team's
 };
+static_assert(sizeof(Program) == 7 * sizeof(replay::Word));
 
 // What steps of the whole batch read and write.
 struct Loop {
@@ -35,9 +38,10 @@ struct Loop {
   int64_t* sample_positions;             // (rows,)
   const int32_t* block_table;            // (rows, width): has the pages of all these steps
   int64_t width;
-  const int64_t *stops, *stops_end;  // ids that end a request
-  int64_t* sampled;                  // (rows, most) what all steps gave
-  float* logprobs;                   // (rows, most)
+  const int64_t* stops;  // (stop_count,) ids that end a request
+  int64_t stop_count;
+  int64_t* sampled;  // (rows, most) what all steps gave
+  float* logprobs;   // (rows, most)
 
   // Row r goes on with what was sampled.
   void advance(int64_t r, int64_t sample) const {
@@ -56,6 +60,7 @@ struct Loop {
   // request or another's, or by one that is no sample.
   bool follow(const Program& program, int64_t step, int64_t most) const {
     bool ended = false;
+    const int64_t* stops_end = stops + stop_count;
     for (int64_t i = 0; i < program.rows; ++i) {
       const int64_t r = program.first + i, sample = program.sampled[i];
       sampled[r * most + step] = sample;
@@ -69,6 +74,7 @@ struct Loop {
     return ended;
   }
 };
+static_assert(sizeof(Loop) == 11 * sizeof(replay::Word));
 
 struct Result {
   int64_t done;     // steps

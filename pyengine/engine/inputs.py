@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..kernels._capture import Decoder
+from ..kernels._capture import Decoder, Loop
 from .cache import PAGE
 from .scheduler import Request
 
@@ -70,12 +70,19 @@ class Inputs:
             self._ids, self._positions, self._slots, self._starts, self._lengths, self._last, self._seeds,
             self._sample_positions, self._temperature, self._top_k, self._top_p, self._min_p, self._block_table,
         ) = (view.numpy() for view in views(self._host))  # fmt: skip
-        self._addresses = [  # of what decode() moves on
-            view.ctypes.data
-            for view in (
-                self._ids, self._positions, self._slots, self._lengths, self._sample_positions, self._block_table
-            )
-        ]  # fmt: skip
+        self._loop = Loop(  # of decode()
+            ids=self._ids.ctypes.data,
+            positions=self._positions.ctypes.data,
+            slots=self._slots.ctypes.data,
+            lengths=self._lengths.ctypes.data,
+            sample_positions=self._sample_positions.ctypes.data,
+            block_table=self._block_table.ctypes.data,
+            width=pages_per_request,
+            stops=0,
+            stop_count=0,
+            sampled=0,
+            logprobs=0,
+        )
         self._table_at = places["block_table"]
         self._table_changed = False
         self._copied = torch.cuda.Event() if self._device.is_cuda else None
@@ -89,9 +96,7 @@ class Inputs:
         self._counts: list[int] = []
         self._size = 0
         self._stops = np.empty(0, np.int64)  # all ids that end one of these
-        self._stops_at = 0, 0  # address and size
         self._made = np.empty(0, np.int64), np.empty(0, np.float32)  # ids and logprobs, by decode()
-        self._results_at = [0, 0]
 
     def upload(self) -> None:
         """Copy what was written to the device, behind what runs there."""
@@ -176,10 +181,7 @@ class Inputs:
         rows, decoding = len(self._decoding), self._decoding
         self._decoding = []  # for as long as a refused step may leave the buffers half written
         ids, logprobs = self._results(rows * most)
-        done = decoder.run(
-            rows, most,
-            (*self._addresses, self._block_table.shape[1], *self._stops_at, *self._results_at),
-        )  # fmt: skip
+        done = decoder.run(rows, most, self._loop)
         self._decoding, self._computed = decoding, [at + done for at in self._computed]
         if done < most:
             ids, logprobs = (part.reshape(rows, most)[:, :done].ravel() for part in (ids, logprobs))
@@ -189,7 +191,8 @@ class Inputs:
         """Where decode() puts ids and logprobs."""
         if len(self._made[0]) < size:
             self._made = np.empty(size, np.int64), np.empty(size, np.float32)
-            self._results_at = [part.ctypes.data for part in self._made]
+            sampled, logprobs = (part.ctypes.data for part in self._made)
+            self._loop = self._loop._replace(sampled=sampled, logprobs=logprobs)
         return [part[:size] for part in self._made]
 
     def _set_pages(self, requests: Sequence[Request], computed: Sequence[int]) -> None:
@@ -217,5 +220,5 @@ class Inputs:
             self._top_p[:rows] = [request.params.top_p for request in requests]
             self._min_p[:rows] = [request.params.min_p for request in requests]
             self._stops = np.array(sorted({i for request in requests for i in request.params.stop}), np.int64)
-            self._stops_at = self._stops.ctypes.data, len(self._stops)
+            self._loop = self._loop._replace(stops=self._stops.ctypes.data, stop_count=len(self._stops))
         self._sample_positions[:rows] = positions

@@ -40,11 +40,12 @@ class Zeroed {
   T* data_;
 };
 
-// Pieces of up to 15 bytes that are up to 4 ids: two in each cache line, first both keys, which are compared at
-// once, then the ids. A piece that finds its line full goes to another.
+// Pieces of up to 15 bytes that are up to 6 ids: two in each cache line, first both keys, which are compared at
+// once, then the ids, of which five and six are packed. A piece that finds its line full goes to another.
 class ShortPieces {
  public:
   struct Line;
+  static constexpr size_t plain = 4, most = 6;   // ids as they are; ids in all
   static constexpr size_t many = 7, absent = 8;  // in place of a number of ids
 
   explicit ShortPieces(int line_bits = 18) : bits_(line_bits) {}
@@ -74,14 +75,29 @@ class ShortPieces {
     }
     return found;
   }
-  // Writes 4 ids to out, of which the first so many count; `absent`: not in this line, and nothing is written;
-  // `many`: more than fit, then the first says how many and the second what LongPieces calls the piece.
+  // Writes 4 ids to out, of which the first so many count; more than `plain`: they are yet to be unpacked;
+  // `absent`: not in this line, and nothing is written; `many`: more than fit, then the first says how many and
+  // the second what LongPieces calls the piece.
   static size_t find(const wide::Key& key, const Line* line, uint32_t* out) {
     const uint32_t place = wide::which_of_two(line->keys, key);
     if (__builtin_expect(place == wide::neither, 0)) return absent;
     const uint32_t* ids = line->ids[0] + place;
     wide::copy_four(ids, id_bits, out);
     return ids[0] >> id_size;
+  }
+  // Makes of the 4 numbers that find() wrote where it found five or six ids the first of `most` ids.
+  static void unpack(uint32_t* out) {
+    uint64_t halves[2] = {out[0] | uint64_t(out[1]) << id_size, out[2] | uint64_t(out[3]) << 32};
+    for (size_t i = 0; i < most; i++) {
+      out[i] = uint32_t(halves[i / 3]) & packed_bits;
+      halves[i / 3] >>= packed_size;
+    }
+  }
+  // Whether a slot has room for these ids.
+  static bool fits(const uint32_t* ids, size_t count) {
+    uint32_t any = 0;
+    for (size_t i = 0; i < count; i++) any |= ids[i];
+    return count <= most && any <= (count <= plain ? id_bits : packed_bits);
   }
   // The same for a piece not found in its line: in the other where it may be. Now and then the found one
   // changes places with one of its line, so that those that are met often come to lie where they are looked for
@@ -97,13 +113,20 @@ class ShortPieces {
   void prefetch_full(wide::Key key, Line* line) {
     if (line->taken(1)) __builtin_prefetch(other(key, line));
   }
-  // Of a piece that is in neither line, and not `many` ids or more unless it is `many`. It takes an empty slot
-  // of the one, else of the other, else the place of the older in the one. Ids of 2^28 and more have no room.
+  // Of a piece that is in neither line, with ids for which a slot has room, or `many`. It takes an empty slot
+  // of the one, else of the other, else the place of the older in the one.
   void add(wide::Key key, Line* line, const uint32_t* ids, size_t count) {
     Slot fresh{key, {}};
-    uint32_t any = 0;
-    for (size_t i = 0; i < (count == many ? 2 : count); i++) any |= fresh.ids[i] = ids[i];
-    if (count == 0 || any > id_bits) return;
+    if (count <= plain || count == many) {
+      std::copy_n(ids, count == many ? 2 : count, fresh.ids);
+    } else {
+      uint64_t halves[2] = {};
+      for (size_t i = count; i-- > 0;) halves[i / 3] = halves[i / 3] << packed_size | ids[i];
+      fresh.ids[0] = uint32_t(halves[0]) & id_bits;
+      fresh.ids[1] = uint32_t(halves[0] >> id_size);
+      fresh.ids[2] = uint32_t(halves[1]);
+      fresh.ids[3] = uint32_t(halves[1] >> 32);
+    }
     fresh.ids[0] |= uint32_t(count) << id_size;
     add(fresh, *line);
   }
@@ -129,10 +152,11 @@ class ShortPieces {
   }
 
  private:
-  // An id has 28 bits. In the upper four of a piece's first stands how many it has; in those of its line's
-  // last, whether some pieces of the line are elsewhere.
-  static constexpr int id_size = 28;
+  // An id has 28 bits, or 20 where five or six share the 28 + 32 + 32 + 28. In the upper four of a piece's
+  // first stands how many it has; in those of its line's last, whether some pieces of the line are elsewhere.
+  static constexpr int id_size = 28, packed_size = 20;
   static constexpr uint32_t id_bits = (1u << id_size) - 1, moved = 1u << id_size;
+  static constexpr uint32_t packed_bits = (1u << packed_size) - 1;
   struct Slot {
     wide::Key key;
     uint32_t ids[4];  // without `moved`

@@ -143,7 +143,8 @@ void Encoder::learn(Workspace& w) const {
         size_t known = ShortPieces::find(piece.key, piece.line, ids);
         if (known == ShortPieces::absent) known = w.short_pieces.find_moved(piece.key, piece.line, ids);
         piece.met = known == ShortPieces::many;
-        if (known <= 4) {
+        if (known <= ShortPieces::most) {
+          if (known > ShortPieces::plain) ShortPieces::unpack(ids);
           piece.count = uint32_t(known);
           continue;
         }
@@ -234,16 +235,17 @@ void Encoder::learn(Workspace& w) const {
 void Encoder::announce(Unknown& piece, Workspace& w) const {
   const bool is_short = piece.size <= 15;
   if (is_short) w.short_pieces.prefetch_full(piece.key, piece.line);
-  if (is_short && piece.count <= 4) return;
+  if (is_short && ShortPieces::fits(w.unknown_ids.get() + piece.ids, piece.count)) return;
   piece.name = LongPieces::name_of(is_short ? hash_of(piece.p, piece.size) : piece.key.low);
   w.long_pieces.prefetch(piece.name);
 }
 
 void Encoder::remember(const Unknown& piece, Workspace& w) const {
-  if (piece.size > LongPieces::most_bytes) return;
+  if (piece.size > LongPieces::most_bytes || piece.count == 0) return;
   const uint32_t* ids = w.unknown_ids.get() + piece.ids;
   const bool is_short = piece.size <= 15;
-  if (is_short && piece.count <= 4) return w.short_pieces.add(piece.key, piece.line, ids, piece.count);
+  if (is_short && ShortPieces::fits(ids, piece.count))
+    return w.short_pieces.add(piece.key, piece.line, ids, piece.count);
   const uint32_t where[2] = {piece.count, piece.name};
   if (is_short && !piece.met) w.short_pieces.add(piece.key, piece.line, where, ShortPieces::many);
   w.long_pieces.add(piece.name, {reinterpret_cast<const char*>(piece.p), piece.size}, ids, piece.count);
@@ -275,7 +277,7 @@ void Encoder::encode_pieces(const uint8_t* p, const uint8_t* text_end, uint32_t*
     __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(begin) + 1408 + byte), 1);
   for (size_t i = 0; i < count; i++) {
     size_t known = ShortPieces::find(keys[i], lines[i], out);
-    if (__builtin_expect(known <= 4, 1)) {
+    if (__builtin_expect(known <= ShortPieces::plain, 1)) {
       out += known;
       continue;
     }
@@ -295,7 +297,9 @@ void Encoder::encode_pieces(const uint8_t* p, const uint8_t* text_end, uint32_t*
       known = w.short_pieces.find_moved(keys[i], lines[i], out);
       if (known == ShortPieces::absent) known = 0;
     }
-    if (known == 0 && size > 2 && vocabulary.inert(piece, size)) {  // as fast as remembered
+    if (size <= 15 && known > ShortPieces::plain && known <= ShortPieces::most) {
+      ShortPieces::unpack(out);
+    } else if (known == 0 && size > 2 && vocabulary.inert(piece, size)) {  // as fast as remembered
       out = vocabulary.bytes(piece, size, out);
       inert++;
       new_bytes += size;

@@ -215,6 +215,22 @@ def test_a_piece_whose_ids_were_lost_is_merged_again():
         assert np.array_equal(encoder.encode(text[:size]), expected(text[:size]))
 
 
+@pytest.mark.parametrize("first", [300, (1 << 16) - 8, (1 << 20) - 8])
+def test_pieces_of_a_few_ids_of_any_size(first):
+    """Words of 2 to 13 ids, met again and again: up to four lie in a slot as they are, five and six in 20 bits each
+    where they fit, others elsewhere."""
+    ranks = {bytes([b]): b if not 97 <= b < 122 else first + b - 97 for b in range(256)} | {b"zz": 256}
+    encoder = bpe.Encoder.from_ranks(rank_file(ranks), bpe.split_pattern("qwen2"))
+    rng = random.Random(13)
+    words = [b"zz" + bytes(rng.choices(range(97, 122), k=rng.randint(1, 12))) for _ in range(600)]
+    expected = [[256] + [ranks[bytes([b])] for b in word[2:]] for word in words]
+    for _ in range(3):
+        order = rng.choices(range(600), k=6000)
+        text = b",".join(words[i] for i in order)
+        pieces = [i for i in order for i in expected[i] + [ranks[b","]]][:-1]
+        assert encoder.encode(text).tolist() == pieces
+
+
 def test_new_pieces_are_merged_without_memory(trained, tik):
     """Words of all sizes that were never met, which fill lanes to their last place; the same again, known by now in
     part; and among others."""

@@ -84,10 +84,10 @@ struct Tile {
 
   // The rows as they are read and written.
   template <class T, class P>
-  void add_rows(Soon& soon, const Pass<T, P>& pass) const {
+  void add_rows(Ahead& later, const Pass<T, P>& pass) const {
     const int64_t at = (first * heads + head) * pass.dim, numbers = group * pass.dim;
-    soon.add(pass.q + at, numbers, heads * pass.dim, end - begin);
-    soon.add(pass.out + at, numbers, heads * pass.dim, end - begin);
+    later.add(pass.q + at, numbers, heads * pass.dim, end - begin);
+    later.add(pass.out + at, numbers, heads * pass.dim, end - begin);
   }
 
   // body(row, its place among the call's rows, how many keys of page `tile` it sees), row by row: no divisions.
@@ -251,11 +251,11 @@ void finish(const Pass<T, P>& pass, const Tile& here, int64_t tile, const Runnin
 // rows has the scores of its next page computed before those of this one become weights, so that the processor
 // has products to do while it waits for maxima and sums. Decoding, whose pages lie all over memory and are read
 // once, asks for each page before it is needed: for the values with the keys, for the keys that come next, at
-// last those of the next task (`then`, or null), with the values before them. Else what comes `soon` is asked
-// for.
+// last those of the next task (`then`, or null), with the values before them. Else what is read `later` is
+// asked for.
 template <bool Decoding, class T>
 void attend(const Pass<T, T>& pass, const Span& span, const Kept<T>& kept, int64_t tile, int64_t kv_head,
-            const Word<T>* then, Soon& soon) {
+            const Word<T>* then, Ahead& later) {
   constexpr int kSteps = Words<T>::kSteps;
   const int64_t dim = pass.dim, width = padded(dim), q_words = across_rows<T>(dim);
   const Tile here(pass, span, tile, kv_head);
@@ -299,14 +299,14 @@ void attend(const Pass<T, T>& pass, const Span& span, const Kept<T>& kept, int64
   };
   Unit units[2], *at = &units[0], *next = &units[1];  // never copied: product_tile() tells why
   float *s = scores[0], *next_s = scores[1];
-  soon.share(2 * (tile + 1) * ((rows + kRows - 1) / kRows));
+  later.share(2 * (tile + 1) * ((rows + kRows - 1) / kRows));
   place(*at, 0, 0), score(*at, s), meet(*at, s);
   for (bool last = false; !last;) {
     const bool turn = at->r + kRows >= rows;
     last = turn && at->page == tile;
-    if (!Decoding) soon.ask();
+    if (!Decoding) later.more();
     if (!last) place(*next, at->page + turn, turn ? 0 : at->r + kRows), score(*next, next_s);
-    if (!Decoding) soon.ask();
+    if (!Decoding) later.more();
     with_rows(at->strip, [&](auto strip) {
       weigh_rows<T, strip>(s, at->valid ? 1.0f : pass.scale, at->columns(), state[at->r / kRows], shift,
                            weights);
@@ -376,7 +376,7 @@ inline float part_weights(const float* p, const float* scales, int64_t valid, in
 // The same over codes.
 template <bool Decoding, class T>
 void attend(const Pass<T, uint8_t>& pass, const Span& span, const Kept<uint8_t>& kept, int64_t tile,
-            int64_t kv_head, const uint32_t* then, Soon& soon) {
+            int64_t kv_head, const uint32_t* then, Ahead& later) {
   constexpr int kSteps = Words<uint8_t>::kSteps, kStrip = kRows / 2;  // a row is two rows of a product
   const int64_t dim = pass.dim, width = padded(dim), q_words = across_rows<uint8_t>(dim);
   const Tile here(pass, span, tile, kv_head);
@@ -421,7 +421,7 @@ void attend(const Pass<T, uint8_t>& pass, const Span& span, const Kept<uint8_t>&
   };
   score(0, 0, scores[0]);
   int32_t *s = scores[0], *next = scores[1];
-  soon.share((tile + 1) * ((rows + kStrip - 1) / kStrip));
+  later.share((tile + 1) * ((rows + kStrip - 1) / kStrip));
   for (int64_t page = 0; page <= tile; ++page) {
     const uint32_t *k = kept.keys(page), *v = kept.values(page);
     const uint32_t* after = page + 2 <= tile ? kept.keys(page + 2) : then;
@@ -434,7 +434,7 @@ void attend(const Pass<T, uint8_t>& pass, const Span& span, const Kept<uint8_t>&
       } else if (!own) {
         score(page + 1, 0, next);
       }
-      if (!Decoding) soon.ask();
+      if (!Decoding) later.more();
       const int64_t strip = std::min<int64_t>(kStrip, rows - r);
       float unit[kStrip];
       int32_t offset[kStrip];
@@ -554,15 +554,15 @@ void attend_all(const Pass<T, P>& pass, const std::vector<Span>& spans, const Fr
       if (fresh) fresh->write(task.span->first, 1, head, pass.kv_heads, pass.dim);
       auto kept = [&](int64_t at) { return pass.kept(*tasks[at / pass.kv_heads].span, at % pass.kv_heads); };
       const Word<P>* then = i + 1 < end ? kept(i + 1).keys(0) : nullptr;
-      Soon soon;
+      Ahead later;
       if (task.span->count == 1) {
-        attend<true>(pass, *task.span, kept(i), task.tile, head, then, soon);
+        attend<true>(pass, *task.span, kept(i), task.tile, head, then, later);
       } else {
         if (const int64_t at = i + threads; at < total) {
           const Task& next = tasks[at / pass.kv_heads];
-          Tile(pass, *next.span, next.tile, at % pass.kv_heads).add_rows(soon, pass);
+          Tile(pass, *next.span, next.tile, at % pass.kv_heads).add_rows(later, pass);
         }
-        attend<false>(pass, *task.span, kept(i), task.tile, head, then, soon);
+        attend<false>(pass, *task.span, kept(i), task.tile, head, then, later);
       }
     }
   });
@@ -637,11 +637,11 @@ void attention_forward(const T* q, const T* k, const T* v, const int32_t* cu_seq
          reinterpret_cast<Word<T>*>(v_pages) + i * v_words);
   });
   attend_all(pass, shared, (const Fresh<T, T>*)nullptr, threads);
-  auto add_tile = [&](Soon& soon, const Span& span, int64_t tile, int64_t head) {
+  auto add_tile = [&](Ahead& later, const Span& span, int64_t tile, int64_t head) {
     const Tile next(pass, span, tile, head);
-    next.add_rows(soon, pass);
+    next.add_rows(later, pass);
     for (const T* rows : {k, v})
-      soon.add(rows + (next.first * kv_heads + head) * dim, dim, kv_heads * dim, next.end - next.begin);
+      later.add(rows + (next.first * kv_heads + head) * dim, dim, kv_heads * dim, next.end - next.begin);
   };
   const int64_t tasks = (int64_t)owned.size() * kv_heads;
   parallel::parallel_for(tasks, threads, [&](int64_t i) {
@@ -652,13 +652,13 @@ void attention_forward(const T* q, const T* k, const T* v, const int32_t* cu_seq
     for (int64_t tile = 0; tile < pages; ++tile) {
       pack({span.first + tile * kPage, std::min<int64_t>(kPage, span.count - tile * kPage)}, head,
            keys + tile * k_words, values + tile * v_words);
-      Soon soon;
+      Ahead later;
       if (tile + 1 < pages) {
-        add_tile(soon, span, tile + 1, head);
+        add_tile(later, span, tile + 1, head);
       } else if (i + threads < tasks) {
-        add_tile(soon, owned[(i + threads) / kv_heads], 0, (i + threads) % kv_heads);
+        add_tile(later, owned[(i + threads) / kv_heads], 0, (i + threads) % kv_heads);
       }
-      attend<false>(pass, span, kept, tile, head, nullptr, soon);
+      attend<false>(pass, span, kept, tile, head, nullptr, later);
     }
   });
 }

@@ -15,6 +15,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "ahead.h"
 #include "simd.h"
 
 namespace attention {
@@ -261,40 +262,6 @@ template <class T, bool Asks = false>
       return product_rows<T, 1, Asks>(a, b, b_step, steps, out, out_row, columns, begin, ahead);
   }
 }
-
-// Rows that are read or written soon, brought near a few lines at a time while products run, in the load slots
-// that these leave free: a head's rows lie a stride apart, and no hardware asks ahead for such. Threads take
-// tasks in turn, so after task i one most likely takes task i + threads.
-class Soon {
- public:
-  // `rows` rows of n numbers, `stride` apart.
-  template <class E>
-  void add(const E* first, int64_t n, int64_t stride, int64_t rows) {
-    if (rows <= 0) return;
-    parts_[count_++] = {(const char*)first, n * (int64_t)sizeof(E), stride * (int64_t)sizeof(E), rows};
-    lines_ += (n * (int64_t)sizeof(E) + kLine - 1) / kLine * rows;
-  }
-  // From here on, so many calls of ask() share what was added.
-  void share(int64_t calls) { each_ = (lines_ + calls - 1) / calls; }
-  void ask() {
-    for (int64_t left = each_; left > 0 && at_ < count_;) {
-      Part& part = parts_[at_];
-      for (int64_t i = 0; i < part.bytes; i += kLine, --left) __builtin_prefetch(part.row + i, 0, 2);
-      part.row += part.stride;
-      at_ += --part.rows == 0;
-    }
-  }
-
- private:
-  static constexpr int64_t kLine = 64;
-  struct Part {
-    const char* row;
-    int64_t bytes, stride, rows;
-  };
-  Part parts_[8];
-  int count_ = 0, at_ = 0;
-  int64_t lines_ = 0, each_ = 0;
-};
 
 // The longest packed document that a thread takes by itself, a kv head at a time with all its tokens, so that
 // what it makes of one, `bytes` a page, stays in its cache. Longer ones are shared by threads, lest these end

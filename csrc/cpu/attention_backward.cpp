@@ -41,9 +41,9 @@ struct Head {
   float *dk, *dv;  // length rounded up to pages, rows of padded(dim)
 
   // What the tile reads and writes that begins at a row.
-  void add_rows(Soon& soon, int64_t begin) const {
+  void add_rows(Ahead& later, int64_t begin) const {
     const int64_t count = std::min<int64_t>(kPage, length - begin);
-    for (const T* rows : {q, dout, out, (const T*)dq}) soon.add(rows + begin * row, dim, row, count);
+    for (const T* rows : {q, dout, out, (const T*)dq}) later.add(rows + begin * row, dim, row, count);
   }
 };
 
@@ -155,13 +155,13 @@ void backward_head(const Head<T>& head, F&& then) {
       lse[i] = head.lse[(begin + i) * head.lse_row] * 1.44269504f;
       pull[i] = dot(dout + i * head.row, head.out + (begin + i) * head.row, dim);
     }
-    Soon soon;
+    Ahead later;
     if (tile + 1 < pages) {
-      head.add_rows(soon, begin + kPage);
+      head.add_rows(later, begin + kPage);
     } else {
-      then(soon);
+      then(later);
     }
-    soon.share(2 * (tile + 1) * ((count + kRows - 1) / kRows));
+    later.share(2 * (tile + 1) * ((count + kRows - 1) / kRows));
     for (int64_t page = 0; page <= tile; ++page) {
       const bool own = page == tile;
       const Word<T>* k = head.k_across + page * head.across;
@@ -170,10 +170,10 @@ void backward_head(const Head<T>& head, F&& then) {
         const int64_t strip = std::min<int64_t>(kRows, count - r);
         auto columns = [&](int64_t unit) { return own ? (r + strip + unit - 1) / unit * unit : kPage; };
         product<T>({q_rows + r * words, words, 1}, k, kPage, words, s, kPage, strip, columns(kLanes), {true});
-        soon.ask();
+        later.more();
         product<T>({dout_rows + r * words, words, 1}, v, kPage, words, dp, kPage, strip, columns(kLanes),
                    {true});
-        soon.ask();
+        later.more();
         slopes(s, dp, {lse, pull, head.scale}, r, strip, columns(kSteps * kLanes), own ? r + 1 : kPage, p, ds);
       }
       float *dk = head.dk + page * kPage * width, *dv = head.dv + page * kPage * width;
@@ -292,9 +292,9 @@ void attention_backward(const T* dout, const T* q, const T* k, const T* v, const
   parallel::parallel_for(units * group, threads, [&](int64_t i) {
     const Document& of = shared[i / heads];
     const int64_t head = i % heads, kv_head = head / group;
-    backward_head(query_head(of, head, place(of, kv_head)), [&](Soon& soon) {
+    backward_head(query_head(of, head, place(of, kv_head)), [&](Ahead& later) {
       if (i + threads < units * group)
-        query_head(shared[(i + threads) / heads], (i + threads) % heads, {}).add_rows(soon, 0);
+        query_head(shared[(i + threads) / heads], (i + threads) % heads, {}).add_rows(later, 0);
     });
   });
   parallel::parallel_for(units, threads, [&](int64_t i) {
@@ -311,17 +311,17 @@ void attention_backward(const T* dout, const T* q, const T* k, const T* v, const
                    dk_sums, dk_sums + group * of.pages * rows, of.pages * rows};
     pack(of, kv_head, at);
     for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head)
-      backward_head(query_head(of, head, at), [&](Soon& soon) {
-        if ((head + 1) % group) return query_head(of, head + 1, at).add_rows(soon, 0);
+      backward_head(query_head(of, head, at), [&](Ahead& later) {
+        if ((head + 1) % group) return query_head(of, head + 1, at).add_rows(later, 0);
         auto add_keys = [&](const T* rows, const Document& from, int64_t of_head) {
-          soon.add(rows + (from.first * kv_heads + of_head) * dim, dim, kv_heads * dim, from.length);
+          later.add(rows + (from.first * kv_heads + of_head) * dim, dim, kv_heads * dim, from.length);
         };
         add_keys(dk, of, kv_head), add_keys(dv, of, kv_head);
         if (i + threads >= tasks) return;
         const Document& next = owned[(i + threads) / kv_heads];
         const int64_t next_head = (i + threads) % kv_heads;
         add_keys(k, next, next_head), add_keys(v, next, next_head);
-        query_head(next, next_head * group, {}).add_rows(soon, 0);
+        query_head(next, next_head * group, {}).add_rows(later, 0);
       });
     add_group(of, kv_head, at);
   });

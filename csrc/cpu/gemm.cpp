@@ -14,6 +14,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "ahead.h"
 #include "parallel.h"
 
 using namespace simd;
@@ -213,35 +214,12 @@ void each_strip(Matrix<T> in, int64_t k, F&& body) {
   for (int64_t done = 0; done < k; done += strip) body(done / Step<T>::kNumbers, std::min(strip, k - done));
 }
 
-// Asks for a part of a matrix that will be packed later, some lines at a time, while there is arithmetic to do:
-// packing itself would wait for each of them, since it reads a dozen rows or more at once, which is more than
-// the processor looks ahead in.
+// What each_strip() will read of `numbers` of each of `rows` rows: a dozen rows or more at once, which is more
+// than the processor looks ahead in, so that packing would wait for each line.
 template <class T>
-class Ahead {
- public:
-  // `numbers` of each of `rows` rows, from their step `first` on; `calls`: how often more() will be called.
-  Ahead(Matrix<T> in, int64_t rows, int64_t first, int64_t numbers, int64_t calls)
-      : at_(reinterpret_cast<const char*>(from(in, 0, first).data)),
-        stride_((in.column == 1 ? in.row : in.column) * (int64_t)sizeof(T)),
-        bytes_((in.column == 1 ? numbers : rows) * (int64_t)sizeof(T)),
-        pieces_(bytes_ > 0 ? in.column == 1 ? rows : numbers : 0),
-        share_(divide_up(pieces_ * (bytes_ / kLine + 1), std::max<int64_t>(calls, 1))) {}
-
-  void more() {
-    for (int64_t n = share_; n > 0 && pieces_ > 0; --n) {
-      __builtin_prefetch(at_ + std::min(done_, bytes_ - 1), 0, 2);
-      if ((done_ += kLine) < bytes_ + kLine - 1) continue;
-      done_ = 0, at_ += stride_, --pieces_;
-    }
-  }
-
- private:
-  static constexpr int64_t kLine = 64;
-  const char* at_;
-  int64_t stride_, bytes_;
-  int64_t pieces_, share_;  // contiguous ones that are left; lines a call
-  int64_t done_ = 0;        // bytes of the first of them
-};
+void add_rows(Ahead& ahead, Matrix<T> in, int64_t rows, int64_t numbers) {
+  in.column == 1 ? ahead.add(in.data, numbers, in.row, rows) : ahead.add(in.data, rows, in.column, numbers);
+}
 
 }  // namespace
 
@@ -360,9 +338,10 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
       const bool more = sweep + sweep_steps < steps;  // of these rows
       const int64_t then = more ? sweep + sweep_steps : 0, then_row = more ? row0 : first_row(next0);
       const int64_t then_rows = column_blocks > 1 ? 0 : more ? rows : first_row(next1) - then_row;
-      Ahead<T> later(from(a, then_row, 0), then_rows, then,
-                     std::min(k - then * Step<T>::kNumbers, sweep_steps * Step<T>::kNumbers),
-                     divide_up(panels, group) * divide_up(swept, kSteps) * (tile1 - tile0));
+      Ahead later;
+      add_rows(later, from(a, then_row, then), then_rows,
+               std::min(k - then * Step<T>::kNumbers, sweep_steps * Step<T>::kNumbers));
+      later.share(divide_up(panels, group) * divide_up(swept, kSteps) * (tile1 - tile0));
       for (int64_t panel = panel0; panel < panel1; panel += group) {
         const int64_t vectors = std::min(group, panel1 - panel) * kVectors;
         const int64_t origin = of_all ? 0 : panel * kPanel;  // of partial

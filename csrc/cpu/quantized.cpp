@@ -310,10 +310,11 @@ void multiply(const Rows& x, const uint8_t* weight, const T* bias, Out* out, int
       (F::kRecord - F::kCodes) * kTile * kLanes / kPanel / (int64_t)sizeof(bytes);  // of a pass over a record
   const int64_t blocks = x.blocks, panels = divide_up(n, kPanel), tiles = x.tiles();
   if (x.rows * n * blocks * kBlock < 1 << 18 && parallel::members() == 1) threads = 1;
-  // Rows in blocks whose numbers stay in L2 while all panels of a task pass; a task is some neighbouring
-  // panels.
+  // Rows in blocks whose numbers stay in L2 while all panels of a task pass, as many for each thread, which
+  // meets those that it has quantised; a task is some neighbouring panels.
   const int64_t fit = std::clamp<int64_t>(kRowBytes / (kRows * blocks * kBlock), 1, kMostTiles);
-  const int64_t row_blocks = divide_up(tiles, fit);
+  const int64_t least = divide_up(tiles, fit);
+  const int64_t row_blocks = least > threads ? std::min(tiles, divide_up(least, threads) * threads) : least;
   const int64_t work = x.rows * panels * blocks * F::kRecord / kTaskBytes;
   // Members of a team, who never take each other's tasks, have one each.
   const int64_t tasks =
@@ -321,7 +322,7 @@ void multiply(const Rows& x, const uint8_t* weight, const T* bias, Out* out, int
   const int64_t width = divide_up(panels * row_blocks, tasks);
   const int64_t shares = divide_up(panels, width);
   const int64_t sweep = divide_up(blocks, divide_up(blocks * F::kRecord, kSweepBytes));
-  parallel::parallel_for(row_blocks * shares, threads, [&](int64_t task) {
+  parallel::parallel_shares(row_blocks * shares, threads, [&](int64_t task) {
     const int64_t tile0 = task / shares * tiles / row_blocks, tile1 = (task / shares + 1) * tiles / row_blocks;
     const int64_t panel1 = std::min(panels, (task % shares + 1) * width), passes = (tile1 - tile0) * kPasses;
     alignas(64) float sums[kMostTiles][kRows * kPanel];
@@ -359,7 +360,7 @@ Rows quantize_rows(const T* x, int64_t groups, int64_t zero, int64_t m, int64_t 
   rows.start = (int32_t*)(rows.scale + each);
   rows.sum = (float*)(rows.start + each * groups);
   parallel::privately([&] {
-    parallel::parallel_for(rows.tiles(), m * k < 1 << 14 ? 1 : threads, [&](int64_t t) {
+    parallel::parallel_shares(rows.tiles(), m * k < 1 << 14 ? 1 : threads, [&](int64_t t) {
       const Span tile = rows.tile(t);
       for (int r = 0; r < tile.high; ++r)
         groups == 2 ? quantize_row<2>(x + (tile.first + r) * k, tile, r, (int32_t)zero, rows)

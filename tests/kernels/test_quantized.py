@@ -95,15 +95,22 @@ def test_rows_are_computed_alone(backend, layout):
             set_threads(None)
 
 
-@pytest.mark.parametrize("k", [64, 2304])
+@pytest.mark.parametrize("rows, k", [(500, 64), (500, 2304), (20, 1 << 16)], ids=str)
 @pytest.mark.parametrize("layout", ["Q8_0", "Q4_1", "Q6_K"])
-def test_rows_of_several_blocks_are_computed_alone(backend, layout, k):
+def test_rows_of_several_blocks_are_computed_alone(backend, layout, rows, k):
     if backend.name != "cpu":
         pytest.skip("about how the CPU cuts rows and K to fit its caches")
-    packed, x = pack_quantized(*weight(layout, 40, k)), inputs(500, k)
-    whole = linear(x, packed)
-    for first, count in ((0, 1), (1, 6), (107, 8), (380, 13), (499, 1)):
-        assert torch.equal(linear(x[first : first + count], packed), whole[first : first + count])
+    packed, x = pack_quantized(*weight(layout, 40, k)), inputs(rows, k)
+    spans = [(first, count) for first, count in ((0, 1), (1, 6), (7, 13), (380, 13)) if first + count <= rows]
+    alone = [linear(x[first : first + count], packed) for first, count in (*spans, (rows - 1, 1))]
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        try:
+            whole = linear(x, packed)
+        finally:
+            set_threads(None)
+        for (first, count), some in zip((*spans, (rows - 1, 1)), alone, strict=True):
+            assert torch.equal(some, whole[first : first + count])
 
 
 def test_columns_are_computed_alone(backend, layout):

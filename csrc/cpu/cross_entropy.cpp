@@ -22,11 +22,17 @@ using namespace simd;
 namespace {
 
 constexpr int64_t kTile = logsumexp::kTile;
-constexpr int64_t kRows = 56;  // rows a task: 56 x 1024 logits are 224 KiB
+constexpr int64_t kRows = 56;  // rows a task at most: 56 x 1024 logits are 224 KiB
 
-// Rows a task: fewer where there would not be enough tasks for the threads.
-int64_t rows_a_task(int64_t rows, int threads) {
-  return std::clamp<int64_t>((rows + 4 * threads - 1) / (4 * threads), 1, kRows);
+// Calls body(first row, rows) for tasks of almost equal size, as many for each thread.
+template <class F>
+void each_task(int64_t rows, int threads, F&& body) {
+  const int64_t most = std::clamp<int64_t>((rows + 4 * threads - 1) / (4 * threads), 1, kRows);
+  const int64_t tasks = std::min(rows, ((rows + most - 1) / most + threads - 1) / threads * threads);
+  parallel::parallel_shares(tasks, threads, [&](int64_t task) {
+    const int64_t row0 = task * rows / tasks;
+    body(row0, (task + 1) * rows / tasks - row0);
+  });
 }
 
 // The weight (rows of the vocabulary) as the right operand of logits, packed in this thread's scratch.
@@ -57,9 +63,7 @@ int64_t cross_entropy_forward(const T* x, const T* weight, const int64_t* target
     if (targets[r] != ignore_index && (targets[r] < 0 || targets[r] >= vocabulary)) return r;
   const T* packed = packed_weight(weight, vocabulary, channels, threads);
   const int64_t panel_size = gemm::packed_size<T>(1, channels) / gemm::kPanel;  // numbers a column
-  const int64_t step = rows_a_task(rows, threads);
-  parallel::parallel_shares((rows + step - 1) / step, threads, [&](int64_t task) {
-    const int64_t row0 = task * step, count = std::min(rows - row0, step);
+  each_task(rows, threads, [&](int64_t row0, int64_t count) {
     auto* room = kept ? nullptr : (float*)gemm::scratch(gemm::kLogits, count * kTile * sizeof(float));
     logsumexp::Row state[kRows];
     float target_logit[kRows] = {};
@@ -97,13 +101,11 @@ void cross_entropy_backward(const float* dnll, const T* x, const T* weight, cons
     packed_x = (T*)gemm::scratch(gemm::kPackedX, gemm::packed_size<T>(channels, rows) * sizeof(T));
     gemm::pack({x, 1, channels}, channels, rows, packed_x, threads);
   }
-  const int64_t step = rows_a_task(rows, threads);
   for (int64_t v = 0; v < vocabulary; v += kStrip) {
     const int64_t n = std::min(kStrip, vocabulary - v);
     const T* strip = weight + v * channels;
     const T* packed = kept ? nullptr : packed_weight(strip, n, channels, threads);
-    parallel::parallel_shares((rows + step - 1) / step, threads, [&](int64_t task) {
-      const int64_t row0 = task * step, count = std::min(rows - row0, step);
+    each_task(rows, threads, [&](int64_t row0, int64_t count) {
       const float* logits = kept ? kept + v * rows + row0 * n : nullptr;
       if (!kept) {
         auto* room = (float*)gemm::scratch(gemm::kLogits, count * n * sizeof(float));

@@ -23,6 +23,7 @@ namespace gemm {
 namespace {
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t multiple_of(int64_t unit, int64_t least) { return divide_up(least, unit) * unit; }
 
 // What one step of k reads: a float, or a pair of bf16.
 template <class T>
@@ -274,11 +275,12 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
   const int64_t steps = steps_of<T>(k), panels = padded(n) / kPanel;
   const auto* b = reinterpret_cast<const Unit<T>*>(packed);
   if (m * n * k < 1 << 17 && parallel::members() == 1) threads = 1;
-  // Rows in tiles of almost equal height, tiles in blocks that fit L2 and are enough for the threads to share
-  // out evenly. Where there are too few rows for that, a block takes all it can and columns are divided instead
-  // (A is packed again for each share of them).
-  const int64_t tiles = divide_up(m, kRows), tasks = 8 * threads;
-  const bool few = threads > 1 && tiles < tasks;
+  // Rows in tiles of almost equal height, as many for each thread, tiles in blocks that fit L2, as many and as
+  // high for each thread: the last to end is waited for. Where there are too few rows for that, a block takes
+  // all it can and columns are divided instead (A is packed again for each share of them).
+  const int64_t highest = divide_up(m, kRows), tasks = 8 * threads;
+  const bool few = threads > 1 && highest < tasks;
+  const int64_t tiles = few ? highest : multiple_of(threads, highest);
   // A is packed for a sweep over k at a time: a block of k where such a block of all of B stays in L2 between
   // two blocks of rows, else several, so that a panel's sums between them are near. Beside the rows at hand L2
   // holds those that are packed next.
@@ -287,7 +289,7 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
   const int64_t tile_bytes = kRows * std::clamp<int64_t>(steps, 1, sweep_steps) * (int64_t)sizeof(Unit<T>);
   const int64_t fit = (few ? kBlockBytes : kBlockBytes / 2) / tile_bytes;
   const int64_t height = std::clamp<int64_t>(few ? fit : std::min(fit, tiles / tasks), 1, kTiles);
-  const int64_t row_blocks = divide_up(tiles, height);
+  const int64_t row_blocks = multiple_of(few ? 1 : threads, divide_up(tiles, height));
   // A group of panels meets all tiles of a block while it is in cache: one, or more where tiles are low.
   const int64_t group = std::max(1, columns_of((int)divide_up(m, tiles)) / kVectors);
   // Rows that only wait for memory have smaller shares, of whole groups, so that threads end together.
@@ -300,9 +302,11 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
                               : std::max(waits ? wide / group * group : wide, least);
   const int64_t column_blocks = divide_up(panels, width);
   auto first_row = [&](int64_t tile) { return tile * m / tiles; };
+  auto first_tile = [&](int64_t block) { return block * tiles / row_blocks; };
 
   parallel::parallel_shares(row_blocks * column_blocks, threads, [&](int64_t task) {
-    const int64_t tile0 = task / column_blocks * height, tile1 = std::min(tiles, tile0 + height);
+    const int64_t row_block = task / column_blocks;
+    const int64_t tile0 = first_tile(row_block), tile1 = first_tile(row_block + 1);
     const int64_t panel0 = task % column_blocks * width, panel1 = std::min(panels, panel0 + width);
     const int64_t row0 = first_row(tile0), rows = first_row(tile1) - row0;
     // Sums between two blocks of k: of the panels at hand, or of all where k takes several sweeps. Of all they
@@ -320,7 +324,7 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
     const int64_t most = std::min(steps, sweep_steps);
     auto* packed_a = (Unit<T>*)scratch(kPackedA, (rows * most + (tile1 - tile0) * kLanes) * sizeof(Unit<T>));
     // The rows that this thread will most likely meet next.
-    const int64_t next0 = tile1, next1 = std::min(tiles, next0 + height);
+    const int64_t next0 = tile1, next1 = first_tile(std::min(row_block + 2, row_blocks));
 
     for (int64_t sweep = 0; sweep == 0 || sweep < steps; sweep += sweep_steps) {
       const int64_t swept = std::min(sweep_steps, steps - sweep);

@@ -1,5 +1,7 @@
-"""The Markdown files say what is so: whole tables, and an op table that names the backends there are."""
+"""The Markdown files say what is so: whole tables, links that lead somewhere, and the backends that there are."""
 
+import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,30 @@ def test_rows_of_tables_are_as_wide_as_their_heads(page):
     for table in tables(page.read_text(encoding="utf-8")):
         for row in table:
             assert len(row) == len(table[0]), row
+
+
+def anchors(page):
+    """What links to headings of a page are, as GitHub makes them."""
+    heads = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_the_lab_notes_tell_each_experiment_once_under_a_heading_of_the_index():
+    page = ROOT / "docs" / "lab-notes.md"
+    text = page.read_text(encoding="utf-8")
+    lines = Counter(line for line in text.splitlines() if line.startswith("- "))
+    assert [line for line, times in lines.items() if times > 1] == []
+    index = text[: text.index("\n## ")]
+    assert re.findall(r"^- \[(.*)\]\(#", index, re.MULTILINE) == re.findall(r"^## (.*)$", text, re.MULTILINE)
 
 
 def test_the_op_table_names_the_backends_there_are():

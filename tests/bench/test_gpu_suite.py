@@ -173,22 +173,20 @@ def test_a_norm_is_part_of_its_product_where_rows_are_few():
 
 def test_the_document_of_text_tells_the_prediction():
     """docs/text.md: 64 MiB of English on an H100 with a fortieth of the pieces met first, with none, and 4 KB."""
-    page = " ".join((Path(__file__).parents[2] / "docs" / "text.md").read_text(encoding="utf-8").split())
+    page = (Path(__file__).parents[2] / "docs" / "text.md").read_text(encoding="utf-8")
     size, short = 64 << 20, 4000
     pieces = size * 10 // 43
     first, later = (encoding(size, pieces, merged) for merged in (pieces // 40, 0))
     few, terms = encoding(short, short * 10 // 43, 0), first.terms(H100)
     memory, issue, fresh, known = (
-        size / t / 1e9
+        f"{size / t / 1e9:.0f} GB/s"
         for t in (terms["memory"], terms["instructions"], first.predicted(H100), later.predicted(H100))
     )
-    assert f"{first.bytes / size:.1f} bytes moved for each byte of English" in page
-    assert f"bounds at {memory:.0f} GB/s; some {first.instructions / size:.0f} lanes' instructions" in page
-    assert (
-        f"issue bounds at {issue:.0f} GB/s; {fresh:.0f} GB/s if 0.4 of that is reached, {known:.0f} once"
-        in page
-    )
-    assert f"{few.predicted(H100) * 1e6:.0f} us for one of 4 KB" in page
+    assert f"| memory: {first.bytes / size:.1f} bytes moved for each byte of text | {memory} |" in page
+    assert f"| issue: some {first.instructions / size:.0f} lane instructions a byte (" in page
+    assert f" | {issue} |\n| expected, if 0.4 of the issue bound is reached" in page
+    assert f"; once all pieces are known | {fresh}; {known} |" in page
+    assert f"| a text of 4 KB, mostly launches and the wait | {few.predicted(H100) * 1e6:.0f} us |" in page
 
 
 def test_steps_in_turn_add_up():

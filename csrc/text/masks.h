@@ -35,6 +35,9 @@ struct Pages {
   // A bit for each character of U+3000 to U+30FF and U+FF00 to U+FFFF: whether it is an uncased letter; a
   // symbol.
   alignas(64) uint8_t letters[64], symbols[64];
+  // A bit for each character below U+0800, and from there to U+0FFF: whether it is a letter; in `symbols` of a
+  // pattern that knows no case.
+  alignas(64) uint8_t two_letters[256], two_symbols[256], e0_letters[256], e0_symbols[256];
 };
 const Pages& pages();
 
@@ -63,6 +66,14 @@ __attribute__((always_inline)) inline Masks beyond_ascii(const wide::Block& bloc
                                      (block.equal(0xEF) & block.from_to(0xBC, 0xBF) >> 1));
     letters = (block.pages(pages.whole) & threes) | (block.characters(pages.letters) & mixed);
     symbols = block.characters(pages.symbols) & mixed;
+  }
+  if (!cased && twos) {
+    letters |= block.of_two(pages.two_letters) & twos;
+    symbols |= block.of_two(pages.two_symbols) & twos;
+  }
+  if (const uint64_t e0 = cased ? 0 : block.equal(0xE0) & threes) {
+    letters |= block.behind(pages.e0_letters) & e0;
+    symbols |= block.behind(pages.e0_symbols) & e0;
   }
   for (uint64_t todo = leads & ~(letters | symbols); todo;) {
     const int i = wide::lowest_bit(todo);
@@ -248,6 +259,15 @@ __attribute__((always_inline)) inline uint64_t starts(const wide::Block& block, 
     }
   }
   return 1 | symbol_starts | space_starts | word_starts | number_starts | behind_contractions;
+}
+
+// Of a block that is all one piece and goes on behind it: a letter near its end from which a word, cut there,
+// ends where it would have ended. 0: none. Where cases part words, none behind a lower one.
+template <bool cased>
+int word_goes_on(const wide::Block& block) {
+  const Masks m = classify<cased>(block);
+  const uint64_t letters = m.letters & ~(m.upper | m.continuation) & ((uint64_t(1) << (m.known - 2)) - 1);
+  return m.lower ? 0 : wide::highest_bit(letters | 1);
 }
 
 // Whether these masks know what a pattern counts.

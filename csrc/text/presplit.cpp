@@ -36,6 +36,13 @@ size_t fill(const Lexer<HostClasses>& lexer, Bytes p, uint32_t* ends, size_t mos
   };
 #ifdef TEXT_BLOCKS
   const Pattern& pattern = lexer.pattern;
+  auto long_piece = [&]() __attribute__((noinline)) {  // that goes on behind the block
+    if (const int letter = masks::word_goes_on<family == Pattern::O200k>(wide::Block(p, end))) {
+      p += letter;
+      return true;
+    }
+    return one_by_one(p);
+  };
   if (family != Pattern::None && masks::covers(pattern)) {
     while (count < most && p < end && p - start < ptrdiff_t(0x80000000)) {
       const wide::Block block(p, end);
@@ -46,7 +53,7 @@ size_t fill(const Lexer<HostClasses>& lexer, Bytes p, uint32_t* ends, size_t mos
       const int sure = m.last ? m.known : std::max(m.known - 2, 1);
       begins &= (uint64_t(1) << sure) - 1;
       if (!m.regular || (!begins && !m.last)) {
-        if (!one_by_one(m.regular ? p : p + 48)) break;
+        if (!(m.regular ? long_piece() : one_by_one(p + 48))) break;
         continue;
       }
       // The next block begins at the last end of a word, known long before all places are, so that the
@@ -65,7 +72,7 @@ size_t fill(const Lexer<HostClasses>& lexer, Bytes p, uint32_t* ends, size_t mos
         ends[count++] = uint32_t(p - start);
       }
     }
-    return count;
+    if (count > 0) return count;  // else a word of gigabytes
   }
 #endif
   one_by_one(end);
@@ -105,6 +112,14 @@ const Pages& pages() {
       const Class cls = class_table().of(i < 256 ? 0x3000 + i : 0xFE00 + i);
       pages.letters[i >> 3] = uint8_t(pages.letters[i >> 3] | (cls == Letter) << (i & 7));
       pages.symbols[i >> 3] = uint8_t(pages.symbols[i >> 3] | (cls == Other) << (i & 7));
+    }
+    for (uint32_t i = 0; i < 2048; i++) {
+      auto note = [&](uint8_t* letters_of, uint8_t* symbols_of, Class cls) {
+        letters_of[i >> 3] = uint8_t(letters_of[i >> 3] | in(cls, letters) << (i & 7));
+        symbols_of[i >> 3] = uint8_t(symbols_of[i >> 3] | in(cls, symbols) << (i & 7));
+      };
+      note(pages.two_letters, pages.two_symbols, class_table().of(i));
+      note(pages.e0_letters, pages.e0_symbols, class_table().of(2048 + i));
     }
     return pages;
   }();

@@ -227,6 +227,10 @@ class Block {
     const __m512i place = select(0x38, upper, _mm512_srli_epi16(last, 3));
     return bits_of(_mm512_permutexvar_epi8(place, _mm512_load_si512(table)), last);
   }
+  // For each byte the bit of 2048 that five bits of one and six of another name: of this byte and the next, or
+  // of the next and the one behind it.
+  uint64_t of_two(const uint8_t table[256]) const { return pairs(table, bytes_, second()); }
+  uint64_t behind(const uint8_t table[256]) const { return pairs(table, second(), third()); }
   // The bytes behind each byte.
   __m512i second() const { return _mm512_maskz_loadu_epi8(valid() >> 1, p_ + 1); }
   __m512i third() const { return _mm512_maskz_loadu_epi8(valid() >> 2, p_ + 2); }
@@ -236,6 +240,13 @@ class Block {
 
  private:
   uint64_t valid() const { return _bzhi_u64(~uint64_t(0), unsigned(size_)); }
+  static uint64_t pairs(const uint8_t table[256], __m512i first, __m512i last) {
+    const __m512i place = select(0xF8, _mm512_slli_epi16(first, 3), _mm512_srli_epi16(last, 3));
+    auto half = [&](const uint8_t* t) {
+      return _mm512_permutex2var_epi8(_mm512_load_si512(t), place, _mm512_load_si512(t + 64));
+    };
+    return bits_of(_mm512_mask_mov_epi8(half(table), _mm512_movepi8_mask(place), half(table + 128)), last);
+  }
   // Of each byte of a the bits of `mask`, of b the others.
   static __m512i select(uint8_t mask, __m512i a, __m512i b) {
     return _mm512_ternarylogic_epi32(_mm512_set1_epi8(char(mask)), a, b, 0xCA);

@@ -492,6 +492,39 @@ def test_every_instruction_set_cuts_the_same(name, text, place, byte, odd):
 
 
 @pytest.mark.parametrize("name", list(bpe.PATTERNS))
+def test_words_longer_than_a_block(name):
+    """Letters of several kinds for up to four blocks, behind and before all that could part or end them."""
+    modules = [bpe.load_isa(isa) for isa in runnable()]
+    rng = random.Random(14)
+    kinds = ["中文字", "אבג", "あア", "ab", "カa", "中B", "\u0915\u0916"]
+    beside = [
+        "",
+        " ",
+        "\n",
+        "。",
+        "'",
+        "'s",
+        "'LL",
+        "'ſ",
+        "a",
+        "aB",
+        "AB",
+        "ß",
+        "1",
+        "\u0301",
+        "क\u093f",
+        "!\n",
+    ]
+    for _ in range(1500):
+        runs = [
+            "".join(rng.choices(rng.choice(kinds), k=rng.randint(1, 90))) for _ in range(rng.randint(1, 3))
+        ]
+        data = "".join(rng.choice(beside) + run + rng.choice(beside) for run in runs).encode()
+        pieces, *others = [module.Pattern(*bpe._LEXERS[name]).split(data) for module in modules]
+        assert all(other == pieces for other in others), data
+
+
+@pytest.mark.parametrize("name", list(bpe.PATTERNS))
 def test_every_instruction_set_knows_every_character(name):
     """Each character of the basic plane between two of its page, as blocks tell classes by page."""
     modules = [bpe.load_isa(isa) for isa in runnable()]

@@ -37,7 +37,7 @@ void linear_forward(const T* x, const T* weight, bool is_packed, const T* bias, 
 template <class T, class X>
 void norm_linear(const X* x, const float* residual, const T* norm, float eps, float* summed, const T* packed,
                  const T* bias, T* y, bool gated, int64_t m, int64_t n, int64_t k, int threads) {
-  const T* h = norm::normalise_privately(x, residual, norm, summed, m, k, eps);
+  const T* h = norm::normalise_privately(x, residual, norm, summed, m, k, eps, threads);
   if (!gated) return gemm::multiply({h, k, 1}, packed, m, n, k, y, n, bias, false, threads);
   const int64_t column = gemm::packed_size<T>(gemm::kPanel, k) / gemm::kPanel;
   const int64_t least = std::max<int64_t>(1, kTaskNumbers / (2 * column * gemm::kPanel));

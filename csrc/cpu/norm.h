@@ -32,25 +32,29 @@ inline void add(const X* x, const float* residual, float* out, int64_t channels)
   each_vector(channels, [&](int64_t i, int n) { put(out + i, get(x + i, n) + get(residual + i, n), n); });
 }
 
+constexpr int64_t kThreadNumbers = 1 << 14;  // that are worth another thread
+
 // Rows of x, or where there is a residual of x + residual, which is written to `summed`, normalised into memory
-// of this thread (rows, channels). Every member of a team does so: that is less than waiting for one who does,
-// and fetching his.
+// of this thread (rows, channels). Every member of a team does so: of few rows that is less than waiting for
+// one who does, and fetching his.
 template <class T, class X>
 const T* normalise_privately(const X* x, const float* residual, const T* weight, float* summed, int64_t rows,
-                             int64_t channels, float eps) {
+                             int64_t channels, float eps, int threads) {
   T* out = static_cast<T*>(gemm::scratch(gemm::kNormed, rows * channels * sizeof(T)));
-  float* own = static_cast<float*>(gemm::scratch(gemm::kSummed, channels * sizeof(float)));
   const bool first = parallel::is_first();
-  for (int64_t row = 0; row < rows; ++row) {
-    const int64_t at = row * channels;
-    if (!residual) {
-      normalise(x + at, weight, out + at, channels, eps);
-      continue;
-    }
-    float* to = first ? summed + at : own;
-    add(x + at, residual + at, to, channels);
-    normalise(to, weight, out + at, channels, eps);
-  }
+  parallel::privately([&] {
+    parallel::parallel_shares(rows, rows * channels < kThreadNumbers ? 1 : threads, [&](int64_t row) {
+      const int64_t at = row * channels;
+      if (!residual) {
+        normalise(x + at, weight, out + at, channels, eps);
+        return;
+      }
+      float* to =
+          first ? summed + at : static_cast<float*>(gemm::scratch(gemm::kSummed, channels * sizeof(float)));
+      add(x + at, residual + at, to, channels);
+      normalise(to, weight, out + at, channels, eps);
+    });
+  });
   return out;
 }
 

@@ -134,7 +134,7 @@ void linear_forward(const T* x, const T* weight, bool is_packed, const T* bias, 
                     int64_t m, int64_t n, int64_t k, int threads);
 
 // y = linear of rmsnorm(x), or of rmsnorm(x + residual), which is written to `summed`; where `gated` swiglu of
-// that: y (m, n / 2), n / 2 a multiple of 32. For few rows: each thread normalises them all.
+// that: y (m, n / 2), n / 2 a multiple of 32. Members of a team normalise all rows each.
 template <class T, class X>
 void norm_linear(const X* x, const float* residual, const T* norm, float eps, float* summed, const T* packed,
                  const T* bias, T* y, bool gated, int64_t m, int64_t n, int64_t k, int threads);

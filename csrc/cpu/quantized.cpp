@@ -268,10 +268,10 @@ void any_tile(const Rows& x, Span rows, int64_t from, int64_t to, const uint8_t*
   }
 }
 
-// The finished sums (rows, kPanel) of a panel to `out`, which has `columns` from there on.
+// The finished sums (rows, kPanel) of a panel, of which `columns` exist, to `out`.
 template <class T, class Out>
 void finish(const float* sums, int rows, int64_t columns, const T* bias, Out* out, int64_t stride) {
-  for (int64_t at = 0; at < std::min<int64_t>(kPanel, columns); at += kLanes) {
+  for (int64_t at = 0; at < columns; at += kLanes) {
     const int lanes = (int)std::min<int64_t>(kLanes, columns - at);
     const f32 added = bias ? load_n(bias + at, lanes) : simd::zero();
     for (int r = 0; r < rows; ++r) {
@@ -302,20 +302,23 @@ void decode_block(const uint8_t* record, int64_t column, int zero, float* out) {
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-template <class F, class T, class Out>
+// out (x.rows, n) = x W^T + bias; where gated W has 2 n rows, and out is swiglu of that product, rounded to T:
+// gates and what they let through belong to one task, and are never written.
+template <class F, bool Gated, class T, class Out>
 void multiply(const Rows& x, const uint8_t* weight, const T* bias, Out* out, int64_t stride, int64_t n,
               int threads) {
+  constexpr int kParts = Gated ? 2 : 1;
   constexpr int64_t kPasses = kPanel / kLanes / kTile;  // of a tile over a panel
   constexpr int64_t kLoads =
       (F::kRecord - F::kCodes) * kTile * kLanes / kPanel / (int64_t)sizeof(bytes);  // of a pass over a record
   const int64_t blocks = x.blocks, panels = divide_up(n, kPanel), tiles = x.tiles();
-  if (x.rows * n * blocks * kBlock < 1 << 18 && parallel::members() == 1) threads = 1;
+  if (x.rows * n * kParts * blocks * kBlock < 1 << 18 && parallel::members() == 1) threads = 1;
   // Rows in blocks whose numbers stay in L2 while all panels of a task pass, as many for each thread, which
   // meets those that it has quantised; a task is some neighbouring panels.
   const int64_t fit = std::clamp<int64_t>(kRowBytes / (kRows * blocks * kBlock), 1, kMostTiles);
   const int64_t least = divide_up(tiles, fit);
   const int64_t row_blocks = least > threads ? std::min(tiles, divide_up(least, threads) * threads) : least;
-  const int64_t work = x.rows * panels * blocks * F::kRecord / kTaskBytes;
+  const int64_t work = x.rows * panels * kParts * blocks * F::kRecord / kTaskBytes;
   // Members of a team, who never take each other's tasks, have one each.
   const int64_t tasks =
       parallel::members() > 1 ? parallel::members() : std::clamp<int64_t>(work, 2 * threads, 16 * threads);
@@ -325,7 +328,7 @@ void multiply(const Rows& x, const uint8_t* weight, const T* bias, Out* out, int
   parallel::parallel_shares(row_blocks * shares, threads, [&](int64_t task) {
     const int64_t tile0 = task / shares * tiles / row_blocks, tile1 = (task / shares + 1) * tiles / row_blocks;
     const int64_t panel1 = std::min(panels, (task % shares + 1) * width), passes = (tile1 - tile0) * kPasses;
-    alignas(64) float sums[kMostTiles][kRows * kPanel];
+    alignas(64) float sums[kParts][kMostTiles][kRows * kPanel];
     // No division below: one row computes a panel in the time of a few.
     Span spans[kMostTiles];
     for (int64_t t = tile0; t < tile1; ++t) spans[t - tile0] = x.tile(t);
@@ -334,19 +337,33 @@ void multiply(const Rows& x, const uint8_t* weight, const T* bias, Out* out, int
     const int64_t left = passes == 1 ? F::kCodes : 0, asked = F::kRecord - left, share = asked / passes;
     const int64_t step = divide_up(asked, kLoads * passes);
     for (int64_t panel = task % shares * width; panel < panel1; ++panel) {
-      const uint8_t* record = weight + panel * blocks * F::kRecord;
-      for (int64_t from = 0; from < blocks; from += sweep) {
-        const int64_t to = std::min(blocks, from + sweep);
-        Ask ask{record + (blocks + from) * F::kRecord + left, step};
-        for (int64_t t = 0; t < tile1 - tile0; ++t)
-          for (int64_t pass = 0; pass < kPasses; ++pass, ask.next += share) {
-            const int64_t vector = pass * kTile;
-            any_tile<F>(x, spans[t], from, to, record, vector, ask, sums[t] + vector * kLanes);
-          }
+      auto record = [&](int64_t part) { return weight + (part * panels + panel) * blocks * F::kRecord; };
+      for (int part = 0; part < kParts; ++part) {
+        const uint8_t* next = part + 1 < kParts ? record(part + 1) : record(0) + blocks * F::kRecord;
+        for (int64_t from = 0; from < blocks; from += sweep) {
+          const int64_t to = std::min(blocks, from + sweep);
+          Ask ask{next + from * F::kRecord + left, step};
+          for (int64_t t = 0; t < tile1 - tile0; ++t)
+            for (int64_t pass = 0; pass < kPasses; ++pass, ask.next += share) {
+              const int64_t vector = pass * kTile;
+              any_tile<F>(x, spans[t], from, to, record(part), vector, ask, sums[part][t] + vector * kLanes);
+            }
+        }
       }
-      for (int64_t t = 0; t < tile1 - tile0; ++t)
-        finish(sums[t], spans[t].high, n - panel * kPanel, bias ? bias + panel * kPanel : nullptr,
-               out + spans[t].first * stride + panel * kPanel, stride);
+      const int64_t column = panel * kPanel, columns = std::min<int64_t>(kPanel, n - column);
+      for (int64_t t = 0; t < tile1 - tile0; ++t) {
+        Out* to = out + spans[t].first * stride + column;
+        if constexpr (Gated) {
+          T both[kParts][kRows * kPanel];
+          for (int part = 0; part < kParts; ++part)
+            finish(sums[part][t], spans[t].high, columns, bias ? bias + part * n + column : nullptr, both[part],
+                   kPanel);
+          for (int r = 0; r < spans[t].high; ++r)
+            swiglu::forward_row(both[0] + r * kPanel, both[1] + r * kPanel, to + r * stride, columns);
+        } else {
+          finish(sums[0][t], spans[t].high, columns, bias ? bias + column : nullptr, to, stride);
+        }
+      }
     }
   });
 }
@@ -378,17 +395,14 @@ int64_t norm_linear_quantized(const X* x, const float* residual, const T* norm, 
                               int64_t zero, const T* bias, T* y, bool gated, int64_t m, int64_t n, int64_t k,
                               int threads) {
   if (m == 0 || n == 0) return -1;
-  const T* h = norm::normalise_privately(x, residual, norm, summed, m, k, eps);
+  const T* h = norm::normalise_privately(x, residual, norm, summed, m, k, eps, threads);
   const Rows rows = quantize_rows(h, groups, zero, m, k, threads);
   const bool known = with_format(bits, groups, wide, minimum, [&](auto format) {
     using F = decltype(format);
-    if (!gated) return multiply<F>(rows, weight, bias, y, n, n, threads);
-    const int64_t bytes = rows.blocks * F::kRecord;  // of a panel
-    swiglu::of_product(m, n / 2, kPanel, std::max<int64_t>(1, kTaskBytes / (2 * m * bytes)), y, threads,
-                       [&](int64_t first, int64_t count, T* to, int64_t stride) {
-                         multiply<F>(rows, weight + first / kPanel * bytes, bias ? bias + first : nullptr, to,
-                                     stride, count, 1);
-                       });
+    if (gated)
+      multiply<F, true>(rows, weight, bias, y, n / 2, n / 2, threads);
+    else
+      multiply<F, false>(rows, weight, bias, y, n, n, threads);
   });
   return known ? -1 : 0;
 }
@@ -402,9 +416,9 @@ int64_t linear_quantized(const T* x, const uint8_t* weight, int64_t bits, int64_
   const bool known = with_format(bits, groups, wide, minimum, [&](auto format) {
     using F = decltype(format);
     if (y_is_float)
-      multiply<F>(rows, weight, bias, (float*)y, stride, n, threads);
+      multiply<F, false>(rows, weight, bias, (float*)y, stride, n, threads);
     else
-      multiply<F>(rows, weight, bias, (T*)y, stride, n, threads);
+      multiply<F, false>(rows, weight, bias, (T*)y, stride, n, threads);
   });
   return known ? -1 : 0;
 }

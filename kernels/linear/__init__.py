@@ -84,7 +84,8 @@ def norm_linear(
 
     Shapes and types are those of these ops; y has the norm's type. Returns y, or (y, x + residual) when a residual is
     given. A backend may have it as one op where no gradients are wanted (Triton for weights as tensors, the CPU for few
-    rows and weights packed or quantised), with the same bits; elsewhere the ops run one after another.
+    rows and weights packed or quantised, and for many and quantised ones), with the same bits; elsewhere the ops run
+    one after another.
 
     Raises ValueError for shapes or types that do not fit together.
     """

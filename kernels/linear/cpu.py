@@ -9,6 +9,7 @@ from ..quantized.cpu import format_of
 
 PANEL = 32  # columns of a packed panel, as in csrc/cpu/gemm.h and quantized.cpp
 NORMED = 16  # rows at most that each thread normalises for itself
+DEALT = 128  # rows at least of a quantised product that threads deal out, its norm's as well
 
 
 def forward(x, weight, bias, out_dtype):
@@ -35,11 +36,20 @@ def _forward(x, weight, weight_numel, is_packed, n, bias, out_dtype):
 
 
 def norms(x, weight, gated):
-    """Whether forward_normed() takes it: few rows, a weight that was packed here as one, outputs in whole panels."""
-    if isinstance(weight, torch.Tensor) or weight.backend != "cpu" or x.numel() > NORMED * x.shape[-1]:
+    """Whether forward_normed() takes it: a weight that was packed here as one, outputs in whole panels, few rows.
+
+    Or many of a quantised weight; of rows between, members of a team would normalise too many alike.
+    """
+    if (
+        isinstance(weight, torch.Tensor)
+        or weight.backend != "cpu"
+        or (gated and weight.shape[0] % (2 * PANEL))
+    ):
         return False
-    parts = len(weight.parts) if isinstance(weight, QuantizedWeight) else 1
-    return parts == 1 and not (gated and weight.shape[0] % (2 * PANEL))
+    rows = x.numel() // x.shape[-1] if x.shape[-1] else 0
+    if isinstance(weight, QuantizedWeight):
+        return len(weight.parts) == 1 and not NORMED < rows < DEALT
+    return rows <= NORMED
 
 
 def forward_normed(x, norm, weight, bias, eps, residual, gated):

@@ -195,14 +195,14 @@ def test_a_norm_before_and_a_gate_behind_change_no_bits(backend, shape, gated, r
 @pytest.mark.parametrize("kind", ["f32", "bf16", "bf16 first", "Q8_0", "Q6_K"])
 @pytest.mark.parametrize("isa", _native.runnable())
 def test_a_norm_before_and_a_gate_behind_a_packed_weight_change_no_bits(isa, kind):
-    """In one call or one after another, on any number of threads: rows few enough to be normalised by each."""
+    """In one call or one after another, on any number of threads; of quantised weights many rows too, in blocks."""
     before = _native.isa
     _native.use_isa(isa)
     make = torch.Generator().manual_seed(3)
     dtype = torch.float32 if kind == "f32" or kind[0] == "Q" else torch.bfloat16
     stream = torch.float32 if "first" in kind else dtype
     try:
-        for m, n, k in ((1, 192, 1312), (3, 448, 544), (16, 64, 96), (17, 128, 160)):
+        for m, n, k in ((1, 192, 1312), (3, 448, 544), (16, 64, 96), (17, 128, 160), (199, 128, 2592)):
             x, norm, bias = (torch.randn(s, generator=make) for s in ((m, k), (k,), (n,)))
             x, norm, bias, weight = x.to(stream), norm.to(dtype), bias.to(dtype), torch.randn(n, k).to(dtype)
             packed = pack_quantized(*quantised(kind, n, k)) if kind[0] == "Q" else pack_weight(weight)

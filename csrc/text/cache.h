@@ -222,14 +222,14 @@ class ShortPieces {
   Zeroed<Line> lines_{size_t(1) << most_bits};
 };
 
-// Pieces of up to 62 bytes, where they are too long or too many ids for the above. Each hash has a bucket of
-// two cache lines: two pieces, one to a line, the newer in the first, or one that needs both. Behind size and
-// number of ids stand the bytes, then the ids in three bytes each. A piece is called by the upper bits of its
-// hash.
+// Pieces that are too long or too many ids for the above, where their bytes and ids fit in two cache lines: 122
+// bytes at most, and three less for each id beyond the first. Each hash has a bucket of two cache lines: two
+// pieces, one to a line, the newer in the first, or one that needs both. Behind size and number of ids stand
+// the bytes, then the ids in three bytes each. A piece is called by the upper bits of its hash.
 class LongPieces {
  public:
-  static constexpr size_t most_bytes = 62;
   static constexpr int name_bits = 28;  // as ShortPieces has room for
+  static constexpr size_t line = 64, head = 2, most_bytes = 2 * line - head - 4;
   static uint32_t name_of(uint64_t hash) { return uint32_t(hash >> (64 - name_bits)); }
   void prefetch(uint32_t name) const {
     const uint8_t* slot = buckets_[name >> (name_bits - bits_)];
@@ -280,7 +280,6 @@ class LongPieces {
   }
 
  private:
-  static constexpr size_t line = 64, head = 2;
   using Bucket = uint8_t[2 * line];
   static size_t needed(size_t size, size_t count) {
     return head + size + 3 * count + 1;

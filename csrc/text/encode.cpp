@@ -95,6 +95,11 @@ uint32_t* Encoder::merge(const uint8_t* p, size_t size, Workspace& w, uint32_t* 
   return end;
 }
 
+bool Encoder::in_windows(const uint8_t* p, size_t size) const {
+  return size > Lanes<62>::bytes && size <= Merger::most_in_windows && vocabulary.all_merge() &&
+         !vocabulary.lacks_a_byte_of(p, size);
+}
+
 // Notes a piece whose ids are not at hand. What it needs is asked for now and read later.
 __attribute__((noinline)) static void note(Workspace& w, const uint8_t* p, size_t size, wide::Key key,
                                            ShortPieces::Line* line, size_t place, bool met, bool placed) {
@@ -122,14 +127,16 @@ void Encoder::learn(Workspace& w) const {
   auto collect = [&](const auto& lanes, Unknown* const* of) {
     for (size_t lane = 0; lane < lanes.count; lane++) {
       Unknown& piece = *of[lane];
-      if (piece.size > lanes.bytes) continue;  // windows
+      if (piece.size > lanes.bytes) continue;  // windows, joined already
       for (uint64_t starts = lanes.starts(lane); starts; starts &= starts - 1) {
         const uint32_t symbol = lanes.symbols[wide::lowest_bit(starts) + 1][lane];
         room[piece.ids + piece.count++] = vocabulary.id_of(symbol);
       }
       announce(piece, w);
     }
-    for (size_t lane = 0; lane < lanes.count; lane++) remember(*of[lane], w);
+    for (size_t lane = 0; lane < lanes.count; lane++) {
+      if (lane == 0 || of[lane] != of[lane - 1]) remember(*of[lane], w);
+    }
   };
   const size_t news = all.size();
   bool learnt = false;  // something of this batch, so that a piece that was unknown may be known by now
@@ -213,6 +220,7 @@ void Encoder::learn(Workspace& w) const {
       uint32_t* const end = vocabulary.merger().join_windows(piece.p, piece.size, longs, lane, w.scratch, ids);
       to_ids(ids, end);
       piece.count = uint32_t(end - ids);
+      announce(piece, w);
     }
     collect(longs, long_of);
   }
@@ -233,6 +241,7 @@ void Encoder::learn(Workspace& w) const {
 
 // Asks for what remembering a piece will write to.
 void Encoder::announce(Unknown& piece, Workspace& w) const {
+  if (piece.size > LongPieces::most_bytes) return;
   const bool is_short = piece.size <= 15;
   if (is_short) w.short_pieces.prefetch_full(piece.key, piece.line);
   if (is_short && ShortPieces::fits(w.unknown_ids.get() + piece.ids, piece.count)) return;
@@ -284,13 +293,8 @@ void Encoder::encode_pieces(const uint8_t* p, const uint8_t* text_end, uint32_t*
     const uint8_t* const piece = p + ends[i - 1];
     const size_t size = ends[i] - ends[i - 1];
     if (size > LongPieces::most_bytes) {
-      if (size <= Merger::most_in_windows && vocabulary.all_merge() && !vocabulary.lacks_a_byte_of(piece, size))
-        note(w, piece, size, keys[i], 0, size_t(out - begin), false, false);
-      else
-        out = merge(piece, size, w, out);
-      continue;
-    }
-    if (size > 15) {
+      known = 0;
+    } else if (size > 15) {
       const uint32_t name = LongPieces::name_of(keys[i].low);
       known = w.long_pieces.find(name, {reinterpret_cast<const char*>(piece), size}, out);
     } else if (known == ShortPieces::absent) {
@@ -299,6 +303,8 @@ void Encoder::encode_pieces(const uint8_t* p, const uint8_t* text_end, uint32_t*
     }
     if (size <= 15 && known > ShortPieces::plain && known <= ShortPieces::most) {
       ShortPieces::unpack(out);
+    } else if (known == 0 && size > Lanes<62>::bytes && !in_windows(piece, size)) {
+      out = merge(piece, size, w, out);
     } else if (known == 0 && size > 2 && vocabulary.inert(piece, size)) {  // as fast as remembered
       out = vocabulary.bytes(piece, size, out);
       inert++;

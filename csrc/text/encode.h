@@ -160,6 +160,8 @@ class Encoder {
   void remember(const Unknown& piece, Workspace& w) const;
   // Writes the ids of one piece to out, where its size in bytes and four more have room; returns the end.
   uint32_t* merge(const uint8_t* p, size_t size, Workspace& w, uint32_t* out) const;
+  // Whether a piece of more than 62 bytes is merged in windows, in step with others, instead of alone.
+  bool in_windows(const uint8_t* p, size_t size) const;
   // Symbols become the ids of their tokens.
   void to_ids(uint32_t* symbols, uint32_t* end) const;
 

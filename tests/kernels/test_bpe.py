@@ -231,6 +231,17 @@ def test_pieces_of_a_few_ids_of_any_size(first):
         assert encoder.encode(text).tolist() == pieces
 
 
+def test_long_rules_are_remembered(trained, tik):
+    """Pieces of 50 to 130 bytes that are few ids, up to and beyond what two cache lines hold, several in a batch."""
+    rng = random.Random(15)
+    rules = [
+        rng.choice("-=*~") * size + rng.choice(["", "!", "---!"]) for size in range(50, 131) for _ in range(2)
+    ]
+    for _ in range(3):
+        text = " a ".join(rng.choices(rules, k=400))
+        assert trained[3].encode(text).tolist() == tik.encode_ordinary(text)
+
+
 def test_new_pieces_are_merged_without_memory(trained, tik):
     """Words of all sizes that were never met, which fill lanes to their last place; the same again, known by now in
     part; and among others."""

@@ -251,24 +251,17 @@ __global__ void __launch_bounds__(kBlock, 1)
 #if HAS_HOPPER
   SHARED_MEMORY(unsigned char, memory);
   auto& shared = at_round_address<Shared<DIM>>(memory);
-  if (threadIdx.x == 0) {
+  auto make_barriers = [&] {
     for (Barrier* in : {&shared.own_in, &shared.last_in}) init_barrier(in, 1);
     init_barrier(&shared.own_free, kReaders);
     for (int stage = 0; stage < kStages; ++stage) {
       init_barrier(&shared.in[stage], KEYS ? 2 : 1);  // rows, and what is known of them
       init_barrier(&shared.free[stage], kReaders);
     }
-    publish_barriers();
-  }
-  __syncthreads();
-  const int group = threadIdx.x / kWarpgroup;
-  if (group == kGroups) {
-    lower_registers<kCopying>();
-    if (threadIdx.x % kWarpgroup < kWarp) copy_pieces<DIM, KEYS>(shared, maps, work);
-  } else {
-    raise_registers<kMultiplying>();
-    multiply_pieces<DIM, KEYS>(shared, work, group);
-  }
+  };
+  share_roles(
+      make_barriers, [&] { copy_pieces<DIM, KEYS>(shared, maps, work); },
+      [&](int group) { multiply_pieces<DIM, KEYS>(shared, work, group); });
 #endif
 }
 

@@ -220,24 +220,17 @@ __global__ void __launch_bounds__(kBlock, 1)
 #if HAS_HOPPER
   SHARED_MEMORY(unsigned char, memory);
   auto& shared = at_round_address<Shared<DIM>>(memory);
-  if (threadIdx.x == 0) {
+  auto make_barriers = [&] {
     for (Barrier* in : {&shared.queries_in, &shared.last_in}) init_barrier(in, 1);
     init_barrier(&shared.queries_free, kReaders);
     for (int stage = 0; stage < kStages; ++stage) {
       for (Barrier* in : {&shared.keys_in[stage], &shared.values_in[stage]}) init_barrier(in, 1);
       for (Barrier* free : {&shared.keys_free[stage], &shared.values_free[stage]}) init_barrier(free, kReaders);
     }
-    publish_barriers();
-  }
-  __syncthreads();
-  const int group = threadIdx.x / kWarpgroup;
-  if (group == kGroups) {
-    lower_registers<kCopying>();
-    if (threadIdx.x % kWarpgroup < kWarp) copy_pieces<DIM>(shared, maps, work);
-  } else {
-    raise_registers<kMultiplying>();
-    multiply_pieces<DIM>(shared, work, group);
-  }
+  };
+  share_roles(
+      make_barriers, [&] { copy_pieces<DIM>(shared, maps, work); },
+      [&](int group) { multiply_pieces<DIM>(shared, work, group); });
 #endif
 }
 

@@ -325,6 +325,25 @@ __device__ inline void arrive_as_warp(Barrier* barrier) {
   if (lane() == 0) arrive(barrier);
 }
 
+// A block's roles. make_barriers() is one thread's and makes what the others wait on; then copy() is one
+// warp's, whose group gives up registers, and multiply(group) the other groups', which take these.
+template <class MakeBarriers, class Copy, class Multiply>
+__device__ inline void share_roles(MakeBarriers&& make_barriers, Copy&& copy, Multiply&& multiply) {
+  if (threadIdx.x == 0) {
+    make_barriers();
+    publish_barriers();
+  }
+  __syncthreads();
+  const int group = threadIdx.x / kWarpgroup;
+  if (group == kGroups) {
+    lower_registers<kCopying>();
+    if (threadIdx.x % kWarpgroup < kWarp) copy();
+  } else {
+    raise_registers<kMultiplying>();
+    multiply(group);
+  }
+}
+
 // The beginning of dynamic shared memory that a kernel with kAligned bytes to spare may use for panels.
 template <class T>
 __device__ inline T& at_round_address(unsigned char* memory) {

@@ -165,22 +165,18 @@ __global__ void __launch_bounds__(kBlock, 1)
 #if HAS_HOPPER
   SHARED_MEMORY(unsigned char, memory);
   auto& shared = at_round_address<Shared>(memory);
-  if (threadIdx.x == 0) {
+  auto make_barriers = [&] {
     for (int stage = 0; stage < kStages; ++stage) {
       init_barrier(&shared.in[stage], 1);
       init_barrier(&shared.free[stage], kReaders);
     }
-    publish_barriers();
-  }
-  __syncthreads();
-  const int group = threadIdx.x / kWarpgroup;
-  if (group == kGroups) {
-    lower_registers<kCopying>();
-    if (threadIdx.x == kGroups * kWarpgroup) copy_factors<LEFT_ACROSS, RIGHT_ACROSS>(shared, work);
-  } else {
-    raise_registers<kMultiplying>();
-    multiply_tiles<LEFT_ACROSS, RIGHT_ACROSS>(shared, work, epilogue, group);
-  }
+  };
+  share_roles(
+      make_barriers,
+      [&] {
+        if (lane() == 0) copy_factors<LEFT_ACROSS, RIGHT_ACROSS>(shared, work);
+      },
+      [&](int group) { multiply_tiles<LEFT_ACROSS, RIGHT_ACROSS>(shared, work, epilogue, group); });
 #endif
 }
 

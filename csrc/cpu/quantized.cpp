@@ -98,7 +98,10 @@ void quantize_blocks(const T* x, int count, int64_t at, int high, int r, int32_t
     }
     rows[i] = (f32)top;
   }
-  const f32 most = halve_rows<kLanes>(rows, [](f32 a, f32 b) { return (i32)a > (i32)b ? a : b; });
+  const f32 most = halve_rows<kLanes>(rows, [](f32 a, f32 b) {
+    const i32 first = (i32)a, second = (i32)b;
+    return (f32)(first > second ? first : second);
+  });
   const f32 limit = set(std::numeric_limits<float>::max());
   const f32 scale = most <= limit ? most * set(1.0f / 127) : set(std::numeric_limits<float>::quiet_NaN());
   const f32 inverse = most > simd::zero() ? min(set(127.0f) / most, limit) : simd::zero();
@@ -111,7 +114,7 @@ void quantize_blocks(const T* x, int count, int64_t at, int high, int r, int32_t
 #pragma GCC unroll 8
     for (int p = 0; p < kParts && i < count; ++p) {
       const f32 scaled = load(x + i * kBlock + p * kLanes) * set(times[i]);
-      const i32 whole = to_whole(min(max(scaled, set(-127.0f)), set(127.0f)));
+      const i32 whole = to_whole(max(scaled, set(-127.0f)));  // a NaN becomes -127, none is above 127
       store(codes + p * kLanes, whole);
       total[p * Groups / kParts] += whole;
     }

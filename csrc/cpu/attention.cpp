@@ -261,10 +261,10 @@ void attend(const Pass<T, T>& pass, const Span& span, const Kept<T>& kept, int64
   const Tile here(pass, span, tile, kv_head);
   const int64_t rows = here.rows;
 
-  auto* q = room<Word<T>, 0>(rows * q_words);
-  float* o = room<float, 1>(rows * width);
-  Running* state = room<Running, 2>((rows + kRows - 1) / kRows);
-  int* valid = room<int, 7>(rows);  // keys on the tile's own page
+  auto* q = room<Word<T>, kQueries>(rows * q_words);
+  float* o = room<float, kOut>(rows * width);
+  Running* state = room<Running, kRunning>((rows + kRows - 1) / kRows);
+  int* valid = room<int, kValid>(rows);  // keys on the tile's own page
   here.each_row(tile, [&](int64_t row, int64_t source, int seen) {
     write_rows(pass.q + source * dim, 0, dim, 1, q + row * q_words);
     valid[row] = seen;
@@ -386,12 +386,12 @@ void attend(const Pass<T, uint8_t>& pass, const Span& span, const Kept<uint8_t>&
     float unit;
     int32_t offset;  // of a score: what the codes' 128 add, taken away
   };
-  auto* q = room<uint32_t, 0>(rows * 2 * q_words);
-  float* o = room<float, 1>(rows * width);
-  Running* state = room<Running, 2>((rows + kStrip - 1) / kStrip);
-  int* valid = room<int, 7>(rows);  // keys on the tile's own page
-  Query* query = room<Query, 8>(rows);
-  int32_t *codes = room<int32_t, 9>(width), *sums = room<int32_t, 10>(kRows * width);
+  auto* q = room<uint32_t, kQueries>(rows * 2 * q_words);
+  float* o = room<float, kOut>(rows * width);
+  Running* state = room<Running, kRunning>((rows + kStrip - 1) / kStrip);
+  int* valid = room<int, kValid>(rows);  // keys on the tile's own page
+  Query* query = room<Query, kQuery>(rows);
+  int32_t *codes = room<int32_t, kCodes>(width), *sums = room<int32_t, kSums>(kRows * width);
   here.each_row(tile, [&](int64_t row, int64_t source, int seen) {
     query[row].unit = to_codes(pass.q + source * dim, dim, kMostParted, codes) * pass.scale;
     auto* parts = reinterpret_cast<int8_t*>(q + row * 2 * q_words);
@@ -477,7 +477,7 @@ void attend(const Pass<T, uint8_t>& pass, const Span& span, const Kept<uint8_t>&
 // the scale of its value with it, and the other way: then every row that sees the token shows it.
 template <class T>
 void write_codes(const T* k, const T* v, int64_t dim, int64_t place, uint32_t* k_page, uint32_t* v_page) {
-  int32_t* codes = room<int32_t, 9>(2 * dim);
+  int32_t* codes = room<int32_t, kCodes>(2 * dim);
   const float k_scale = to_codes(k, dim, kMostCode, codes), v_scale = to_codes(v, dim, kMostCode, codes + dim);
   const float lost = k_scale + v_scale != k_scale + v_scale ? std::numeric_limits<float>::quiet_NaN() : 0.0f;
   auto *k_bytes = reinterpret_cast<uint8_t*>(k_page), *v_bytes = reinterpret_cast<uint8_t*>(v_page);
@@ -647,7 +647,7 @@ void attention_forward(const T* q, const T* k, const T* v, const int32_t* cu_seq
   parallel::parallel_for(tasks, threads, [&](int64_t i) {
     const Span& span = owned[i / kv_heads];
     const int64_t head = i % kv_heads, pages = (span.count + kPage - 1) / kPage;
-    auto *keys = room<Word<T>, 11>(pages * k_words), *values = room<Word<T>, 12>(pages * v_words);
+    auto *keys = room<Word<T>, kKeys>(pages * k_words), *values = room<Word<T>, kValues>(pages * v_words);
     const Kept<T> kept{keys, values, span.pages, k_words, v_words};
     for (int64_t tile = 0; tile < pages; ++tile) {
       pack({span.first + tile * kPage, std::min<int64_t>(kPage, span.count - tile * kPage)}, head,

@@ -288,9 +288,27 @@ inline std::vector<int64_t> longest_first(const int32_t* cu_seqlens, int64_t doc
   return order;
 }
 
+// What rooms are for: those of one task lie apart.
+enum Room {
+  kQueries,
+  kOut,
+  kRunning,
+  kValid,
+  kQuery,
+  kCodes,
+  kSums,
+  kKeys,
+  kValues,
+  kRowsOfTile,
+  kBlocks,
+  kQueryGradients,
+  kPacked,
+  kKeyGradients
+};
+
 // Room for n elements of this thread, kept for its next task; contents are whatever they were. It begins at a
 // line of memory, so that no vector lies across two.
-template <class E, int kSlot>
+template <class E, Room>
 inline E* room(int64_t n) {
   struct alignas(64) Line {
     unsigned char bytes[64];

@@ -134,11 +134,11 @@ void backward_head(const Head<T>& head, F&& then) {
   constexpr int kSteps = Words<T>::kSteps;
   constexpr int64_t kBlock = kPage * kPage / kSteps;  // words
   const int64_t dim = head.dim, width = padded(dim), words = across_rows<T>(dim);
-  Word<T>* memory = room<Word<T>, 3>(2 * kPage * words + 2 * along_size<T>(dim));
+  Word<T>* memory = room<Word<T>, kRowsOfTile>(2 * kPage * words + 2 * along_size<T>(dim));
   Word<T>*q_rows = memory, *dout_rows = q_rows + kPage * words, *q_along = dout_rows + kPage * words;
-  Word<T>*dout_along = q_along + along_size<T>(dim), *blocks = room<Word<T>, 4>(3 * kBlock);
+  Word<T>*dout_along = q_along + along_size<T>(dim), *blocks = room<Word<T>, kBlocks>(3 * kBlock);
   const Block<T> p{nullptr, blocks}, ds{kSteps == 1 ? blocks + kBlock : blocks + 2 * kBlock, blocks + kBlock};
-  float* dq = room<float, 5>(kPage * width);
+  float* dq = room<float, kQueryGradients>(kPage * width);
   alignas(64) float s[kRows * kPage] = {}, dp[kRows * kPage] = {};
   float lse[kPage] = {}, pull[kPage] = {};
   const int64_t pages = (head.length + kPage - 1) / kPage;
@@ -305,8 +305,8 @@ void attention_backward(const T* dout, const T* q, const T* k, const T* v, const
   parallel::parallel_for(tasks, threads, [&](int64_t i) {
     const Document& of = owned[i / kv_heads];
     const int64_t kv_head = i % kv_heads;
-    auto* packed = room<Word<T>, 6>(of.pages * words);
-    auto* dk_sums = room<float, 13>(of.pages * sums);
+    auto* packed = room<Word<T>, kPacked>(of.pages * words);
+    auto* dk_sums = room<float, kKeyGradients>(of.pages * sums);
     const Place at{packed,  packed + of.pages * across,        packed + 2 * of.pages * across,
                    dk_sums, dk_sums + group * of.pages * rows, of.pages * rows};
     pack(of, kv_head, at);

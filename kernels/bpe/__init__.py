@@ -11,9 +11,9 @@
 Text is str or bytes, any bytes: a byte outside of valid UTF-8 is a character of its own, neither letter,
 digit nor space. The ids are those of tiktoken and Hugging Face tokenizers for the same vocabulary. An
 encoder holds no lock while it encodes and keeps one memory of pieces, 48 MiB at most, for each thread that
-encoded at the same time, and that of one array of ids, 64 MiB at most; neither depends on how much text went by.
+encoded at the same time, and that of one array of ids, 128 MiB at most; neither depends on how much text went by.
 
-A pattern without a hand-written lexer has no `split_pattern`: the caller cuts the text (Python's `regex`) and
+A pattern without a hand-written lexer has no `split_pattern`: the caller cuts the text (`split`, by `regex`) and
 uses `encode_pieces` and `add_words`. Only `encode_tensor` knows of torch and of backends.
 """
 
@@ -26,7 +26,7 @@ import torch
 
 from .._library import Example
 from .._select import select
-from .reference import BYTE_ORDER
+from .reference import BYTE_ORDER, split
 
 __all__ = [
     "BYTE_ORDER",
@@ -38,6 +38,7 @@ __all__ = [
     "encode_tensor",
     "portable",
     "spell",
+    "split",
     "split_pattern",
     "train",
 ]

@@ -27,14 +27,17 @@ BYTE_ORDER += bytes(b for b in range(256) if b not in BYTE_ORDER)
 Pair = tuple[int, int]
 
 
-def split(text: str, pattern: str) -> list[bytes]:
-    """The pieces of a text, in order: what the pattern matches, and what lies between the matches."""
+def split(text: str | bytes, pattern: str) -> list[bytes]:
+    """The pieces of a text, in order: what the pattern matches, and what lies between the matches. Any bytes pass."""
+    errors = "surrogatepass" if isinstance(text, str) else "surrogateescape"
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", errors)
     pieces, end = [], 0
     for match in regex.finditer(pattern, text):
         pieces += [text[end : match.start()], match.group()]
         end = match.end()
     pieces.append(text[end:])
-    return [piece.encode("utf-8", "surrogatepass") for piece in pieces if piece]
+    return [piece.encode("utf-8", errors) for piece in pieces if piece]
 
 
 def spell(merges: Sequence[Pair]) -> list[bytes]:

@@ -126,7 +126,7 @@ class Tokenizer:
             if lexer is not None:
                 counts.add_texts(batch, lexer, threads=threads or available_cpus())
             else:
-                counts.add_words(dict(Counter(p for text in batch for p in _pieces(pattern, text))))
+                counts.add_words(dict(Counter(p for text in batch for p in bpe.split(text, pattern))))
         order = bpe.BYTE_ORDER if byte_order == "gpt2" else bytes(range(256))
         merges = bpe.train(counts, order, vocab_size - len(special_tokens), min_frequency)
         tokens = bpe.spell(order, merges)
@@ -304,7 +304,7 @@ class Tokenizer:
     def split(self, text: str) -> list[str]:
         """The pieces inside which BPE merges."""
         lexer, normal = bpe.split_pattern(self.pattern), self._normalize(text)
-        pieces = lexer.split(normal) if lexer else _pieces(self.pattern, normal)
+        pieces = lexer.split(normal) if lexer else bpe.split(normal, self.pattern)
         return [piece.decode("utf-8", "surrogatepass") for piece in pieces]
 
     def _normalize(self, text: str | bytes) -> str | bytes:
@@ -314,7 +314,7 @@ class Tokenizer:
         text = self._normalize(text)
         if self.has_lexer:
             return self._encoder.encode(text)
-        return self._encoder.encode_pieces(_pieces(self.pattern, text))
+        return self._encoder.encode_pieces(bpe.split(text, self.pattern))
 
     # Decoding
 
@@ -481,19 +481,6 @@ def _portable(pattern: str) -> str:
         except regex.error as error:
             raise UserError(f"the pattern {pattern!r} is no regular expression: {error}") from None
     return plain
-
-
-def _pieces(pattern: str, text: str | bytes) -> list[bytes]:
-    """Pieces by the `regex` library, with what lies between matches as pieces too. Any bytes pass through."""
-    errors = "surrogatepass" if isinstance(text, str) else "surrogateescape"
-    if isinstance(text, bytes):
-        text = text.decode("utf-8", errors)
-    pieces, end = [], 0
-    for match in regex.finditer(pattern, text):
-        pieces += [text[end : match.start()], match.group()]
-        end = match.end()
-    pieces.append(text[end:])
-    return [piece.encode("utf-8", errors) for piece in pieces if piece]
 
 
 def _batches(texts: Iterable[Text], least: int) -> Iterator[list[Text]]:

@@ -31,8 +31,9 @@ def test_as_good_as_torch(backend, grad_scale):
         steps(reference.step, *inputs(backend.device), grad_scale),
         steps(reference.step, *inputs(backend.device, torch.float64), grad_scale),
     )
-    for a, b, truth in zip(*results, strict=True):
-        assert_as_good_as_torch(a, b, truth, op=OP, what="param", backend=backend, ulps=8)
+    names = ["param"] * len(SHAPES) + ["momentum"] * len(SHAPES)
+    for what, a, b, truth in zip(names, *results, strict=True):
+        assert_as_good_as_torch(a, b, truth, op=OP, what=what, backend=backend, ulps=8)
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (96, 32), (32, 96)], ids=str)

@@ -9,10 +9,13 @@ import resource
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 STACK = 2 << 20  # bytes that a worker may use; a thread has 8 MB
 # Expressions that a grammar may come to when it is read, at 2.5 million a second: of (a{1000}){1000} they are counted
 # before its first mask, which nothing else holds up. A schema of 1,000 properties with names of 20 letters fits.
 FUEL = 100_000
+TRIED = 4  # tokens of an answer: a repetition of repetitions fails the library behind the first
 
 
 class Words(NamedTuple):
@@ -84,7 +87,21 @@ def vet(constraint: tuple[Any, str, Any], words: Words) -> tuple[str, str]:
             grammar = llguidance.grammar_from(kind, text)
     except ValueError as error:
         return str(error) or "it cannot be read", ""
-    return compiled(_tokenizer, grammar).get_error(), grammar
+    matcher = compiled(_tokenizer, grammar)
+    _try(matcher)
+    return matcher.get_error(), grammar
+
+
+def _try(matcher: Any) -> None:
+    """Follow the beginning of an answer, the first token that is allowed each time."""
+    for _ in range(TRIED):
+        if matcher.is_error() or matcher.is_stopped():
+            return
+        words = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+        allowed = np.flatnonzero(np.unpackbits(words, bitorder="little"))
+        if not len(allowed):
+            return
+        matcher.consume_token(int(allowed[0]))
 
 
 def _by_bytes(data: Sequence[int], single: dict[int, int]) -> list[int]:

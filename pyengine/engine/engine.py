@@ -160,13 +160,15 @@ class Engine:
         self.stats.requests += 1
         vocabulary = self._runner.vocabulary
         if not request.ids:
-            self._fail(request, "the prompt is empty")
+            self._refuse(request, "the prompt is empty")
         elif len(request.ids) >= self.max_context:
-            self._fail(request, f"the prompt has {len(prompt)} tokens; the context holds {self.max_context}")
+            self._refuse(
+                request, f"the prompt has {len(prompt)} tokens; the context holds {self.max_context}"
+            )
         elif not 0 <= min(request.ids) <= max(request.ids) < vocabulary:
-            self._fail(request, f"the prompt has an id outside the vocabulary of {vocabulary}")
+            self._refuse(request, f"the prompt has an id outside the vocabulary of {vocabulary}")
         elif params.logit_bias and max(params.logit_bias) >= vocabulary:
-            self._fail(request, f"logit_bias has an id outside the vocabulary of {vocabulary}")
+            self._refuse(request, f"logit_bias has an id outside the vocabulary of {vocabulary}")
         else:
             self._scheduler.add(request)
         return request
@@ -292,11 +294,10 @@ class Engine:
     def _accept(self, request: Request, token: int, logprob: float) -> None:
         """Append a sampled token and follow its consequences."""
         params, completion, choices = request.params, request.completion, request.choices
+        if choices and choices.error:
+            return self._refuse(request, choices.error)
         if token < 0 or (params.scored and logprob != logprob):
-            blocked = choices is not None and choices.matcher is not None
-            return self._fail(
-                request, "the model's logits are not numbers" + (", or its grammar allows no token" * blocked)
-            )
+            return self._fail(request, "the model's logits are not numbers")
         request.ids.append(token)
         score = logprob if params.scored else math.nan  # whatever the neighbours want
         completion.append(token, score, False, choices.detail if choices else None)
@@ -304,7 +305,7 @@ class Engine:
         if choices:
             choices.accept(token)
             if choices.error and token not in params.stop:
-                return self._fail(request, choices.error)
+                return self._refuse(request, choices.error)
         out_of_room = request.sampled >= params.max_tokens or len(request.ids) >= self.max_context
         state = request.tool_state
         if state is not None and state.follow(token):
@@ -327,10 +328,14 @@ class Engine:
         for token in tokens:
             request.completion.append(token, 0.0, True)
 
-    def _fail(self, request: Request, why: str) -> None:
+    def _fail(self, request: Request, why: str, reason: str = "error") -> None:
         request.completion.error = why
         self.stats.errors += 1
-        self._finish(request, "error")
+        self._finish(request, reason)
+
+    def _refuse(self, request: Request, why: str) -> None:
+        """End a request whose asker has to change it."""
+        self._fail(request, why, "refused")
 
     def _finish(self, request: Request, reason: str) -> None:
         request.completion.finish_reason = reason

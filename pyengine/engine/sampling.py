@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..ranges import AT_LEAST_0, AT_LEAST_1, Range
 
 MAX_TOP = 20  # runners-up that a request may ask to see
+STUCK = "the constraint cannot be kept to any further:"
 # What the numbers of SamplingParams may be.
 RANGES = {
     "max_tokens": AT_LEAST_1,
@@ -136,7 +137,8 @@ class Completion:
     ids: sampled and forced tokens, a stop token included. logprobs: of the distribution sampled from, 0.0 where
     forced, NaN where the request is not scored. forced: True for tokens that a tool put in. details: where asked
     for, of each token, None where forced. finish_reason: "stop" (a stop token), "length" (max_tokens or the
-    context), "tools" (went on calling tools past the limit), "cancelled", or "error" with the sentence in `error`.
+    context), "tools" (went on calling tools past the limit), "cancelled", or, with the sentence in `error`, "refused"
+    (it asks for what cannot be done) and "error" (the engine failed).
     cached: tokens of the prompt that the cache knew when the request began.
     """
 
@@ -186,6 +188,16 @@ class Choices:
             for token in set(prompt):
                 self._repeat(token)
 
+    def allow(self, words: np.ndarray) -> None:
+        """Matcher.allow(), less what is held back; an error where that leaves nothing."""
+        assert self.matcher
+        self.matcher.allow(words)
+        held = self.params.held_back if self._sampled < self.params.min_tokens else ()
+        for token in held:
+            words.view(np.uint32)[token // 32] &= ~np.uint32(1 << token % 32)
+        if not words.any():
+            self.error = f"{STUCK} it allows nothing" + " but to end before min_tokens" * bool(held)
+
     def accept(self, token: int) -> None:
         """A sampled token."""
         self._sampled += 1
@@ -196,7 +208,7 @@ class Choices:
             try:
                 self.matcher.accept(token)
             except ValueError as error:
-                self.error = f"the grammar cannot go on: {error}"
+                self.error = f"{STUCK} {error}"
         if self.params.changes:
             count = self._counts[token] = self._counts.get(token, 0) + 1
             place = self._repeat(token)
@@ -256,7 +268,7 @@ def _changed(logits: torch.Tensor, choices: Sequence[Choices | None]) -> torch.T
         words = np.full((len(choices), -(-logits.shape[1] // 32)), -1, np.int32)
         for row, c in zip(words, choices, strict=True):
             if c and c.matcher:
-                c.matcher.allow(row)
+                c.allow(row)
         allowed = to_device(torch.from_numpy(words), logits.device)
     entries = (
         torch.tensor(ids, dtype=torch.int32),

@@ -221,7 +221,9 @@ class Api:
 
     def _finish(self, writer: Writer, piece: Piece, completion: Completion) -> str:
         """Give an answer's last piece what was held back; the reason of its end."""
-        if completion.finish_reason == "error" and not writer.ended:
+        if completion.error and not writer.ended:
+            if completion.finish_reason == "refused":
+                raise ApiError(completion.error)
             raise ApiError(completion.error, 500, "server_error")
         piece.add(writer.finish())
         piece.cached = completion.cached

@@ -194,7 +194,8 @@ class Responses:
 
     def failed(self, error: ApiError) -> Iterator[str]:
         made = self._response("failed", [])
-        made["error"] = {"code": "server_error", "message": str(error)}
+        code = "invalid_prompt" if error.status == 400 else "server_error"  # OpenAI's names
+        made["error"] = {"code": code, "message": str(error)}
         yield self._event("failed", response=made)
 
     def _begin(self) -> Iterator[str]:

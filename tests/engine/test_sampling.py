@@ -157,10 +157,14 @@ def test_a_dead_end_ends_only_its_own_request(model):
     engine = Engine(model, max_batch=4, pages=32)
     params = [PLAIN, replace(PLAIN, grammar=Multiples(0)), replace(PLAIN, grammar=Refuses(1))]
     done = engine.generate(prompts(3), params)
-    assert [d.finish_reason for d in done] == ["length", "error", "error"]
-    assert "grammar allows no token" in done[1].error and "no such token" in done[2].error
+    assert [d.finish_reason for d in done] == ["length", "refused", "refused"]
+    assert "it allows nothing" in done[1].error and "no such token" in done[2].error
     assert done[0].ids == answer(model, PLAIN, prompts(3)[0]).ids
     assert "vocabulary" in engine.generate(prompts(1), replace(PLAIN, logit_bias={301: 1.0}))[0].error
+    early = replace(PLAIN, grammar=Multiples(300), logit_bias={0: -100.0}, stop=(0, 300), min_tokens=9)
+    (ended,) = engine.generate(prompts(1), early)
+    assert ended.finish_reason == "refused" and "nothing but to end before min_tokens" in ended.error
+    assert engine.generate(prompts(1), replace(early, stop=(300,)))[0].ids[:9] == [0] * 9
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ pytest.importorskip("openai")
 import openai
 
 from pyengine.engine import SamplingParams
+from pyengine.engine.sampling import STUCK
 from pyengine.errors import UserError
 from pyengine.serve import grammar
 from pyengine.serve.api import Limits
@@ -275,7 +276,34 @@ def test_a_constraint_that_takes_too_long_is_refused_or_ends_the_answer(served, 
     with pytest.raises(UserError, match="the expression cannot be kept to: it is too large"):
         grammars.regex("[0-9]*")
     (ended,) = engine.generate([[1, 2]], params)
-    assert ended.finish_reason == "error" and ended.error == "the grammar cannot go on: it is too large"
+    assert ended.finish_reason == "refused" and ended.error == f"{STUCK} it is too large"
+
+
+@pytest.mark.parametrize("expression", ["(a{1000}){1000}", "b(a{1000}){1000}", "(?:a?){500}a{500}"])
+def test_what_the_library_gives_up_after_a_token_is_refused_before_any(grammars, expression):
+    with pytest.raises(UserError, match="the expression cannot be kept to: .*too many"):
+        grammars.regex(expression)
+
+
+def test_a_constraint_given_up_within_an_answer_is_the_askers_mistake(client):
+    """Whole, in a stream and as a response, beside an answer that goes on."""
+    pytest.importorskip("llguidance")
+    told = f"{STUCK} .*too many expressions"
+    asked = {"max_tokens": 80, "extra_body": {"guided_regex": "[0-9]{12}(a{1000}){1000}"}}
+    ask = {"model": "small", "messages": WHO, **asked}
+    plain = {"model": "small", "messages": WHO, "seed": 4, "max_tokens": 80}
+    text = client.chat.completions.create(**plain).choices[0].message.content
+    neighbour = client.chat.completions.create(**plain, stream=True)
+    with pytest.raises(openai.BadRequestError, match=told):
+        client.chat.completions.create(**ask)
+    with pytest.raises(openai.APIError, match=told) as error:
+        list(client.chat.completions.create(**ask, stream=True))
+    assert error.value.type == "invalid_request_error"
+    response = {"model": "small", "input": "Who?", "max_output_tokens": 80, "extra_body": asked["extra_body"]}
+    last = list(client.responses.create(**response, stream=True))[-1]
+    assert last.type == "response.failed" and last.response.error.code == "invalid_prompt"
+    assert re.match(told, last.response.error.message)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in neighbour) == text
 
 
 def test_fields_as_other_servers_name_them(served, client):

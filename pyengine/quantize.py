@@ -101,12 +101,12 @@ def quantize(command: Command) -> tuple[Path, list[tuple[str, int, float | None]
         held_out = path / "web" / "heldout.jsonl"
         text = text or (held_out if held_out.exists() else None)
         path = checkpoint_of(path)[0]
-    tokenizer = Tokenizer.load(path)
     kind = KINDS.get(command.type, command.type)
     out = command.out or path.with_name(f"{path.stem if path.is_file() else path.name}.{kind}.gguf")
     if out.resolve() == path.resolve():
         raise UserError(f"{out}: this is the model itself; give --out another name")
     before = load(path, torch.float32) if path.is_file() else hf.load(path)
+    tokenizer = Tokenizer.load(path)
     context = min(CONTEXT, before.config.max_position_embeddings)
     documents = documents_of(text, tokenizer, command.tokens, context) if text else None
     gguf.save(before, out, kind, tokenizer, kind if command.pure else None, name=path.stem)

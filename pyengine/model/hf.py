@@ -36,6 +36,9 @@ SIZES = (  # integers of config.json
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
     "intermediate_size", "max_position_embeddings",
 )  # fmt: skip
+NUMBERS = ("rms_norm_eps", "rope_theta")
+SWITCHES = ("tie_word_embeddings",)
+DERIVED = "rotary_emb.inv_freq"  # kept by old checkpoints, computed from config.json
 FAMILIES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 # Hugging Face's name of each of our names, "model.layers.N." before those of a layer.
 LAYER_NAMES = {
@@ -104,6 +107,8 @@ def load(
                 for name in names or file.keys():
                     if (part := wanted.pop(name, None)) is not None:
                         fill(part, file.get_tensor(name), name, path)
+                    elif name.startswith("model.layers.") and not name.endswith(DERIVED):
+                        raise UserError(f"{path}: the model that config.json asks for has no {name}")
         except (SafetensorError, OSError) as error:
             raise UserError(
                 f"{path}: damaged or unreadable weights ({error}); fetch or save it again"
@@ -163,7 +168,10 @@ def _weight_files(folder: Path) -> Iterator[tuple[Path, list[str] | None]]:
         yield folder / "model.safetensors", None
         return
     files: dict[str, list[str]] = {}
-    for name, file in _read_json(index)["weight_map"].items():
+    places = _read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        raise UserError(f"{index}: expected a weight_map from tensors to files; fetch or save it again")
+    for name, file in places.items():
         files.setdefault(file, []).append(name)
     for file, names in files.items():
         if not (folder / file).exists():
@@ -231,9 +239,14 @@ def _from_hf(path: Path) -> tuple[ModelConfig, torch.dtype]:
         raise UserError(f"{path}: model_type {family!r} is none of {', '.join(FAMILIES)}")
     rope = table.get("rope_parameters") or table.get("rope_scaling") or {}
     _only_plain(table, rope, path)
-    for key in SIZES:
-        if table.get(key) is not None and type(table[key]) is not int:
-            raise UserError(f"{path}: {key} = {table[key]!r}: expected an integer")
+    for keys, types, expected in (
+        (SIZES, (int,), "an integer"),
+        (NUMBERS, (int, float), "a number"),
+        (SWITCHES, (bool,), "true or false"),
+    ):
+        for key in keys:
+            if table.get(key) is not None and type(table[key]) not in types:
+                raise UserError(f"{path}: {key} = {table[key]!r}: expected {expected}")
     try:
         hidden, heads = table["hidden_size"], table["num_attention_heads"]
         config = ModelConfig(
@@ -246,7 +259,7 @@ def _from_hf(path: Path) -> tuple[ModelConfig, torch.dtype]:
             intermediate_size=table["intermediate_size"],
             rope_theta=float(table.get("rope_theta") or rope.get("rope_theta") or 10_000.0),
             rope_scaling=_rope_scaling(rope),
-            eps=table.get("rms_norm_eps", 1e-6),
+            eps=float(table.get("rms_norm_eps") or 1e-6),
             qk_norm=family == "qwen3",
             qkv_bias=family == "qwen2",
             tie_embeddings=table.get("tie_word_embeddings", False),

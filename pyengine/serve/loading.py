@@ -56,11 +56,13 @@ def open_model(
         )
     from ..model import load
 
+    model = load(
+        folder, device=place
+    )  # first: what has no sound config.json is no model, whatever else it lacks
     tokenizer = Tokenizer.load(folder)
     tools = None
     if with_search and index is not None and index.exists() and not base:
         tools = _search_of(index, tokenizer)
-    model = load(folder, device=place)
     engine = Engine(model, tokenizer, tools, max_batch=max_batch, pages=pages, kv_dtype=kv_dtype)
     how = TextFormat(tokenizer) if base else format_of(tokenizer, folder, searches=tools is not None)
     return Served(engine, tokenizer, how, folder)

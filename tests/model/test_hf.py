@@ -123,6 +123,19 @@ def damage(name, change):
             "config.json asks for (48, 64)",
         ),
         (damage("config.json", lambda b: b.replace(b'layers": 2', b'layers": 3')), "lack model.layers.2"),
+        (damage("config.json", lambda b: b.replace(b'layers": 2', b'layers": 1')), "has no model.layers.1"),
+        (
+            damage("config.json", lambda b: b.replace(b'eps": 1e-06', b'eps": "no"')),
+            "'no': expected a number",
+        ),
+        (
+            damage("config.json", lambda b: b.replace(b'embeddings": true', b'embeddings": "no"')),
+            "true or false",
+        ),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": 3}'),
+            "weight_map",
+        ),
     ],
 )
 def test_damage_is_named(tmp_path, harm, told):

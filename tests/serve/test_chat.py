@@ -117,6 +117,9 @@ def test_a_path_that_is_no_model(tmp_path):
     (tmp_path / "stages").mkdir()
     with pytest.raises(UserError, match="no stage with a model"):
         open_model(tmp_path)
+    (tmp_path / "config.json").write_text("{")  # the first fault, not the tokenizer that is missing too
+    with pytest.raises(UserError, match="config.json: not valid JSON"):
+        open_model(tmp_path)
 
 
 def test_another_familys_template(tmp_path):

@@ -57,16 +57,17 @@ constexpr int kVectors = kPanel / kLanes;                       // vectors in a 
 constexpr int kRows = kLanes == 16 ? 14 : kLanes == 8 ? 6 : 4;  // rows of the highest tile
 constexpr int64_t kBlockBytes = 1 << 19;                        // half of L2
 constexpr int64_t kTiles = 8;                                   // tiles a task at most
-constexpr int64_t kLittle = 4 * kPanel;                         // units of B that one row asks for in advance
 constexpr int64_t kSweep = 4 * kSteps;  // steps of k for which A is packed at once, at most
 constexpr int64_t kStrip = 32;          // steps that columns of A or B are packed for before their neighbours
 
 // Vectors of columns in a tile of `rows` rows. Few rows take more columns, so that there are always enough
-// independent chains; a multiple or a divisor of kVectors.
+// independent chains; a multiple or a divisor of kVectors. One row only waits for B, which comes fastest as one
+// piece: a panel, whose chains still run ahead of memory.
 constexpr int columns_of(int rows) {
+  if (rows == 1) return kVectors;
   if (kLanes == 16) return rows <= 3 ? 8 : rows <= 7 ? 4 : 2;
-  if (kLanes == 8) return rows <= 1 ? 8 : rows <= 3 ? 4 : 2;
-  return rows <= 1 ? 8 : rows <= 2 ? 4 : 2;
+  if (kLanes == 8) return rows <= 3 ? 4 : 2;
+  return rows <= 2 ? 4 : 2;
 }
 
 // Where a tile's results go.
@@ -82,7 +83,7 @@ struct Target {
 
 // One tile: Rows rows of A (packed: Rows units a step) times Columns vectors of B. What lies `ahead` of these
 // in B is asked for meanwhile, or the multipliers would wait for memory and memory for them. Few rows only
-// wait, and one row asks a little ahead, where the processor by itself is late.
+// wait, and the processor by itself asks early enough.
 template <class T, class Out, int Rows, int Columns>
 void kernel(int64_t steps, const Unit<T>* a, const Unit<T>* b, int64_t panel, int64_t ahead,
             const Target<T, Out>& to) {
@@ -105,7 +106,7 @@ void kernel(int64_t steps, const Unit<T>* a, const Unit<T>* b, int64_t panel, in
     for (int v = 0; v < Columns; ++v) {
       const Unit<T>* from = b + v / kVectors * panel + v % kVectors * kLanes;
       columns_of_b[v] = S::load(from);
-      if constexpr (Rows > 3 || Rows == 1) __builtin_prefetch(from + ahead, 0, 2);
+      if constexpr (Rows > 3) __builtin_prefetch(from + ahead, 0, 2);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
@@ -293,7 +294,7 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
   // A group of panels meets all tiles of a block while it is in cache: one, or more where tiles are low.
   const int64_t group = std::max(1, columns_of((int)divide_up(m, tiles)) / kVectors);
   // Rows that only wait for memory have smaller shares, of whole groups, so that threads end together.
-  const bool waits = few && group > 1;
+  const bool waits = few && (m == 1 || group > 1);
   const int64_t shares = few ? divide_up(waits ? 2 * tasks : tasks / 2, row_blocks) : 1;
   const int64_t least = std::min(std::max<int64_t>(group, 2), panels), wide = divide_up(panels, shares);
   // Members of a team, who never take each other's tasks, have one each.
@@ -370,7 +371,7 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
                 using Result = std::remove_pointer_t<decltype(out)>;
                 Target<T, Result> to{out,           stride, n - column, added, continued ? sums : nullptr,
                                      partial_stride};
-                const int64_t ahead = high == 1 ? kLittle : tile == tile0 ? next : 0;
+                const int64_t ahead = tile == tile0 ? next : 0;
                 (wide ? kernels.wide : kernels.narrow)[high - 1](count, rows_of_a, columns, kPanel * steps,
                                                                  ahead, to);
               };

@@ -202,16 +202,19 @@ class Block {
   int size() const { return size_; }
   bool ends_text() const { return size_ < 64; }
 #ifdef TEXT_AVX512
-  uint64_t equal(uint8_t a) const { return _mm512_cmpeq_epi8_mask(bytes_, _mm512_set1_epi8(char(a))); }
+  uint64_t equal(uint8_t a) const {
+    return in_register(_mm512_cmpeq_epi8_mask(bytes_, _mm512_set1_epi8(char(a))));
+  }
   uint64_t from_to(uint8_t a, uint8_t b) const {
-    return _mm512_cmple_epu8_mask(_mm512_sub_epi8(bytes_, _mm512_set1_epi8(char(a))),
-                                  _mm512_set1_epi8(char(b - a)));
+    return in_register(_mm512_cmple_epu8_mask(_mm512_sub_epi8(bytes_, _mm512_set1_epi8(char(a))),
+                                              _mm512_set1_epi8(char(b - a))));
   }
   uint64_t letters() const {
     const __m512i low = _mm512_or_si512(bytes_, _mm512_set1_epi8(0x20));
-    return _mm512_cmplt_epu8_mask(_mm512_sub_epi8(low, _mm512_set1_epi8('a')), _mm512_set1_epi8(26));
+    return in_register(
+        _mm512_cmplt_epu8_mask(_mm512_sub_epi8(low, _mm512_set1_epi8('a')), _mm512_set1_epi8(26)));
   }
-  uint64_t high() const { return _mm512_movepi8_mask(bytes_); }
+  uint64_t high() const { return in_register(_mm512_movepi8_mask(bytes_)); }
   // For first bytes of three, the bit of 1024 that four bits of this byte and six of the next name.
   uint64_t pages(const uint8_t table[128]) const {
     const __m512i next = second();
@@ -239,6 +242,13 @@ class Block {
   }
 
  private:
+  // A mask in a general register at once: what is done with masks is arithmetic, and a compiler that is free to
+  // choose keeps them among the vectors' masks, stores them from there, and waits for what it reads back.
+  static uint64_t in_register(__mmask64 mask) {
+    uint64_t number = mask;
+    asm("" : "+r"(number));
+    return number;
+  }
   uint64_t valid() const { return _bzhi_u64(~uint64_t(0), unsigned(size_)); }
   static uint64_t pairs(const uint8_t table[256], __m512i first, __m512i last) {
     const __m512i place = select(0xF8, _mm512_slli_epi16(first, 3), _mm512_srli_epi16(last, 3));

@@ -12,9 +12,9 @@ namespace text {
 
 constexpr size_t most_pieces = 256 + piece_slack;  // in one batch
 constexpr size_t least_part = 6;                   // bytes of a piece that is cut, but for its last part
-// A piece of 15 bytes is up to 5 characters, so cutting makes at most 8 of it; their ids have room for 92 more.
-constexpr size_t most_unknown = 9 * most_pieces,
-                 most_unknown_ids = most_pieces * (Merger::most_in_windows + 4 + 92);
+// A piece of 15 bytes is up to 5 characters, so cutting makes at most 5 of it; their ids have room for 35 more.
+constexpr size_t most_unknown = 6 * most_pieces,
+                 most_unknown_ids = most_pieces * (Merger::most_in_windows + 4 + 35);
 
 Workspace::Workspace() : unknown_ids(new uint32_t[most_unknown_ids]) { unknown.reserve(most_unknown); }
 
@@ -105,7 +105,7 @@ __attribute__((noinline)) static void note(Workspace& w, const uint8_t* p, size_
                                            ShortPieces::Line* line, size_t place, bool met, bool placed) {
   const uint32_t number = uint32_t(w.unknown.size());
   const uint32_t ids = number ? w.unknown.back().ids + w.unknown.back().size + 4 : 0;
-  w.unknown.push_back({p, key, line, uint32_t(size), uint32_t(place), ids, 0, number, 0, 0, met, placed});
+  w.unknown.push_back({p, key, line, uint32_t(size), uint32_t(place), ids, 0, number, 0, 0, 0, met, placed});
 }
 
 // Long pieces are rare; apart, they leave the loops over the others tight.
@@ -116,8 +116,8 @@ __attribute__((noinline)) static wide::Key ask_for_long(Workspace& w, const uint
   return key;
 }
 
-// The ids of all unknown pieces: of those that can be cut by those of their two parts, which become unknown
-// pieces themselves; of the others by merging them, 16 at a time. All are remembered.
+// The ids of all unknown pieces: of those that can be cut by those of their parts, which become unknown pieces
+// themselves; of the others by merging them, 16 at a time. All are remembered.
 void Encoder::learn(Workspace& w) const {
   std::vector<Unknown>& all = w.unknown;
   uint32_t* const room = w.unknown_ids.get();
@@ -164,15 +164,16 @@ void Encoder::learn(Workspace& w) const {
       }
       const bool lacking = vocabulary.lacks_a_byte_of(piece.p, piece.size);
       if (is_short && piece.size > 3 && !lacking) {
-        const size_t cut = vocabulary.junctions.cut(piece.p, piece.size, 3);
+        size_t from = 0, cut = vocabulary.junctions.cut(piece.p, piece.size, 3);
         if (cut < piece.size) {
-          piece.parts = uint32_t(all.size());
-          for (size_t from : {size_t(0), cut}) {
-            const size_t size = from ? piece.size - cut : cut;
+          for (piece.parts = uint32_t(all.size()); from < piece.size; piece.part_count++) {
+            const size_t size = cut - from;
             const wide::Key key = wide::key_of(piece.p + from, size, piece.p + piece.size);
             ShortPieces::Line* const line = w.short_pieces.line_of(key);
             __builtin_prefetch(line);
             note(w, piece.p + from, size, key, line, 0, false, false);
+            from = cut;
+            cut = vocabulary.junctions.cut(piece.p, piece.size, from + 3);
           }
           continue;
         }
@@ -226,16 +227,15 @@ void Encoder::learn(Workspace& w) const {
   }
   for (size_t u = all.size(); u-- > 0;) {  // parts stand behind what they are parts of
     Unknown& piece = all[u];
-    if (!piece.parts) continue;
-    for (uint32_t part : {piece.parts, piece.parts + 1}) {
+    for (uint32_t part = piece.parts; part < piece.parts + piece.part_count; part++) {
       const Unknown& of = all[all[part].same];
       std::copy_n(room + of.ids, of.count, room + piece.ids + piece.count);
       piece.count += of.count;
     }
-    if (!piece.met) announce(piece, w);
+    if (piece.part_count && !piece.met) announce(piece, w);
   }
   for (const Unknown& piece : all) {
-    if (piece.parts && !piece.met) remember(piece, w);
+    if (piece.part_count && !piece.met) remember(piece, w);
   }
 }
 

@@ -68,13 +68,13 @@ struct Unknown {
   wide::Key key;  // of more than 15 bytes: hash and size
   ShortPieces::Line* line;
   uint32_t size;
-  uint32_t place;       // where its ids belong among the others'
-  uint32_t ids, count;  // where they are now, in unknown_ids
-  uint32_t same;        // the number of the piece that holds its ids: its own, or that of an equal one
-  uint32_t parts;       // the number of the first of its two parts, or 0
-  uint32_t name;        // what LongPieces calls it, if it goes there
-  bool met;             // remembered, but as more ids than its slot has room for
-  bool placed;          // room for its ids is left among the others'
+  uint32_t place;              // where its ids belong among the others'
+  uint32_t ids, count;         // where they are now, in unknown_ids
+  uint32_t same;               // the number of the piece that holds its ids: its own, or that of an equal one
+  uint32_t parts, part_count;  // the number of the first of its parts, and how many
+  uint32_t name;               // what LongPieces calls it, if it goes there
+  bool met;                    // remembered, but as more ids than its slot has room for
+  bool placed;                 // room for its ids is left among the others'
 };
 
 // Whether the pieces that come by are so new that to look for them and to remember them costs more than merging

@@ -278,9 +278,9 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
   if (m * n * k < 1 << 17 && parallel::members() == 1) threads = 1;
   // Rows in tiles of almost equal height, as many for each thread, tiles in blocks that fit L2, as many and as
   // high for each thread: the last to end is waited for. Where there are too few rows for that, a block takes
-  // all it can and columns are divided instead (A is packed again for each share of them).
+  // all it can, and several threads divide columns (A is packed again for each share of them).
   const int64_t highest = divide_up(m, kRows), tasks = 8 * threads;
-  const bool few = threads > 1 && highest < tasks;
+  const bool few = highest < tasks;
   const int64_t tiles = few ? highest : multiple_of(threads, highest);
   // A is packed for a sweep over k at a time: a block of k where such a block of all of B stays in L2 between
   // two blocks of rows, else several, so that a panel's sums between them are near. Beside the rows at hand L2
@@ -295,7 +295,7 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
   const int64_t group = std::max(1, columns_of((int)divide_up(m, tiles)) / kVectors);
   // Rows that only wait for memory have smaller shares, of whole groups, so that threads end together.
   const bool waits = few && (m == 1 || group > 1);
-  const int64_t shares = few ? divide_up(waits ? 2 * tasks : tasks / 2, row_blocks) : 1;
+  const int64_t shares = few && threads > 1 ? divide_up(waits ? 2 * tasks : tasks / 2, row_blocks) : 1;
   const int64_t least = std::min(std::max<int64_t>(group, 2), panels), wide = divide_up(panels, shares);
   // Members of a team, who never take each other's tasks, have one each.
   const bool fixed = few && parallel::members() > 1;

@@ -24,11 +24,12 @@ inline void forward_row(const T* gate, const T* up, T* out, int64_t features) {
 
 // y (rows, outputs) = swiglu of a product of 2 * outputs, of which product(first, count, to, stride) writes
 // columns [first, first + count). Whoever has some gates computes what they let through too. outputs is a
-// multiple of `panel`, whose columns the product has side by side; `least`: panels worth a task.
+// multiple of `panel`, whose columns the product has side by side; `least`: panels worth a task. Tasks are few:
+// each has the product pack all rows anew.
 template <class T, class F>
 void of_product(int64_t rows, int64_t outputs, int64_t panel, int64_t least, T* y, int threads, F&& product) {
   const int64_t panels = outputs / panel, members = parallel::members();
-  const int64_t tasks = members > 1 ? members : std::clamp<int64_t>(panels / least, 2 * threads, 16 * threads);
+  const int64_t tasks = members > 1 ? members : std::clamp<int64_t>(panels / least, 2 * threads, 4 * threads);
   const int64_t width = (panels + tasks - 1) / tasks;
   parallel::parallel_for((panels + width - 1) / width, threads, [&](int64_t task) {
     const int64_t first = task * width * panel, count = std::min(outputs - first, width * panel);

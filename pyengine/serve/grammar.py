@@ -109,24 +109,27 @@ class Compiled:
 
     def __init__(self, tokenizer: Any, grammar: str):
         start = time.thread_time()
-        self._matcher = compiled(tokenizer, grammar)
+        self._matcher, self._words = compiled(tokenizer, grammar), -(-tokenizer.vocab_size // 32)
         slow = time.thread_time() - start > SLOWEST
         self.problem: str = self._matcher.get_error() or "it is too large" * slow
 
     def start(self) -> "Follower":
-        return Follower(self._matcher.deep_copy())
+        return Follower(self._matcher.deep_copy(), self._words)
 
 
 class Follower:
-    """Follows one answer (engine.sampling.Matcher)."""
+    """Follows one answer (engine.sampling.Matcher). words: of the tokenizer's mask; a model's vocabulary is often
+    padded beyond it, with ids that no text has."""
 
-    def __init__(self, matcher):
-        self._matcher, self._slow = matcher, False
+    def __init__(self, matcher: Any, words: int):
+        self._matcher, self._slow, self._mask = matcher, False, np.empty(words, np.int32)
 
     def allow(self, words: np.ndarray) -> None:
         start = time.thread_time()
-        self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+        self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
         self._slow |= time.thread_time() - start > SLOWEST
+        shared = min(len(words), len(self._mask))
+        words[:shared], words[shared:] = self._mask[:shared], 0
 
     def accept(self, token: int) -> None:
         if self._slow:

@@ -13,9 +13,10 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("openai")
 import openai
 
-from pyengine.engine import SamplingParams
+from pyengine.engine import Engine, SamplingParams
 from pyengine.engine.sampling import STUCK
 from pyengine.errors import UserError
+from pyengine.model import ModelConfig, Transformer
 from pyengine.serve import grammar
 from pyengine.serve.api import Limits
 from pyengine.serve.grammar import Grammars
@@ -283,6 +284,18 @@ def test_a_constraint_that_takes_too_long_is_refused_or_ends_the_answer(served, 
 def test_what_the_library_gives_up_after_a_token_is_refused_before_any(grammars, expression):
     with pytest.raises(UserError, match="the expression cannot be kept to: .*too many"):
         grammars.regex(expression)
+
+
+@pytest.mark.parametrize("more", [-1, 1, 40, 2000])
+def test_a_constraint_on_a_model_with_more_ids_or_fewer_than_its_tokenizer(served, grammars, more):
+    """No id beyond the tokenizer's is sampled, and no step fails."""
+    ids = served.tokenizer.vocab_size + more
+    model = Transformer(ModelConfig.from_depth(1, ids, hidden_size=32, max_position_embeddings=64), seed=3)
+    params = SamplingParams(
+        9, temperature=3.0, seed=1, grammar=grammars.regex("[0-9]{3}-x"), stop=served.format.stop
+    )
+    for answer in Engine(model, max_batch=2).generate([[1, 2]] * 2, params):
+        assert re.fullmatch("[0-9]{3}-x", served.tokenizer.decode(answer.ids, skip_special=True))
 
 
 def test_a_constraint_given_up_within_an_answer_is_the_askers_mistake(client):

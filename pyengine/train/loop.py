@@ -55,6 +55,7 @@ class WeightedBatch(Batch):
 
     weights: torch.Tensor | None = None  # (T,) float32, of each token's loss; None: all 1
     normaliser: float | None = None  # what the sum of losses is divided by; None: the sum of the weights
+    rate: float = 1.0  # share of the step's learning rate that this batch is worth
     info: dict[str, Any] = field(default_factory=dict)  # further numbers for the step's line of metrics
 
     @classmethod
@@ -277,7 +278,7 @@ class Trainer:
 
     def step(self, batch: WeightedBatch) -> dict[str, Any]:
         """One step on one batch: losses, gradients, clipping, update, unless it is bad. Returns its numbers."""
-        rate = schedule(self.config, self.done, self.steps)
+        rate = schedule(self.config, self.done, self.steps) * batch.rate
         total = batch.total_weight()
         loss = self._gradients(batch, total) if total else math.nan
         norm = self.optimizer.grad_norm()

@@ -44,10 +44,6 @@ from .sft import sft_conversations
 POOL = 8192  # training problems in store; steps go round it
 REPLAYED = 1500  # answers in store to be rehearsed
 SCORED = 64  # attempts whose log-probabilities are computed at once
-# A step is taken if at least this share of its groups says anything: Adam takes a step of full length whatever the
-# size of the gradient, so that the chance slips of one reply in a thousand would move the weights as far as lessons.
-LEAST = 1 / 8
-
 
 def rl(run: Run) -> dict[str, Any]:
     """Reinforce the model of the stage before; writes rl/."""
@@ -119,7 +115,7 @@ class Rollouts:
         self.difference = 0.0  # largest |rollout's log-probability - trainer's|
         self.compared = 0  # tokens whose two log-probabilities were held against each other
         self.work = 0.0  # tokens trained or sampled, as trained ones: a forward pass is a third of a step
-        self.taken = 0  # steps that said enough to learn from
+        self.told = 0  # groups whose replies differed in reward, so that there was something to learn from
         self._nll: torch.Tensor | None = None
         self._sampled: tuple[torch.Tensor, torch.Tensor] | None = None  # weights != 0 and log-probabilities
         self._step: int | None = None
@@ -156,17 +152,21 @@ class Rollouts:
             "entropy": -_mean([p for a in attempts for p in a.completion.logprobs]),
         }
         self.work += sum(len(a.completion.prompt) + a.tokens for a in attempts) / 3
-        if says.mean() < LEAST:
+        if not used:
             return None
-        self.taken += 1
-        return self._weigh(used, step, info)
+        self.told += int(says.sum())
+        # Adam's step is of full length however small the gradient is: without this the chance slips of a few replies
+        # in a thousand would move the weights as far as lessons do
+        return self._weigh(used, step, info, rate=float(says.mean()))
 
     def _reward(self, a: Attempt, s: RlConfig) -> float:
         if a.truncated:
             return 0.0
         return self.reward(a.reply, a.problem.answer, a.tokens / s.max_tokens, s.shortness)
 
-    def _weigh(self, used: Sequence[tuple[Attempt, float]], step: int, info: dict[str, Any]) -> WeightedBatch:
+    def _weigh(
+        self, used: Sequence[tuple[Attempt, float]], step: int, info: dict[str, Any], rate: float
+    ) -> WeightedBatch:
         rows = [_row(a.completion.prompt, a.completion.ids, a.completion.logprobs, adv) for a, adv in used]
         count = sum(a.tokens for a, _ in used)
         replay = self.replay
@@ -175,7 +175,7 @@ class Rollouts:
         ids, targets, weights, logprobs = zip(*rows, strict=True)
         token_weights = torch.from_numpy(np.concatenate(weights))
         batch = WeightedBatch(
-            **vars(make_batch(ids, targets)), weights=token_weights, normaliser=float(count), info=info
+            **vars(make_batch(ids, targets)), weights=token_weights, normaliser=float(count), rate=rate, info=info
         )
         sampled = torch.from_numpy(np.concatenate(logprobs))
         own = ~sampled.isnan()
@@ -211,13 +211,13 @@ class Rollouts:
         """What goes into the checkpoint beside the weights."""
         self.compare()
         return {
-            "difference": self.difference, "compared": self.compared, "work": self.work, "taken": self.taken,
+            "difference": self.difference, "compared": self.compared, "work": self.work, "told": self.told,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         difference = state["difference"]
         self.difference = math.nan if difference is None else difference  # JSON has no NaN
-        self.compared, self.work, self.taken = state["compared"], state["work"], state["taken"]
+        self.compared, self.work, self.told = state["compared"], state["work"], state["told"]
 
     def _keep(self, step: int, groups, rewards: np.ndarray, advantages: np.ndarray) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
@@ -246,10 +246,9 @@ def control(run: Run, exam: Exam, start: Transformer, replay: list[Completion]) 
     model = start_from(run, "search")
     rollouts = Rollouts(run, model, start, format_reward, "rl/format", replay)
     summary = reinforce(run, model, rollouts, exam, "rl/format")
-    note(
-        f"{rollouts.taken} of {run.config.rl.steps} steps said enough for the format-only control to learn from"
-    )
-    return _examined(rollouts.dialogue, exam, summary) | {"steps_taken": rollouts.taken}
+    groups = run.config.rl.steps * run.config.rl.problems_per_step
+    note(f"{rollouts.told} of {groups} groups had anything for the format-only control to learn from")
+    return _examined(rollouts.dialogue, exam, summary) | {"groups_told": rollouts.told, "groups": groups}
 
 
 def imitation(run: Run, exam: Exam, work: float) -> dict[str, Any]:
@@ -362,7 +361,7 @@ def _gates(run: Run, result: dict[str, Any]) -> None:
     if judged and (form := result["controls"].get("format")):
         raised = form["pass_at_1"] - before["pass_at_1"]
         run.gate("gain of the format-only control", raised, "<= 3 points", raised <= 0.03,
-                 steps_taken=form["steps_taken"], steps=run.config.rl.steps)  # fmt: skip
+                 groups_told=form["groups_told"], groups=form["groups"])  # fmt: skip
     note(
         f"pass@1 {before['pass_at_1']:.1%} -> {after['pass_at_1']:.1%}, "
         f"greedily {before['greedy']:.1%} -> {after['greedy']:.1%}"

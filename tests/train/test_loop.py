@@ -134,6 +134,19 @@ def test_a_step_without_a_batch_counts(tmp_path):
     assert trained.done == 5 and trained.optimizer.updates == 4
 
 
+def test_a_batch_of_a_quarter_of_the_rate_moves_a_quarter_as_far(tmp_path):
+    start = list(loop.Transformer(tiny.MODEL, seed=1).parameters())
+    moved = []
+    for rate in (1.0, 0.25):
+        batch = dataclasses.replace(loop.WeightedBatch.of(tiny.batch(0)), rate=rate)
+        settings = OptimizerConfig(rule="adamw", lr=1e-2, warmup=0, warmdown=0)
+        trained = tiny.train(tmp_path / str(rate), steps=1, batches=lambda _, b=batch: b, config=settings)
+        moved.append([w - before for w, before in zip(trained.model.parameters(), start, strict=True)])
+    for far, near in zip(*moved, strict=True):
+        torch.testing.assert_close(near, far / 4, rtol=1e-3, atol=1e-6)
+    assert max(far.abs().max() for far in moved[0]) > 5e-3
+
+
 def test_advantages_push_both_ways(tmp_path):
     """Weights of either sign: the rewarded document becomes likelier, the punished one less so."""
     both = tiny.batch(3, (9, 9))

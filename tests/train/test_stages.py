@@ -179,6 +179,19 @@ def test_rollouts_replay_from_their_seed(run):
     assert [row["logprob"] for row in again] == [row["logprob"] for row in kept]
 
 
+def test_a_step_is_as_long_as_the_share_of_groups_that_say_anything(run):
+    model = start_from(run, "search")
+    rollouts = Rollouts(run, model, model, right_and_short, "apart", [])
+    asked = run.config.rl.problems_per_step * run.config.rl.group
+    for rewards, told in (([1, 0, 1, 1], 1), ([], 0), ([0, 1, 0, 0] * 2, 2)):
+        paid = iter([*rewards, *[0] * (asked - len(rewards))])
+        rollouts._reward = lambda *_, paid=paid: float(next(paid))
+        before = rollouts.told
+        batch = rollouts.batch(0)
+        assert rollouts.told - before == told
+        assert (batch is None) if not told else batch.rate == told / run.config.rl.problems_per_step
+
+
 def test_a_resumed_reinforcement_doubles_no_attempt(run):
     path = run.path("resumed", "rollouts.jsonl")
     path.parent.mkdir()

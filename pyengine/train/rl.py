@@ -45,6 +45,7 @@ POOL = 8192  # training problems in store; steps go round it
 REPLAYED = 1500  # answers in store to be rehearsed
 SCORED = 64  # attempts whose log-probabilities are computed at once
 
+
 def rl(run: Run) -> dict[str, Any]:
     """Reinforce the model of the stage before; writes rl/."""
     settings, exam = run.config.rl, Exam.of(run)
@@ -175,7 +176,11 @@ class Rollouts:
         ids, targets, weights, logprobs = zip(*rows, strict=True)
         token_weights = torch.from_numpy(np.concatenate(weights))
         batch = WeightedBatch(
-            **vars(make_batch(ids, targets)), weights=token_weights, normaliser=float(count), rate=rate, info=info
+            **vars(make_batch(ids, targets)),
+            weights=token_weights,
+            normaliser=float(count),
+            rate=rate,
+            info=info,
         )
         sampled = torch.from_numpy(np.concatenate(logprobs))
         own = ~sampled.isnan()

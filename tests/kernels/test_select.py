@@ -20,7 +20,11 @@ CARDS = {0: "one card", 1: "another card"}
 )
 def test_the_examples_agree_and_reach_every_public_function(op, case, monkeypatch):
     package, reached = import_module(f"pyengine.kernels.{op}"), set()
-    functions = {n: f for n in package.__all__ if inspect.isfunction(f := getattr(package, n))}
+    public = {n: getattr(package, n) for n in package.__all__}
+    # a function that the reference lends to the package is the same on every backend
+    functions = {
+        n: f for n, f in public.items() if inspect.isfunction(f) and f.__module__ == package.__name__
+    }
     for name, function in functions.items():
 
         def recorded(*arguments, _name=name, _function=function, **keywords):

@@ -178,11 +178,11 @@ def test_a_bad_request_ends_alone():
     answers = engine.generate([[1], [], [2] * 256, [3], [VOCABULARY], [-1], [4]], good)
     assert [a.finish_reason for a in answers] == [
         "length",
+        "refused",
+        "refused",
         "error",
-        "error",
-        "error",
-        "error",
-        "error",
+        "refused",
+        "refused",
         "length",
     ]
     assert "empty" in answers[1].error and "256" in answers[2].error and "numbers" in answers[3].error

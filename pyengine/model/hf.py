@@ -247,6 +247,7 @@ def _from_hf(path: Path) -> tuple[ModelConfig, torch.dtype]:
         for key in keys:
             if table.get(key) is not None and type(table[key]) not in types:
                 raise UserError(f"{path}: {key} = {table[key]!r}: expected {expected}")
+    eps = table.get("rms_norm_eps")
     try:
         hidden, heads = table["hidden_size"], table["num_attention_heads"]
         config = ModelConfig(
@@ -259,7 +260,7 @@ def _from_hf(path: Path) -> tuple[ModelConfig, torch.dtype]:
             intermediate_size=table["intermediate_size"],
             rope_theta=float(table.get("rope_theta") or rope.get("rope_theta") or 10_000.0),
             rope_scaling=_rope_scaling(rope),
-            eps=float(table.get("rms_norm_eps") or 1e-6),
+            eps=1e-6 if eps is None else float(eps),
             qk_norm=family == "qwen3",
             qkv_bias=family == "qwen2",
             tie_embeddings=table.get("tie_word_embeddings", False),

@@ -56,9 +56,8 @@ def open_model(
         )
     from ..model import load
 
-    model = load(
-        folder, device=place
-    )  # first: what has no sound config.json is no model, whatever else it lacks
+    # the model first: what has no sound config.json is no model, whatever else it lacks
+    model = load(folder, device=place)
     tokenizer = Tokenizer.load(folder)
     tools = None
     if with_search and index is not None and index.exists() and not base:

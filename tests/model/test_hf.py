@@ -74,6 +74,14 @@ def test_bf16_weights_stay_bf16(tmp_path):
     assert load(tmp_path, torch.float32).dtype == torch.float32
 
 
+@pytest.mark.parametrize("told, kept", [(0, 0.0), (1e-5, 1e-5), (None, 1e-6)])
+def test_the_norms_epsilon_is_the_one_told(tmp_path, told, kept):
+    save(Transformer(CONFIGS["llama"]), tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": told}))
+    assert load(tmp_path).config.eps == kept
+
+
 def test_special_ids_come_from_the_tokenizer(tmp_path):
     names = ["<|endoftext|>", "<|end|>", "<|pad|>"]
     tokens = [{"id": 90 + i, "content": name} for i, name in enumerate(names)]

@@ -1,9 +1,10 @@
-"""Data as the training loops see it: token shards, packed batches, conversations, problems, facts."""
+"""Data as the training loops see it: token shards, packed batches, conversations, rankings, problems, facts."""
 
 from .conversations import Conversation, PackedConversations, encode_conversations, read_conversations
 from .facts import Fact, read_facts
 from .loader import Batch, PackedLoader
 from .problems import Problem, number, read_problems
+from .rankings import Ranking, read_rankings, split_by_prompt
 from .rows import Skipped
 from .shards import ShardWriter, TokenShards, encode_files, write_shards
 
@@ -14,6 +15,7 @@ __all__ = [
     "PackedConversations",
     "PackedLoader",
     "Problem",
+    "Ranking",
     "ShardWriter",
     "Skipped",
     "TokenShards",
@@ -23,5 +25,7 @@ __all__ = [
     "read_conversations",
     "read_facts",
     "read_problems",
+    "read_rankings",
+    "split_by_prompt",
     "write_shards",
 ]

@@ -20,6 +20,14 @@ class Llama3Scaling:
     high_frequency: float
     original_context: int
 
+    def __post_init__(self) -> None:
+        if not (
+            self.factor > 0 and 0 <= self.low_frequency < self.high_frequency and self.original_context > 0
+        ):
+            raise ValueError(
+                f"scaled rotary frequencies {self}: expected a factor and a context above 0, and 0 <= low < high"
+            )
+
     def divisors(self, theta: float, head_dim: int) -> tuple[float, ...]:
         """What divides each of the head_dim / 2 frequencies."""
         found = []
@@ -58,6 +66,10 @@ class ModelConfig:
             raise ValueError(f"kv_heads = {self.kv_heads} does not divide heads = {self.heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim = {self.head_dim}: rotary embedding needs an even number")
+        if not 0 < self.rope_theta < math.inf:
+            raise ValueError(f"rope_theta = {self.rope_theta}: expected a number above 0")
+        if not 0 <= self.eps < math.inf:
+            raise ValueError(f"eps = {self.eps}: expected a number of at least 0")
 
     @classmethod
     def from_depth(

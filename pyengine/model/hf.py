@@ -38,6 +38,8 @@ SIZES = (  # integers of config.json
 )  # fmt: skip
 NUMBERS = ("rms_norm_eps", "rope_theta")
 SWITCHES = ("tie_word_embeddings",)
+ROPE_SIZES = ("original_max_position_embeddings",)
+ROPE_NUMBERS = ("rope_theta", "factor", "low_freq_factor", "high_freq_factor")
 DERIVED = "rotary_emb.inv_freq"  # kept by old checkpoints, computed from config.json
 FAMILIES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 # Hugging Face's name of each of our names, "model.layers.N." before those of a layer.
@@ -228,26 +230,31 @@ def _rope_scaling(rope: dict[str, Any]) -> Llama3Scaling | None:
         float(rope["factor"]),
         float(rope["low_freq_factor"]),
         float(rope["high_freq_factor"]),
-        int(rope["original_max_position_embeddings"]),
+        rope["original_max_position_embeddings"],
     )
 
 
 def _from_hf(path: Path) -> tuple[ModelConfig, torch.dtype]:
-    table = _read_json(path)
+    table = _told(_read_json(path))
     family = table.get("model_type")
-    if family not in FAMILIES:
+    if family not in tuple(FAMILIES):
         raise UserError(f"{path}: model_type {family!r} is none of {', '.join(FAMILIES)}")
-    rope = table.get("rope_parameters") or table.get("rope_scaling") or {}
-    _only_plain(table, rope, path)
-    for keys, types, expected in (
-        (SIZES, (int,), "an integer"),
-        (NUMBERS, (int, float), "a number"),
-        (SWITCHES, (bool,), "true or false"),
+    # where both are there, transformers reads the older name
+    rope = table.get("rope_scaling") or table.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"{path}: rope_parameters = {rope!r}: expected an object")
+    rope = _told(rope)
+    for values, keys, types, expected in (
+        (table, SIZES, (int,), "an integer"),
+        (table, NUMBERS, (int, float), "a number"),
+        (table, SWITCHES, (bool,), "true or false"),
+        (rope, ROPE_SIZES, (int,), "an integer"),
+        (rope, ROPE_NUMBERS, (int, float), "a number"),
     ):
         for key in keys:
-            if table.get(key) is not None and type(table[key]) not in types:
-                raise UserError(f"{path}: {key} = {table[key]!r}: expected {expected}")
-    eps = table.get("rms_norm_eps")
+            if key in values and type(values[key]) not in types:
+                raise UserError(f"{path}: {key} = {values[key]!r}: expected {expected}")
+    _only_plain(table, rope, path)
     try:
         hidden, heads = table["hidden_size"], table["num_attention_heads"]
         config = ModelConfig(
@@ -255,12 +262,12 @@ def _from_hf(path: Path) -> tuple[ModelConfig, torch.dtype]:
             hidden_size=hidden,
             layers=table["num_hidden_layers"],
             heads=heads,
-            kv_heads=table.get("num_key_value_heads") or heads,
-            head_dim=table.get("head_dim") or hidden // heads,
+            kv_heads=table.get("num_key_value_heads", heads),
+            head_dim=table.get("head_dim", hidden // max(heads, 1)),
             intermediate_size=table["intermediate_size"],
-            rope_theta=float(table.get("rope_theta") or rope.get("rope_theta") or 10_000.0),
+            rope_theta=float(rope.get("rope_theta", table.get("rope_theta", 10_000.0))),
             rope_scaling=_rope_scaling(rope),
-            eps=1e-6 if eps is None else float(eps),
+            eps=float(table.get("rms_norm_eps", 1e-6)),
             qk_norm=family == "qwen3",
             qkv_bias=family == "qwen2",
             tie_embeddings=table.get("tie_word_embeddings", False),
@@ -268,20 +275,28 @@ def _from_hf(path: Path) -> tuple[ModelConfig, torch.dtype]:
         )
     except KeyError as error:
         raise UserError(f"{path}: the key {error} is missing") from None
-    except (TypeError, ValueError) as error:
+    except (OverflowError, ValueError) as error:
         raise UserError(f"{path}: {error}") from None
     stored = table.get("dtype") or table.get("torch_dtype") or "float32"
     return config, torch.bfloat16 if stored == "bfloat16" else torch.float32
 
 
+def _told(table: dict[str, Any]) -> dict[str, Any]:
+    """A null says as much as a key that is not there."""
+    return {key: value for key, value in table.items() if value is not None}
+
+
 def _only_plain(table: dict[str, Any], rope: dict[str, Any], path: Path) -> None:
     """Refuse what the family's variants may ask for and this model does not do."""
+    full = ["full_attention"] * table.get("num_hidden_layers", 0)
     asked = {
         "hidden_act": table.get("hidden_act", "silu") != "silu",
         "rope_scaling": rope.get("rope_type", rope.get("type", "default")) not in ("default", "llama3"),
         "attention_bias": table.get("attention_bias", False),
         "mlp_bias": table.get("mlp_bias", False),
         "use_sliding_window": table.get("use_sliding_window", False),
+        "layer_types": table.get("layer_types", full) != full,
+        "quantization_config": table.get("quantization_config"),
     }
     for key, unsupported in asked.items():
         if unsupported:

@@ -52,6 +52,67 @@ def test_a_model_of_transformers_loads(tmp_path, family):
     assert (logits(load(tmp_path), ids) - expected).abs().max() <= 1e-4
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"rope_theta": 1234.0},  # beside rope_parameters, which count
+        {"rope_theta": 5000.0, "rope_parameters": None},  # as written before there were any
+        {"rope_scaling": {"type": "default", "rope_theta": 77.0}},
+        {"head_dim": None, "num_key_value_heads": None, "layer_types": None, "quantization_config": None},
+        {"layer_types": ["full_attention"] * 2},
+    ],
+)
+def test_a_config_means_what_transformers_reads_in_it(tmp_path, told):
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+        rope_parameters={"rope_type": "default", "rope_theta": 5000.0}, initializer_range=0.2,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | told))
+    ids = batch()[0]
+    with torch.no_grad():
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+        expected = theirs(ids[None]).logits[0]
+    assert (logits(load(tmp_path), ids) - expected).abs().max() <= 1e-4
+
+
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "told, sentence",
+    [
+        ({"model_type": ["llama"]}, "['llama'] is none of"),
+        ({"vocab_size": None}, "the key 'vocab_size' is missing"),
+        ({"num_attention_heads": 0, "head_dim": None}, "heads = 0: expected at least 1"),
+        ({"rope_parameters": [1]}, "expected an object"),
+        ({"rope_parameters": {"rope_theta": -3}}, "rope_theta = -3.0: expected a number above 0"),
+        ({"rope_parameters": {"rope_theta": "x"}}, "rope_theta = 'x': expected a number"),
+        ({"rope_parameters": {"rope_theta": 10**400}}, "too large"),
+        ({"rope_parameters": LLAMA3 | {"factor": 0}}, "expected a factor"),
+        ({"rope_parameters": LLAMA3 | {"high_freq_factor": 1}}, "0 <= low < high"),
+        ({"rope_parameters": LLAMA3 | {"low_freq_factor": None}}, "'low_freq_factor' is missing"),
+        ({"rms_norm_eps": -1.0}, "eps = -1.0: expected"),
+        ({"rms_norm_eps": float("nan")}, "eps = nan: expected"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types = "),
+        ({"layer_types": 5}, "layer_types = 5 is not supported"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config = "),
+    ],
+)
+def test_what_a_config_cannot_mean_is_refused(tmp_path, told, sentence):
+    save(Transformer(CONFIGS["llama"]), tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | told))
+    with pytest.raises(UserError) as caught:
+        load(tmp_path)
+    assert sentence in str(caught.value) and str(path) in str(caught.value)
+
+
 def test_llama3_scaling_survives(tmp_path):
     scaling = Llama3Scaling(8.0, 1.0, 4.0, 32)
     ours = Transformer(replace(CONFIGS["llama"], rope_scaling=scaling, head_dim=16), seed=1)

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from .errors import UserError
+
 
 @contextmanager
 def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO[Any]]:
@@ -67,6 +69,17 @@ def sync_folder(folder: str | os.PathLike) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """The JSON object in a file; UserError, which names it, where it is damaged or no object."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); fetch or save it again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}; fetch or save it again")
+    return value
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

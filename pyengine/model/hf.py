@@ -9,7 +9,6 @@ Hugging Face's parts (q, k, v; gate, up) and joined again. Files are written ato
 a directory with a config.json is whole. Nothing is unpickled.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
 from ..errors import UserError
-from ..files import atomic_write, write_json
+from ..files import atomic_write, read_json, write_json
 from .config import Llama3Scaling, ModelConfig
 from .transformer import Transformer
 
@@ -100,6 +99,8 @@ def load(
     Raises UserError naming the file for what is missing, damaged, or of another architecture.
     """
     folder = Path(folder)
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder / 'config.json'} does not exist; expected a Hugging Face model directory")
     config, stored = _from_hf(folder / "config.json")
     model = Transformer(config, seed=None, dtype=dtype or stored, device=device)
     wanted = dict(parts(model))
@@ -170,7 +171,7 @@ def _weight_files(folder: Path) -> Iterator[tuple[Path, list[str] | None]]:
         yield folder / "model.safetensors", None
         return
     files: dict[str, list[str]] = {}
-    places = _read_json(index).get("weight_map")
+    places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
         raise UserError(f"{index}: expected a weight_map from tensors to files; fetch or save it again")
     for name, file in places.items():
@@ -235,7 +236,7 @@ def _rope_scaling(rope: dict[str, Any]) -> Llama3Scaling | None:
 
 
 def _from_hf(path: Path) -> tuple[ModelConfig, torch.dtype]:
-    table = _told(_read_json(path))
+    table = _told(read_json(path))
     family = table.get("model_type")
     if family not in tuple(FAMILIES):
         raise UserError(f"{path}: model_type {family!r} is none of {', '.join(FAMILIES)}")
@@ -307,19 +308,7 @@ def _special_ids(path: Path) -> dict[str, Any]:
     """bos, eos and pad ids of the tokenizer beside the model, for whoever generates with the checkpoint."""
     if not path.exists():
         return {}
-    ids = {token["content"]: token["id"] for token in _read_json(path).get("added_tokens", [])}
+    ids = {token["content"]: token["id"] for token in read_json(path).get("added_tokens", [])}
     ends = [ids[name] for name in ("<|end|>", "<|endoftext|>") if name in ids]
     found = {"bos": ids.get("<|endoftext|>"), "eos": ends, "pad": ids.get("<|pad|>")}
     return {f"{key}_token_id": value for key, value in found.items() if value not in (None, [])}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; expected a Hugging Face model directory") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); fetch or save it again") from None
-    if not isinstance(table, dict):
-        raise UserError(f"{path}: expected a JSON object, got {type(table).__name__}; fetch or save it again")
-    return table

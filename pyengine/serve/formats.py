@@ -23,6 +23,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from .. import gguf
 from ..errors import UserError
+from ..files import read_json
 from ..text import SPECIAL_TOKENS, Tokenizer, render
 from ..text.chat import text_of
 
@@ -157,7 +158,7 @@ class TemplateFormat:
                 messages=marked, tools=self._marked(list(tools), plain) or None, add_generation_prompt=True,
                 **self._names, **self._marked(options, plain),
             )  # fmt: skip
-        except TemplateError as error:
+        except Exception as error:  # a template is a program: it may also divide by 0
             raise UserError(f"the model's chat template does not take this conversation: {error}") from None
         ids: list[int] = []
         for n, part in enumerate(MARK.split(text)):
@@ -191,10 +192,13 @@ class Generation(Extension):
 
 
 def format_of(tokenizer: Tokenizer, folder: Path, searches: bool = False) -> Format:
-    """The format of the model in `folder`, or in a GGUF file."""
-    if all(name in tokenizer.special_ids for name in SPECIAL_TOKENS):
-        return OwnFormat(tokenizer, searches)
-    return TemplateFormat(tokenizer, folder) if tokenizer.chat_template else TextFormat(tokenizer)
+    """The format of the model in `folder`, or in a GGUF file; UserError for a broken file of any that say it.
+
+    Ours is known without them, but others read them where we do not: what is broken there is told here too.
+    """
+    told = TemplateFormat(tokenizer, folder) if tokenizer.chat_template else TextFormat(tokenizer)
+    own = all(name in tokenizer.special_ids for name in SPECIAL_TOKENS)
+    return OwnFormat(tokenizer, searches) if own else told
 
 
 def _roles_of_folder(folder: Path) -> tuple[dict[str, Any], set[int]]:
@@ -204,7 +208,10 @@ def _roles_of_folder(folder: Path) -> tuple[dict[str, Any], set[int]]:
     ends: set[int] = set()
     for name in ("generation_config.json", "config.json"):
         end = _read(folder / name).get("eos_token_id")
-        ends |= {end} if isinstance(end, int) else set(end or ())
+        ids = [] if end is None else end if isinstance(end, list) else [end]
+        if not all(type(i) is int for i in ids):
+            raise UserError(f"{folder / name}: eos_token_id = {end!r}: expected an id, or a list of ids")
+        ends.update(ids)
     return {name: text for name, text in named.items() if isinstance(text, str)}, ends
 
 
@@ -219,7 +226,7 @@ def _roles_of_file(path: Path) -> tuple[dict[str, Any], set[int]]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 # What templates count on beside jinja itself, as Hugging Face's renderer has it.

@@ -63,8 +63,8 @@ def open_model(
     if with_search and index is not None and index.exists() and not base:
         tools = _search_of(index, tokenizer)
     engine = Engine(model, tokenizer, tools, max_batch=max_batch, pages=pages, kv_dtype=kv_dtype)
-    how = TextFormat(tokenizer) if base else format_of(tokenizer, folder, searches=tools is not None)
-    return Served(engine, tokenizer, how, folder)
+    how = format_of(tokenizer, folder, searches=tools is not None)
+    return Served(engine, tokenizer, TextFormat(tokenizer) if base else how, folder)
 
 
 def _search_of(index: Path, tokenizer: Tokenizer) -> Tools:

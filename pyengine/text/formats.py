@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import gguf
 from ..errors import UserError
-from ..files import atomic_write, write_json
+from ..files import atomic_write, read_json, write_json
 from ..kernels.bpe import BYTE_ORDER, PATTERNS
 
 if TYPE_CHECKING:
@@ -75,9 +75,10 @@ def load(path: Path, **options) -> dict[str, Any]:
 
 def load_huggingface(path: Path) -> dict[str, Any]:
     try:
-        return _byte_level_bpe(json.loads(path.read_text("utf-8")), path)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        found = _byte_level_bpe(json.loads(path.read_text("utf-8")), path)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: not a tokenizer.json with a BPE model ({error!r})") from None
+    return {**found, "chat_template": _chat_template_of(path.parent)}
 
 
 def _byte_level_bpe(data: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -115,7 +116,6 @@ def _byte_level_bpe(data: dict[str, Any], path: Path) -> dict[str, Any]:
         "special_ids": added,
         "whole_pieces": bool(model.get("ignore_merges")),
         "normalizer": _normalizer_of(data.get("normalizer"), path),
-        "chat_template": _chat_template_of(path.parent),
     }
 
 
@@ -153,10 +153,14 @@ def _normalizer_of(normalizer: dict | None, path: Path) -> str | None:
 
 
 def _chat_template_of(folder: Path) -> str | None:
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text("utf-8")
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        try:
+            return path.read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8 text ({error}); fetch or save it again") from None
     config = folder / "tokenizer_config.json"
-    template = json.loads(config.read_text("utf-8")).get("chat_template") if config.is_file() else None
+    template = read_json(config).get("chat_template") if config.is_file() else None
     return template if isinstance(template, str) else None
 
 

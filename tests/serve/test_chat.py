@@ -10,9 +10,12 @@ import pytest
 from pyengine.engine import Engine, SamplingParams, Tools
 from pyengine.errors import UserError
 from pyengine.files import write_json
+from pyengine.model import save
 from pyengine.serve import Conversation, OwnFormat, TemplateFormat, TextFormat, open_model
 from pyengine.text import SearchTool, Tokenizer
 from tests.engine.fake import FakeRunner
+
+from .live import small_model
 
 TEXT = ["Who founded Tavor? Ada Lovelace founded Tavor. I do not know. \u00e9t\u00e9 \U0001f40e"] * 3
 
@@ -120,6 +123,40 @@ def test_a_path_that_is_no_model(tmp_path):
     (tmp_path / "config.json").write_text("{")  # the first fault, not the tokenizer that is missing too
     with pytest.raises(UserError, match="config.json: not valid JSON"):
         open_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, content, told",
+    [
+        ("generation_config.json", "{", "generation_config.json: not valid JSON"),
+        ("generation_config.json", "[" * 100_000, "generation_config.json: not valid JSON"),
+        ("generation_config.json", "[1]", "generation_config.json: expected a JSON object"),
+        ("generation_config.json", '{"eos_token_id": "<|end|>"}', "'<|end|>': expected an id"),
+        ("generation_config.json", '{"eos_token_id": [true]}', "[True]: expected an id"),
+        ("tokenizer_config.json", "{", "tokenizer_config.json: not valid JSON"),
+        ("chat_template.jinja", "{% for %}", "the chat template cannot be read"),
+        ("chat_template.jinja", b"\xff\xfe", "chat_template.jinja: not UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("own", [True, False], ids=["our format", "another family's"])
+def test_a_broken_file_beside_the_weights_is_named(tokenizer, tmp_path, name, content, told, own):
+    if not own:
+        tokenizer = Tokenizer.train(TEXT, 300, special_tokens=["<|im_end|>"])
+        tokenizer.chat_template = "{{ messages[0].content }}"
+    tokenizer.save(tmp_path / "tokenizer")
+    save(small_model(tokenizer), tmp_path, tmp_path / "tokenizer")
+    assert isinstance(open_model(tmp_path).format, OwnFormat if own else TemplateFormat)
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as caught:
+        open_model(tmp_path)
+    assert told in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_a_template_that_fails_is_told(tmp_path):
+    tokenizer = Tokenizer.train(TEXT, 300, special_tokens=["<|im_end|>"])
+    tokenizer.chat_template = "{{ 1 / (messages | length - 1) }}"
+    with pytest.raises(UserError, match="does not take this conversation: division by zero"):
+        TemplateFormat(tokenizer, tmp_path).prompt([{"role": "user", "content": "Who?"}])
 
 
 def test_another_familys_template(tmp_path):

@@ -6,11 +6,13 @@ holds either the old content or the new.
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import math
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,3 +106,68 @@ def file_hash(path: str | os.PathLike) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+class Journal:
+    """A file of JSON lines that only grows, written by one process at a time; a context manager.
+
+    A line that a kill left half written is taken away when the file is opened again. An OSError says if another
+    process has it open. seconds: a line is on the disk at most so long after it was appended, as far as more follow;
+    with 0, when append() returns. A kill loses no line in either case, a power cut does.
+    """
+
+    def __init__(self, path: str | os.PathLike, seconds: float = 0.0):
+        self.path, self._seconds, self._synced = Path(path), seconds, time.monotonic()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.path, "a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise BlockingIOError(errno.EAGAIN, "another process writes to it", str(self.path)) from None
+        self._file.truncate(self._whole())
+        sync_folder(self.path.parent)
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def append(self, row: Any) -> None:
+        """Add one line."""
+        with naming(self.path):
+            self._file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+            self._file.flush()
+            if time.monotonic() - self._synced >= self._seconds:
+                self._sync()
+
+    def rows(self) -> Iterator[tuple[int, Any]]:
+        """(where it begins, in bytes; value) of each line."""
+        with open(self.path, "rb") as file:
+            at = 0
+            for line in file:
+                yield at, json.loads(line)
+                at += len(line)
+
+    def close(self) -> None:
+        """Flush to the disk and let others write."""
+        if not self._file.closed:
+            with self._file:
+                self._sync()
+
+    def _sync(self) -> None:
+        os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
+
+    def _whole(self) -> int:
+        """The bytes up to the end of the last whole line."""
+        end = self._file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - (1 << 16))
+            self._file.seek(start)
+            block = self._file.read(end - start)
+            if (found := block.rfind(b"\n")) >= 0:
+                return start + found + 1
+            end = start
+        return 0

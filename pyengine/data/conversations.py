@@ -64,15 +64,8 @@ def conversation_of(row: dict[str, Any], where: str) -> Conversation:
         messages = _sharegpt(row["conversations"], where)
     elif any(name in row for name in PROMPT):
         system = row.get("system")
-        prompt = text_field(row, PROMPT, where)
-        if (
-            isinstance(row.get("instruction"), str)
-            and isinstance(row.get("input"), str)
-            and row["input"].strip()
-        ):
-            prompt = f"{row['instruction']}\n\n{row['input']}"  # Alpaca's two halves of a prompt
         messages = [{"role": "system", "content": system}] if isinstance(system, str) and system else []
-        messages.append({"role": "user", "content": prompt})
+        messages.append({"role": "user", "content": prompt_text(row, where)})
         messages.append({"role": "assistant", "content": text_field(row, RESPONSE, where)})
     else:
         raise UserError(
@@ -80,6 +73,14 @@ def conversation_of(row: dict[str, Any], where: str) -> Conversation:
         )
     check(messages, where)
     return Conversation(messages, where)
+
+
+def prompt_text(row: Mapping[str, Any], where: str) -> str:
+    """What the user says in a row that names it as one of PROMPT; UserError if that is no text."""
+    prompt = text_field(row, PROMPT, where)
+    if isinstance(row.get("instruction"), str) and isinstance(row.get("input"), str) and row["input"].strip():
+        prompt = f"{row['instruction']}\n\n{row['input']}"  # Alpaca's two halves of a prompt
+    return prompt
 
 
 def _sharegpt(turns: Any, where: str) -> list[dict[str, str]]:

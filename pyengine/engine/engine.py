@@ -120,7 +120,7 @@ class Engine:
         try:
             for request in requests:
                 while not request.done:
-                    self.step(self._unseen)
+                    self.advance()
         finally:
             for request in requests:
                 self.cancel(request)  # of what an interrupt left unfinished
@@ -207,6 +207,10 @@ class Engine:
     def bytes_per_token(self) -> float:
         """Memory that a token's keys and values take in the cache, all layers together."""
         return self._runner.page_bytes / PAGE
+
+    def advance(self) -> list[Request]:
+        """Compute steps as step() does, as many as take about PATIENCE at most."""
+        return self.step(self._unseen)
 
     def step(self, most: int = 1) -> list[Request]:
         """Compute one step, or up to `most` of them where each request gets one token a step and needs nobody between;

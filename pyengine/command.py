@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 
 from .errors import UserError
@@ -21,8 +22,9 @@ def run(work: Callable[[], int | None], debug: bool = False, stopped: str = "sto
     Ctrl-C, 141 where the reader of the output went away.
 
     A mistake is a UserError, or an OSError: a file that cannot be read or written. It is told in one sentence on
-    standard error. debug: show its traceback before it. stopped: what is said after Ctrl-C.
+    standard error, as is a warning. debug: show its traceback before it. stopped: what is said after Ctrl-C.
     """
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         return work() or 0
     except BrokenPipeError:
@@ -43,7 +45,10 @@ def sentence(error: UserError | OSError) -> str:
     """What went wrong, where, and how to mend it if that is known."""
     if isinstance(error, UserError):
         return str(error)
-    where = [] if error.filename is None else [os.fsdecode(error.filename)]
+    named = (
+        error.filename if error.filename2 is None else error.filename2
+    )  # a rename's target is what was asked for
+    where = [] if named is None else [os.fsdecode(named)]
     told = ": ".join([*where, (error.strerror or str(error) or type(error).__name__).lower()])
     mend = MEND.get(error.errno or 0)
     return f"{told}; {mend}" if mend else told

@@ -102,16 +102,19 @@ def quantize(command: Command) -> tuple[Path, list[tuple[str, int, float | None]
         text = text or (held_out if held_out.exists() else None)
         path = checkpoint_of(path)[0]
     kind = KINDS.get(command.type, command.type)
-    out = command.out or path.with_name(f"{path.stem if path.is_file() else path.name}.{kind}.gguf")
+    name, stored = path.name, None
+    if path.is_file():
+        name, stored = path.stem, path.stat().st_size
+    out = command.out or path.with_name(f"{name}.{kind}.gguf")
     if out.resolve() == path.resolve():
         raise UserError(f"{out}: this is the model itself; give --out another name")
     before = load(path, torch.float32) if path.is_file() else hf.load(path)
     tokenizer = Tokenizer.load(path)
     context = min(CONTEXT, before.config.max_position_embeddings)
     documents = documents_of(text, tokenizer, command.tokens, context) if text else None
-    gguf.save(before, out, kind, tokenizer, kind if command.pure else None, name=path.stem)
+    gguf.save(before, out, kind, tokenizer, kind if command.pure else None, name=name)
     rows: list[tuple[str, int, float | None]] = [
-        (path.name, sum(p.nbytes for p in before.parameters()), None),
+        (path.name, stored or sum(p.nbytes for p in before.parameters()), None),
         (out.name, out.stat().st_size, None),
     ]
     if documents:

@@ -5,14 +5,23 @@ class RlConfig:
     group: Annotated[int, Range(ge=2)] = 8
 
 check_ranges(config)          # UserError: rl.group = 0: expected at least 2
+
+@checked                      # the same of a function's parameters
+def train(threads: Annotated[int, AT_LEAST_1]): ...
 """
 
+import functools
+import inspect
 import math
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from .errors import UserError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,15 +65,33 @@ def check_ranges(node: Any, prefix: str = "") -> None:
         name, value = prefix + field.name, getattr(node, field.name)
         if is_dataclass(value):
             check_ranges(value, name + ".")
-        for allowed in getattr(hints[field.name], "__metadata__", ()):
-            if isinstance(allowed, Range) and value is not None:
-                items = value if isinstance(value, tuple) else (value,)
-                if not items:
-                    raise UserError(f"{name} is empty: expected numbers, each {allowed}")
-                for item in items:
-                    if item not in allowed:
-                        finite = "" if _finite(item) else "a finite number, "
-                        raise UserError(f"{name} = {item}: expected {finite}{allowed}")
+        _check(name, value, hints[field.name])
+
+
+def checked(function: Callable[P, T]) -> Callable[P, T]:
+    """The function, behind a check of what it is given against the ranges beside its parameters."""
+    signature, hints = inspect.signature(function), typing.get_type_hints(function, include_extras=True)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **options: P.kwargs) -> T:
+        for name, value in signature.bind(*args, **options).arguments.items():
+            _check(name, value, hints.get(name))
+        return function(*args, **options)
+
+    return call
+
+
+def _check(name: str, value: Any, hint: Any) -> None:
+    """Raise UserError where `value` lies outside a range among its type's annotations."""
+    for allowed in getattr(hint, "__metadata__", ()):
+        if isinstance(allowed, Range) and value is not None:
+            items = value if isinstance(value, tuple) else (value,)
+            if not items:
+                raise UserError(f"{name} is empty: expected numbers, each {allowed}")
+            for item in items:
+                if item not in allowed:
+                    finite = "" if _finite(item) else "a finite number, "
+                    raise UserError(f"{name} = {item}: expected {finite}{allowed}")
 
 
 def _finite(number: float) -> bool:

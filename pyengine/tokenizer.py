@@ -12,23 +12,27 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
 from . import command
 from .data import encode_files
 from .errors import UserError
+from .kernels.bpe import PATTERNS
+from .ranges import AT_LEAST_1, checked
 from .text import Tokenizer
 
 
+@checked
 def train(
     files: tyro.conf.Positional[tuple[Path, ...]],
     /,
     out: Path,
     vocab_size: int = 4096,
     pattern: str = "qwen2",
-    min_frequency: int = 2,
-    threads: int | None = None,
+    min_frequency: Annotated[int, AT_LEAST_1] = 2,
+    threads: Annotated[int | None, AT_LEAST_1] = None,
 ) -> None:
     """Learn a vocabulary from text files and JSONL files with a field "text".
 
@@ -36,12 +40,16 @@ def train(
         files: text files, or JSONL whose rows hold "text"
         out: folder to write (tokenizer.json and its companions)
         vocab_size: number of ids, special tokens included
-        pattern: pre-split: gpt2, llama3, cl100k, o200k, qwen2, or a regular expression
+        pattern: pre-split: gpt2, smollm, llama3, cl100k, o200k, qwen2, or a regular expression
         min_frequency: merge no pair that occurs less often
         threads: all processors by default
     """
     if not files:
         raise UserError("name at least one text or JSONL file to train on")
+    if pattern not in PATTERNS and pattern.isalnum():
+        raise UserError(
+            f"pattern: there is no {pattern!r}; expected {', '.join(PATTERNS)}, or a regular expression"
+        )
     start = time.perf_counter()
     tokenizer = Tokenizer.train(
         list(files), vocab_size, pattern, min_frequency=min_frequency, threads=threads
@@ -75,12 +83,13 @@ def encode(
     print(json.dumps(ids))
 
 
+@checked
 def shards(
     tokenizer: tyro.conf.Positional[Path],
     files: tyro.conf.Positional[tuple[Path, ...]],
     /,
     out: Path,
-    threads: int | None = None,
+    threads: Annotated[int | None, AT_LEAST_1] = None,
 ) -> None:
     """Encode text files, and JSONL files with a field "text", into token shards, with a progress bar.
 
@@ -90,6 +99,8 @@ def shards(
         out: folder to write
         threads: all processors by default
     """
+    if not files:
+        raise UserError("name at least one text or JSONL file to encode")
     manifest = encode_files(files, out, Tokenizer.load(tokenizer), threads, progress=sys.stderr.isatty())
     print(f"{out}: {manifest['tokens']} tokens in {manifest['documents']} documents")
 

@@ -25,6 +25,7 @@ def raising(error):
     (OSError(errno.ENOSPC, "No space left on device", "c.bin"),
      "error: c.bin: no space left on device; free some space and give the command again"),
     (OSError("odd"), "error: odd"),
+    (IsADirectoryError(errno.EISDIR, "Is a directory", ".d.1.part", None, "d"), "error: d: is a directory"),
 ])  # fmt: skip
 def test_a_mistake_is_one_sentence(error, told, capsys):
     assert command.run(raising(error)) == 1
@@ -40,6 +41,14 @@ def test_the_status_is_the_works(capsys):
     assert capsys.readouterr().err == "go on later\n"
     with pytest.raises(ValueError):  # a mistake of ours keeps its traceback
         command.run(raising(ValueError("ours")))
+
+
+def test_a_warning_is_one_sentence():
+    code = (
+        "import warnings; from pyengine import command; command.run(lambda: warnings.warn('2 rows left out'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr == "warning: 2 rows left out\n"
 
 
 def test_a_reader_that_goes_away_is_no_mistake():

@@ -88,6 +88,19 @@ def test_pure_stores_the_embedding_alike(folder, tmp_path):
     assert kinds == {False: "Q8_0", True: "Q4_1"}
 
 
+def test_a_file_is_measured_as_it_lies(folder, tmp_path):
+    first, _ = quantize(Command(folder / "m", "int8", tmp_path / "m-1.7B.gguf"))
+    out, rows = quantize(Command(first, "int4"))
+    assert out == tmp_path / "m-1.7B.Q4_1.gguf" and gguf.read(out).values["general.name"] == "m-1.7B"
+    assert [size for _, size, _ in rows] == [first.stat().st_size, out.stat().st_size]
+
+
+def test_a_folder_may_have_a_dot_in_its_name(folder, tmp_path):
+    (tmp_path / "m-1.7B").symlink_to(folder / "m")
+    out, _ = quantize(Command(tmp_path / "m-1.7B"))
+    assert out.name == "m-1.7B.Q8_0.gguf" and gguf.read(out).values["general.name"] == "m-1.7B"
+
+
 def test_mistakes_are_named(folder, tmp_path, capsys):
     (tmp_path / "empty.txt").write_text("")
     assert (

@@ -378,6 +378,13 @@ def test_command_line_names_what_cannot_be_read_or_written(tmp_path, capsys):
             "text.txt: file exists; a folder is needed there",
         ),
         (["encode", text, "x"], "text.txt: not a tokenizer.json"),
+        (["train", "--out", out], "name at least one text or JSONL file to train on"),
+        (["shards", out, "--out", out], "name at least one text or JSONL file to encode"),
+        (["train", text, "--out", out, "--pattern", "qwen"], "pattern: there is no 'qwen'; expected gpt2, "),
+        (["train", text, "--out", out, "--pattern", "(a"], "is no regular expression"),
+        (["train", text, "--out", out, "--threads", "-3"], "threads = -3: expected at least 1"),
+        (["train", text, "--out", out, "--min-frequency", "0"], "min_frequency = 0: expected at least 1"),
+        (["shards", out, text, "--out", out, "--threads", "0"], "threads = 0: expected at least 1"),
     ):
         assert main(arguments) == 1
         assert told in (shown := capsys.readouterr().err) and shown.count("\n") == 1

@@ -9,6 +9,8 @@
 // Where the caller has memory for all logits, forward keeps them, strip after strip, each (rows, its columns):
 // 8 bytes written and read a logit, against 2 x channels flops of computing it again. Else backward does that:
 // the same bits.
+//
+// Rows whose target is ignored are left out: the others are moved together first, unless all count.
 #include <algorithm>
 #include <vector>
 
@@ -43,6 +45,27 @@ const T* packed_weight(const T* weight, int64_t vocabulary, int64_t channels, in
   return packed;
 }
 
+// The rows whose target is not ignored, in order.
+std::vector<int64_t> counted(const int64_t* targets, int64_t rows, int64_t ignore_index) {
+  std::vector<int64_t> found;
+  found.reserve(rows);
+  for (int64_t r = 0; r < rows; ++r)
+    if (targets[r] != ignore_index) found.push_back(r);
+  return found;
+}
+
+// x (rows, channels) at those rows: itself where they are all.
+template <class T>
+const T* gather(const T* x, const std::vector<int64_t>& at, int64_t rows, int64_t channels, int threads) {
+  if ((int64_t)at.size() == rows) return x;
+  T* out = (T*)gemm::scratch(gemm::kCounted, at.size() * channels * sizeof(T));
+  each_task((int64_t)at.size(), threads, [&](int64_t row0, int64_t count) {
+    for (int64_t r = row0; r < row0 + count; ++r)
+      std::copy_n(x + at[r] * channels, channels, out + r * channels);
+  });
+  return out;
+}
+
 // out[0, n) = g e^(z - lse), less g at the target, which counts from the strip's start and may lie outside. lse
 // comes in two floats: rounded to one, it would put every probability off by its own rounding.
 template <class T>
@@ -61,6 +84,11 @@ int64_t cross_entropy_forward(const T* x, const T* weight, const int64_t* target
                               int64_t ignore_index, int threads) {
   for (int64_t r = 0; r < rows; ++r)
     if (targets[r] != ignore_index && (targets[r] < 0 || targets[r] >= vocabulary)) return r;
+  const std::vector<int64_t> at = counted(targets, rows, ignore_index);
+  std::fill_n(nll, rows, 0.0f);
+  std::fill_n(lse, rows, 0.0);
+  x = gather(x, at, rows, channels, threads);
+  rows = (int64_t)at.size();
   const T* packed = packed_weight(weight, vocabulary, channels, threads);
   const int64_t panel_size = gemm::packed_size<T>(1, channels) / gemm::kPanel;  // numbers a column
   each_task(rows, threads, [&](int64_t row0, int64_t count) {
@@ -74,13 +102,14 @@ int64_t cross_entropy_forward(const T* x, const T* weight, const int64_t* target
                                logits, n, nullptr, false, 1);
       for (int64_t r = 0; r < count; ++r) {
         state[r].add_tile(logits + r * n, n);
-        const int64_t target = targets[row0 + r] - v;
+        const int64_t target = targets[at[row0 + r]] - v;
         if (target >= 0 && target < n) target_logit[r] = logits[r * n + target];
       }
     }
     for (int64_t r = 0; r < count; ++r) {
-      lse[row0 + r] = state[r].value();
-      nll[row0 + r] = targets[row0 + r] == ignore_index ? 0.0f : (float)lse[row0 + r] - target_logit[r];
+      const int64_t row = at[row0 + r];
+      lse[row] = state[r].value();
+      nll[row] = (float)lse[row] - target_logit[r];
     }
   });
   return -1;
@@ -88,13 +117,16 @@ int64_t cross_entropy_forward(const T* x, const T* weight, const int64_t* target
 
 template <class T>
 void cross_entropy_backward(const float* dnll, const T* x, const T* weight, const int64_t* targets,
-                            const double* lse, const float* kept, T* dx, T* dweight, float* dx_sum,
-                            int64_t rows, int64_t channels, int64_t vocabulary, int64_t ignore_index,
-                            int threads) {
+                            const double* lse, const float* kept, T* dx, T* dweight, float* dx_sum, int64_t all,
+                            int64_t channels, int64_t vocabulary, int64_t ignore_index, int threads) {
   const T* none = nullptr;
   // A strip is a tile of forward, whose logits it may have kept, and a multiple of the sum's block, so that the
   // strips' products are the blocks of one product over all of V.
   constexpr int64_t kStrip = kTile;
+  const std::vector<int64_t> at = counted(targets, all, ignore_index);
+  const int64_t rows = (int64_t)at.size();
+  x = gather(x, at, all, channels, threads);
+  if (dx && rows < all) dx_sum = (float*)gemm::scratch(gemm::kSum, rows * channels * sizeof(float));
   auto* gradient = (T*)gemm::scratch(gemm::kGradient, rows * kStrip * sizeof(T));
   T* packed_x = nullptr;
   if (dweight) {
@@ -114,11 +146,11 @@ void cross_entropy_backward(const float* dnll, const T* x, const T* weight, cons
         logits = room;
       }
       for (int64_t r = row0; r < row0 + count; ++r) {
-        const bool ignored = targets[r] == ignore_index || dnll[r] == 0.0f;
-        if (ignored)
+        const int64_t row = at[r];
+        if (dnll[row] == 0.0f)
           std::memset((void*)(gradient + r * n), 0, n * sizeof(T));
         else
-          softmax_gradient(logits + (r - row0) * n, gradient + r * n, n, lse[r], dnll[r], targets[r] - v);
+          softmax_gradient(logits + (r - row0) * n, gradient + r * n, n, lse[row], dnll[row], targets[row] - v);
       }
     });
     if (dweight)
@@ -131,12 +163,12 @@ void cross_entropy_backward(const float* dnll, const T* x, const T* weight, cons
     }
   }
   if (dx) {
-    const int64_t count = rows * channels, block = 1 << 15;
-    parallel::parallel_shares((count + block - 1) / block, threads, [&](int64_t task) {
-      for (int64_t i = task * block; i < std::min(count, (task + 1) * block); i += kLanes) {
-        int n = (int)std::min<int64_t>(kLanes, count - i);
-        store_n(dx + i, vocabulary ? load_n(dx_sum + i, n) : zero(), n);
-      }
+    if (rows < all) std::fill_n(dx, all * channels, from_float<T>(0.0f));
+    each_task(rows, threads, [&](int64_t row0, int64_t count) {
+      for (int64_t r = row0; r < row0 + count; ++r)
+        each_vector(channels, [&](int64_t i, int n) {
+          put(dx + at[r] * channels + i, vocabulary ? get(dx_sum + r * channels + i, n) : zero(), n);
+        });
     });
   }
 }

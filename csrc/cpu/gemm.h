@@ -59,6 +59,8 @@ enum Slot {
   kLogits,
   kGradient,
   kPackedX,
+  kCounted,
+  kSum,
   kUpdate,
   kGram,
   kPolynomial,

@@ -90,8 +90,10 @@ def _keeps(x, weight) -> bool:
     return small and getattr(select("cross_entropy", x.device), "KEEPS_LOGITS", False)
 
 
-def _counted(targets, ignore_index):
-    """Indices of the tokens that are not ignored; None if all are not."""
+def _counted(targets, ignore_index, backend):
+    """Indices of the tokens that are not ignored; None if all are not, or the backend itself looks."""
+    if getattr(backend, "SKIPS_IGNORED", False):
+        return None
     if targets.device.type == "cpu":  # not by torch: a captured step refuses what it would have to replay
         counted = targets.numpy() != ignore_index
         return None if counted.all() else torch.from_numpy(counted.nonzero()[0])
@@ -109,11 +111,11 @@ def _spread(values, index, like):
 def _forward(x, weight, targets, ignore_index, keep):
     """(nll, lse, logits): 0 for ignored tokens; logits are room for all, filled as the backend likes, or empty."""
     logits = x.new_empty(x.shape[0] * weight.shape[0] if keep else 0, dtype=torch.float32)
-    index, every = _counted(targets, ignore_index), targets
+    backend = select("cross_entropy", x.device)
+    index, every = _counted(targets, ignore_index, backend), targets
     if index is not None:
         targets, index = targets[index], to_device(index, x.device)
         x = x[index]
-    backend = select("cross_entropy", x.device)
     # on a GPU the check would wait for the device; its kernels skip what is out of range
     if targets.device.type == "cpu" and targets.numel() and not getattr(backend, "CHECKS_TARGETS", False):
         check_targets(targets, weight.shape[0])
@@ -130,13 +132,13 @@ def _forward_fake(x, weight, targets, ignore_index, keep):
 
 
 def _backward(dnll, x, weight, targets, lse, logits, ignore_index, needs):
-    index, every = _counted(targets, ignore_index), targets
+    backend = select("cross_entropy", x.device)
+    index, every = _counted(targets, ignore_index, backend), targets
     if index is not None:
         targets, index = targets[index], to_device(index, x.device)
         dnll, x, lse = dnll[index], x[index], lse[index]
     targets = to_device(targets, x.device)
     kept = [logits[: x.shape[0] * weight.shape[0]]] if logits.numel() else []
-    backend = select("cross_entropy", x.device)
     dx, dweight = backend.backward(dnll, x, weight, targets, lse, ignore_index, needs, *kept)
     return _spread(dx, index, every) if needs[0] else dx, dweight
 

@@ -6,6 +6,7 @@ from .. import _native
 from . import check_targets
 
 KEEPS_LOGITS = True  # forward fills `kept`, room for all logits, and backward then reads them
+SKIPS_IGNORED = True  # the kernels leave out rows that are ignored, in a replayed step too
 CHECKS_TARGETS = True  # forward refuses those out of range, in a replayed step too
 
 

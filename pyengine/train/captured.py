@@ -1,8 +1,13 @@
 """Forward and backward of a batch as one call: captured for its number of tokens, then replayed.
 
 A step of a small model is some hundred kernel calls, and what Python and torch do between two of them, from cold
-caches, is a tenth of its time, during which all but one core wait. Where batches are of one size (pre-training), the
-calls are recorded once (kernels/_capture.py) and repeated by the compiled module: the same calls, so the same bits.
+caches, is a tenth of its time, during which all but one core wait. Where batches are of about one size, the calls are
+recorded once (kernels/_capture.py) and repeated by the compiled module: the same calls, so the same bits.
+
+Conversations fill a batch but for a few tokens. Sizes are rounded up, and what is left is filled by a document without
+targets: no token's loss depends on what it is packed with, the output layer leaves the document out, and everywhere
+else its gradients are zeros, added last. So the bits are those of the batch without it; only a gradient whose terms
+are all too small for float32 may be 0 in place of -0.
 
 Document bounds differ from batch to batch. They are read from a tensor with room for more documents than there are;
 those that are left have no tokens.
@@ -21,6 +26,7 @@ from ..model import Transformer
 OPS = ("embedding", "rmsnorm", "linear", "rope", "attention", "swiglu", "cross_entropy")
 FEWEST = 64  # documents that there is room for
 MOST = 4  # sizes of batch that are captured
+ROUND = 32  # tokens: sizes are multiples of it
 BYTES = 1 << 30  # of memory for a step; a larger one has no gaps to speak of
 
 
@@ -49,14 +55,13 @@ class CapturedLoss:
     def __call__(self, batch: Batch, slope: torch.Tensor) -> torch.Tensor | None:
         """Each token's loss (T,), and the gradients of their sum times `slope`, a scalar, in the parameters.
 
-        None where the batch has to be computed call by call: the first of its size, one with tokens that have no
-        target, one whose gradients are added to others, or another backend's. What is returned is overwritten by the
-        next call.
+        None where the batch has to be computed call by call: the first of its size, one whose gradients are added to
+        others, or another backend's. What is returned is overwritten by the next call.
         """
         if not self._possible(batch):
             return None
-        documents = len(batch.cu_seqlens) - 1
-        key = len(batch.ids), max(FEWEST, 1 << (documents - 1).bit_length())
+        documents = len(batch.cu_seqlens)  # with the one that fills the batch up
+        key = -(-len(batch.ids) // ROUND) * ROUND, max(FEWEST, 1 << (documents - 1).bit_length())
         if key not in self._seen:
             self._seen.add(key)
             return None
@@ -70,7 +75,7 @@ class CapturedLoss:
         self.replays += 1
         for parameter, gradient in found.gradients.items():
             parameter.grad = gradient
-        return found.nll
+        return found.nll[: len(batch.ids)]
 
     def steps(self) -> list[Step]:
         """The steps captured so far, one a size of batch."""
@@ -87,8 +92,7 @@ class CapturedLoss:
         if not self._native or any(p.grad is not None for p in self._model.parameters()):
             return False
         bounds = batch.cu_seqlens.numpy()
-        whole = bounds[0] == 0 and bounds[-1] == len(batch.ids) and bool((bounds[1:] >= bounds[:-1]).all())
-        return whole and bool((batch.targets.numpy() != IGNORE).all())
+        return bounds[0] == 0 and bounds[-1] == len(batch.ids) > 0 and bool((bounds[1:] >= bounds[:-1]).all())
 
     def _capture(self, key: tuple[int, int], batch: Batch, slope: torch.Tensor) -> torch.Tensor:
         self._arena = self._arena or Arena(BYTES)
@@ -111,14 +115,17 @@ class CapturedLoss:
         gradients = {p: p.grad for p in self._model.parameters() if p.grad is not None}
         made = made._replace(step=step, nll=nll.detach(), gradients=gradients)
         self._captured[key] = None if self._arena.overflowed else made
-        return made.nll
+        return made.nll[: len(batch.ids)]
 
 
 def _write(captured: _Captured, batch: Batch, slope: torch.Tensor) -> None:
-    read, documents = captured.batch, len(batch.cu_seqlens)
-    read.ids.copy_(batch.ids)
-    read.targets.copy_(batch.targets)
-    read.positions.copy_(batch.positions)
+    read, tokens, documents = captured.batch, len(batch.ids), len(batch.cu_seqlens)
+    read.ids[:tokens] = batch.ids
+    read.ids[tokens:] = batch.ids[0]  # no row of the embedding but those that the batch reads anyway
+    read.targets[:tokens] = batch.targets
+    read.targets[tokens:] = IGNORE
+    read.positions[:tokens] = batch.positions
+    read.positions[tokens:] = torch.arange(len(read.ids) - tokens)
     read.cu_seqlens[:documents] = batch.cu_seqlens
-    read.cu_seqlens[documents:] = len(batch.ids)
+    read.cu_seqlens[documents:] = len(read.ids)
     captured.slope.copy_(slope.expand_as(captured.slope))

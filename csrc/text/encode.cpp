@@ -12,11 +12,16 @@ namespace text {
 
 constexpr size_t most_pieces = 256 + piece_slack;  // in one batch
 constexpr size_t least_part = 6;                   // bytes of a piece that is cut, but for its last part
-// A piece of 15 bytes is up to 5 characters, so cutting makes at most 5 of it; their ids have room for 35 more.
-constexpr size_t most_unknown = 6 * most_pieces,
-                 most_unknown_ids = most_pieces * (Merger::most_in_windows + 4 + 35);
+// After a batch, so many places that wait are enough to learn what belongs there. A piece of 15 bytes is up to
+// 5 characters, so cutting makes at most 5 of it; their ids have room for 35 more.
+constexpr size_t enough_places = 48, most_places = enough_places + most_pieces, most_unknown = 6 * most_places,
+                 most_unknown_ids = most_places * (Merger::most_in_windows + 4 + 35);
 
-Workspace::Workspace() : unknown_ids(new uint32_t[most_unknown_ids]) { unknown.reserve(most_unknown); }
+Unknowns::Unknowns() : ids(new uint32_t[most_unknown_ids]) {
+  pieces.reserve(most_unknown);
+  gaps.reserve(most_places);
+  blanks.reserve(most_places);
+}
 
 void Ids::grow(size_t least) {
   constexpr size_t large = 2 << 20;  // bytes; so big an array is written faster into large pages
@@ -100,12 +105,10 @@ bool Encoder::in_windows(const uint8_t* p, size_t size) const {
          !vocabulary.lacks_a_byte_of(p, size);
 }
 
-// Notes a piece whose ids are not at hand. What it needs is asked for now and read later.
-__attribute__((noinline)) static void note(Workspace& w, const uint8_t* p, size_t size, wide::Key key,
-                                           ShortPieces::Line* line, size_t place, bool met, bool placed) {
-  const uint32_t number = uint32_t(w.unknown.size());
-  const uint32_t ids = number ? w.unknown.back().ids + w.unknown.back().size + 4 : 0;
-  w.unknown.push_back({p, key, line, uint32_t(size), uint32_t(place), ids, 0, number, 0, 0, 0, met, placed});
+// Notes a piece whose ids are not at hand.
+__attribute__((noinline)) static void note(Unknowns& unknown, const uint8_t* p, size_t size, wide::Key key,
+                                           ShortPieces::Line* line, size_t at) {
+  unknown.gaps.push_back({at, unknown.note(p, size, key, line, false)});
 }
 
 // Long pieces are rare; apart, they leave the loops over the others tight.
@@ -119,8 +122,8 @@ __attribute__((noinline)) static wide::Key ask_for_long(Workspace& w, const uint
 // The ids of all unknown pieces: of those that can be cut by those of their parts, which become unknown pieces
 // themselves; of the others by merging them, 16 at a time. All are remembered.
 void Encoder::learn(Workspace& w) const {
-  std::vector<Unknown>& all = w.unknown;
-  uint32_t* const room = w.unknown_ids.get();
+  std::vector<Unknown>& all = w.unknown.pieces;
+  uint32_t* const room = w.unknown.ids.get();
   Lanes<15> shorts;
   Lanes<62> longs;
   Unknown *short_of[shorts.most], *long_of[longs.most];
@@ -139,14 +142,13 @@ void Encoder::learn(Workspace& w) const {
     }
   };
   const size_t news = all.size();
-  bool learnt = false;  // something of this batch, so that a piece that was unknown may be known by now
-  for (size_t u = 0; u < all.size(); learnt = true) {
+  for (size_t u = 0; u < all.size();) {
     shorts.clear(), longs.clear();
     for (; u < all.size() && shorts.count < shorts.most && longs.count < longs.most; u++) {
       Unknown& piece = all[u];
       uint32_t* ids = room + piece.ids;
       const bool is_short = piece.size <= 15;
-      if (is_short && !piece.met && (learnt || u >= news)) {
+      if (u >= news) {  // a part
         size_t known = ShortPieces::find(piece.key, piece.line, ids);
         if (known == ShortPieces::absent) known = w.short_pieces.find_moved(piece.key, piece.line, ids);
         piece.met = known == ShortPieces::many;
@@ -155,6 +157,8 @@ void Encoder::learn(Workspace& w) const {
           piece.count = uint32_t(known);
           continue;
         }
+        piece.same = w.unknown.enter(uint32_t(u));
+        if (piece.same != u) continue;
       }
       if (piece.size > longs.bytes) {
         const size_t lane = longs.count;
@@ -171,7 +175,7 @@ void Encoder::learn(Workspace& w) const {
             const wide::Key key = wide::key_of(piece.p + from, size, piece.p + piece.size);
             ShortPieces::Line* const line = w.short_pieces.line_of(key);
             __builtin_prefetch(line);
-            note(w, piece.p + from, size, key, line, 0, false, false);
+            w.unknown.add(piece.p + from, size, key, line, false);
             from = cut;
             cut = vocabulary.junctions.cut(piece.p, piece.size, from + 3);
           }
@@ -183,14 +187,6 @@ void Encoder::learn(Workspace& w) const {
         const uint64_t hash = is_short ? hash_of(view.data(), view.size()) : piece.key.low;
         if ((piece.count = uint32_t(w.long_pieces.find(LongPieces::name_of(hash), view, ids)))) continue;
       }
-      const size_t waiting = is_short ? shorts.count : longs.count;
-      for (size_t lane = 0; lane < waiting; lane++) {
-        const Unknown& other = *(is_short ? short_of : long_of)[lane];
-        if (other.key.low == piece.key.low && other.key.high == piece.key.high &&
-            (is_short || !std::memcmp(other.p, piece.p, piece.size)))
-          piece.same = other.same;
-      }
-      if (piece.same != u) continue;
       const bool ask = !is_short || !vocabulary.all_merge();
       if (lacking) {
         piece.count = uint32_t(merge(piece.p, piece.size, w, ids) - ids);
@@ -244,14 +240,14 @@ void Encoder::announce(Unknown& piece, Workspace& w) const {
   if (piece.size > LongPieces::most_bytes) return;
   const bool is_short = piece.size <= 15;
   if (is_short) w.short_pieces.prefetch_full(piece.key, piece.line);
-  if (is_short && ShortPieces::fits(w.unknown_ids.get() + piece.ids, piece.count)) return;
+  if (is_short && ShortPieces::fits(w.unknown.ids.get() + piece.ids, piece.count)) return;
   piece.name = LongPieces::name_of(is_short ? hash_of(piece.p, piece.size) : piece.key.low);
   w.long_pieces.prefetch(piece.name);
 }
 
 void Encoder::remember(const Unknown& piece, Workspace& w) const {
   if (piece.size > LongPieces::most_bytes || piece.count == 0) return;
-  const uint32_t* ids = w.unknown_ids.get() + piece.ids;
+  const uint32_t* ids = w.unknown.ids.get() + piece.ids;
   const bool is_short = piece.size <= 15;
   if (is_short && ShortPieces::fits(ids, piece.count))
     return w.short_pieces.add(piece.key, piece.line, ids, piece.count);
@@ -260,25 +256,23 @@ void Encoder::remember(const Unknown& piece, Workspace& w) const {
   w.long_pieces.add(piece.name, {reinterpret_cast<const char*>(piece.p), piece.size}, ids, piece.count);
 }
 
-// First all keys, so that their cache lines are on the way; then the ids of all pieces that are known; then the
-// others are learnt together, and their ids put between.
+// First all keys, so that their cache lines are on the way; then the ids of all pieces that are known. The
+// others wait until there are enough of them, or the text ends.
 void Encoder::encode_pieces(const uint8_t* p, const uint8_t* text_end, uint32_t* ends, size_t count,
                             Workspace& w, Ids& ids) const {
   alignas(64) ShortPieces::Line* lines[most_pieces + 16];
   alignas(64) wide::Key keys[most_pieces + 16];
   uint32_t longer[most_pieces];
-  if (w.short_pieces.crowded()) w.short_pieces.grow();
-  if (w.long_pieces.crowded()) w.long_pieces.grow();
   const size_t longs = w.short_pieces.ask(p, text_end, ends, count, keys, lines, longer);
   for (size_t j = 0; j < longs; j++) {
     const size_t i = longer[j];
     keys[i] = ask_for_long(w, p + ends[i - 1], ends[i] - ends[i - 1]);
   }
-  w.unknown.clear();
   struct {
     size_t piece;
     uint32_t place, name;
   } placed[most_pieces];  // pieces of which only the number of ids is known so far
+  const size_t noted = w.unknown.gaps.size(), start = ids.size();
   size_t most_placed = 0, inert = 0, new_bytes = 0;
   uint32_t *const begin = ids.room(ends[count - 1] + 4), *out = begin;
   // What the ids of the next batch will be written to is asked for, some five bytes a piece.
@@ -310,7 +304,8 @@ void Encoder::encode_pieces(const uint8_t* p, const uint8_t* text_end, uint32_t*
       inert++;
       new_bytes += size;
     } else if (known == 0) {
-      note(w, piece, size, keys[i], lines[i], size_t(out - begin), false, false);
+      note(w.unknown, piece, size, keys[i], lines[i], start + size_t(out - begin));
+      new_bytes += size;
     } else if (known == ShortPieces::many && size <= 15) {
       w.long_pieces.prefetch(out[1]);
       placed[most_placed++] = {i, uint32_t(out - begin), out[1]};
@@ -318,34 +313,42 @@ void Encoder::encode_pieces(const uint8_t* p, const uint8_t* text_end, uint32_t*
     }
     out += known;
   }
-  const size_t gaps = w.unknown.size();
   for (size_t j = 0; j < most_placed; j++) {
     const auto& [piece, place, name] = placed[j];
-    const uint8_t* const start = p + ends[piece - 1];
+    const uint8_t* const at = p + ends[piece - 1];
     const size_t size = ends[piece] - ends[piece - 1];
-    if (!w.long_pieces.find(name, {reinterpret_cast<const char*>(start), size}, begin + place))
-      note(w, start, size, keys[piece], lines[piece], place, true, true);
+    if (!w.long_pieces.find(name, {reinterpret_cast<const char*>(at), size}, begin + place))
+      w.unknown.blanks.push_back({start + place, w.unknown.note(at, size, keys[piece], lines[piece], true)});
   }
-  if (w.unknown.size() > 0) {
-    const size_t news = w.unknown.size();
-    learn(w);
-    const std::vector<Unknown>& all = w.unknown;
-    for (size_t u = gaps; u < news; u++)
-      std::copy_n(w.unknown_ids.get() + all[all[u].same].ids, all[all[u].same].count, begin + all[u].place);
-    uint32_t* end = out;
-    for (size_t u = 0; u < gaps; u++) {
-      out += all[all[u].same].count;
-      new_bytes += all[u].size;
-    }
-    uint32_t* to = out;
-    for (size_t u = gaps; u-- > 0; end = begin + all[u].place) {
-      const Unknown& piece = all[all[u].same];
-      to = std::move_backward(begin + all[u].place, end, to) - piece.count;
-      std::copy_n(w.unknown_ids.get() + piece.ids, piece.count, to);
-    }
-  }
-  w.novelty.count(ends[count - 1], gaps + inert, new_bytes);
   ids.end_at(out);
+  w.novelty.count(ends[count - 1], w.unknown.gaps.size() - noted + inert, new_bytes);
+  if (w.unknown.gaps.size() + w.unknown.blanks.size() >= enough_places) settle(w, ids);
+}
+
+// The ids are moved apart from the last one on, each of them once.
+void Encoder::settle(Workspace& w, Ids& ids) const {
+  if (w.unknown.pieces.empty()) return;
+  learn(w);
+  const std::vector<Unknown>& all = w.unknown.pieces;
+  const uint32_t* const from = w.unknown.ids.get();
+  uint32_t* const out = ids.data();
+  for (const auto& [at, piece] : w.unknown.blanks)
+    std::copy_n(from + all[piece].ids, all[piece].count, out + at);
+  size_t more = 0;
+  for (const auto& [at, piece] : w.unknown.gaps) more += all[piece].count;
+  uint32_t* const begin = ids.room(more) - ids.size();
+  uint32_t *end = begin + ids.size(), *to = end + more;
+  ids.end_at(to);
+  for (size_t gap = w.unknown.gaps.size(); gap-- > 0;) {
+    const auto& [at, number] = w.unknown.gaps[gap];
+    const Unknown& piece = all[number];
+    to = std::move_backward(begin + at, end, to) - piece.count;
+    std::copy_n(from + piece.ids, piece.count, to);
+    end = begin + at;
+  }
+  w.unknown.clear();  // they name lines, so tables do not grow while some wait
+  if (w.short_pieces.crowded()) w.short_pieces.grow();
+  if (w.long_pieces.crowded()) w.long_pieces.grow();
 }
 
 void Encoder::merge_pieces(const uint8_t* p, const uint32_t* ends, size_t count, Workspace& w, Ids& ids) const {
@@ -398,7 +401,7 @@ void Encoder::encode(std::string_view text, Workspace& w, Ids& ids, size_t most)
   whole[0] = cut[0] = 0;
   const uint8_t* p = reinterpret_cast<const uint8_t*>(text.data());
   const uint8_t* const text_end = p + text.size();
-  while (p < text_end && ids.size() < most) {
+  while (p < text_end && ids.size() + w.unknown.gaps.size() < most) {
     const size_t count = split(pattern, p, text_end, ends, most_pieces - piece_slack);
     if (vocabulary.all_merge() && w.novelty.holds(p, ends[count - 1])) {
       merge_pieces(p, ends, count, w, ids);
@@ -445,6 +448,7 @@ void Encoder::encode(std::string_view text, Workspace& w, Ids& ids, size_t most)
     }
     p += ends[count - 1];
   }
+  settle(w, ids);
 }
 
 void Encoder::encode(std::string_view text, Ids& ids, size_t most) const {
@@ -461,6 +465,7 @@ void Encoder::encode_pieces(const std::vector<std::string_view>& pieces, Ids& id
     uint32_t ends[2 + 16] = {0, uint32_t(piece.size())};
     if (ends[1] > 0) encode_pieces(p, p + ends[1], ends + 1, 1, *workspace, ids);
   }
+  settle(*workspace, ids);
   give(std::move(workspace));
 }
 

@@ -62,19 +62,69 @@ class Ids {
   std::shared_ptr<SpareIds> spare_;
 };
 
-// A piece of a batch whose ids are not at hand, or a part of one.
+// A piece whose ids are not at hand, or a part of one.
 struct Unknown {
   const uint8_t* p;
   wide::Key key;  // of more than 15 bytes: hash and size
   ShortPieces::Line* line;
   uint32_t size;
-  uint32_t place;              // where its ids belong among the others'
-  uint32_t ids, count;         // where they are now, in unknown_ids
+  bool met;                    // remembered, but as more ids than its slot has room for
+  uint32_t ids, count;         // where its ids are, in Unknowns::ids
   uint32_t same;               // the number of the piece that holds its ids: its own, or that of an equal one
   uint32_t parts, part_count;  // the number of the first of its parts, and how many
   uint32_t name;               // what LongPieces calls it, if it goes there
-  bool met;                    // remembered, but as more ids than its slot has room for
-  bool placed;                 // room for its ids is left among the others'
+  uint32_t older;              // one more than the number of an older piece in its bucket
+};
+
+// Pieces of a text that wait until many are learnt together, and where their ids belong.
+class Unknowns {
+ public:
+  Unknowns();
+  // Where the ids of a piece belong in an array of ids: between two that are there, or where room is left.
+  struct Place {
+    size_t at;
+    uint32_t piece;
+  };
+  std::vector<Unknown> pieces;
+  std::vector<Place> gaps, blanks;
+  std::unique_ptr<uint32_t[]> ids;
+
+  void add(const uint8_t* p, size_t size, wide::Key key, ShortPieces::Line* line, bool met) {
+    const uint32_t at = pieces.empty() ? 0 : pieces.back().ids + pieces.back().size + 4;
+    const uint32_t number = uint32_t(pieces.size());
+    pieces.push_back({p, key, line, uint32_t(size), met, at, 0, number, 0, 0, 0, 0});
+  }
+  // The number of a piece equal to this one that was entered before; else enters this one and returns its own.
+  uint32_t enter(uint32_t number) {
+    Unknown& piece = pieces[number];
+    uint32_t& newest = newest_[piece.key.hash() >> (64 - bucket_bits)];
+    for (uint32_t n = newest; n; n = pieces[n - 1].older) {
+      const Unknown& other = pieces[n - 1];
+      if (other.key.low == piece.key.low && other.key.high == piece.key.high &&
+          (piece.size <= 15 || !std::memcmp(other.p, piece.p, piece.size)))
+        return n - 1;
+    }
+    piece.older = newest;
+    newest = number + 1;
+    return number;
+  }
+  // Notes a piece of the text, if none waits that is equal to it; returns the number of the one or the other.
+  uint32_t note(const uint8_t* p, size_t size, wide::Key key, ShortPieces::Line* line, bool met) {
+    const uint32_t number = uint32_t(pieces.size());
+    add(p, size, key, line, met);
+    const uint32_t same = size > LongPieces::most_bytes ? number : enter(number);
+    if (same != number) pieces.pop_back();
+    return same;
+  }
+  void clear() {
+    pieces.clear(), gaps.clear(), blanks.clear();
+    std::fill_n(newest_, buckets, 0);
+  }
+
+ private:
+  static constexpr int bucket_bits = 7;
+  static constexpr size_t buckets = size_t(1) << bucket_bits;
+  uint32_t newest_[buckets] = {};  // of each bucket, one more than the number of the piece entered last
 };
 
 // Whether the pieces that come by are so new that to look for them and to remember them costs more than merging
@@ -109,14 +159,12 @@ class Novelty {
 
 // What one encoding thread needs.
 struct Workspace {
-  Workspace();
   ShortPieces short_pieces;
   LongPieces long_pieces;
   Novelty novelty;
   MergeScratch scratch;
   std::vector<uint8_t> kept;  // of a piece, the bytes that are tokens
-  std::vector<Unknown> unknown;
-  std::unique_ptr<uint32_t[]> unknown_ids;
+  Unknowns unknown;
   Ids ids;  // for callers that only look at them
 };
 
@@ -156,6 +204,8 @@ class Encoder {
   // The same by merging alone, for pieces that are mostly new.
   void merge_pieces(const uint8_t* p, const uint32_t* ends, size_t count, Workspace& w, Ids& out) const;
   void learn(Workspace& w) const;
+  // Learns what waits and puts its ids where they belong.
+  void settle(Workspace& w, Ids& ids) const;
   void announce(Unknown& piece, Workspace& w) const;
   void remember(const Unknown& piece, Workspace& w) const;
   // Writes the ids of one piece to out, where its size in bytes and four more have room; returns the end.

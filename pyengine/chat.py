@@ -28,7 +28,10 @@ from .serve import Conversation, Event, KvDtype, Served, TextFormat, open_model
 HELP = """/retry answers again, /edit TEXT asks something else instead, /reset forgets the conversation
 /system TEXT sets the system prompt, /set NAME VALUE a parameter (temperature, top_p ...), /seed N fixes the dice
 /inside colours tokens by probability, /quit ends"""
-SETTABLE = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+SETTABLE: dict[str, type] = {
+    "max_tokens": int, "temperature": float, "top_k": int, "top_p": float, "min_p": float,
+    "repetition_penalty": float, "seed": int,
+}  # fmt: skip
 RUNNERS_UP = 4
 UNSURE = 3  # tokens listed after an answer
 LABELS = {"text": "", "query": "searches: ", "result": "reads: "}
@@ -118,22 +121,28 @@ class Terminal:
             self._note(f"looking inside is {'on' if self.inside else 'off'}")
         elif name == "/set":
             self._set(*rest.partition(" ")[::2])
-        elif name == "/seed" and (rest.isdigit() or not rest):
-            self.talk.params = replace(self.talk.params, seed=int(rest) if rest else None)
-            self._note(f"seed {rest}" if rest else "no fixed seed")
+        elif name == "/seed" and rest:
+            self._set("seed", rest)
+        elif name == "/seed":
+            self.talk.params = replace(self.talk.params, seed=None)
+            self._note("no fixed seed")
+        elif name in ("/retry", "/edit"):
+            self._note("nothing was asked yet")
         else:
-            self._note(HELP)
+            self._note(HELP if name == "/help" else f"there is no {name}\n{HELP}")
         return True
 
-    def _set(self, name: str, value: str) -> None:
+    def _set(self, name: str, text: str) -> None:
         try:
             if name not in SETTABLE:
                 raise UserError(f"expected one of {', '.join(SETTABLE)}, got {name!r}")
-            kind = type(getattr(self.talk.params, name))
-            self.talk.params = replace(self.talk.params, **{name: kind(value)})
-            self._note(f"{name} {kind(value)}")
-        except (ValueError, UserError) as error:
+            value = SETTABLE[name](text)
+            self.talk.params = replace(self.talk.params, **{name: value})
+            self._note(f"{name} {value}")
+        except UserError as error:
             self._note(f"error: {error}")
+        except ValueError:
+            self._note(f"error: {name} = {text!r}: expected a {'whole ' * (SETTABLE[name] is int)}number")
 
     def _answer(self, line: str) -> None:
         kind, start, first = None, time.perf_counter(), 0.0

@@ -23,8 +23,8 @@ STUCK = "the constraint cannot be kept to any further:"
 RANGES = {
     "max_tokens": AT_LEAST_1,
     "min_tokens": AT_LEAST_0,
-    "temperature": AT_LEAST_0,
-    "top_k": Range(ge=0, why="0 keeps all"),
+    "temperature": Range(ge=0, le=1e6),  # far below where a float32 ends
+    "top_k": Range(ge=0, lt=2**31, why="0 keeps all"),
     "top_p": Range(gt=0, le=1, why="1 keeps all"),
     "seed": Range(ge=0, lt=2**63),
     "min_p": Range(ge=0, le=1, why="0 keeps all"),

@@ -116,8 +116,10 @@ class Reader:
         if not self._tokenizer.is_special(token.id):
             return self._event(self._decoder.push(token.id))
         event = self.flush()
-        if token.id in self._kinds and (token.forced or self._kinds[token.id] == "query"):
-            self._parts.append([self._kinds[token.id], ""])
+        # of what a model writes only the opening of a search counts, and none inside a query
+        if kind := self._kinds.get(token.id):
+            if token.forced or (kind == "query" and self.kind != "query"):
+                self._parts.append([kind, ""])
         return event
 
     @property

@@ -94,6 +94,17 @@ def test_a_search_is_shown_and_remembered(tokenizer):
     assert runner.asked[-1][: len(before)] == before, "the next turn goes on from the same ids"
 
 
+@pytest.mark.parametrize("ends", ["<|end|> Ada.<|end|>", ""], ids=["whole", "cut off"])
+def test_a_search_opened_inside_a_search_is_one(tokenizer, ends):
+    chat, runner = talk(tokenizer, f"<|search|> Tavor<|search|> founded{ends}", Index())
+    chat.params = SamplingParams(max_tokens=12 if ends else 8, stop=chat.format.stop)
+    runner.script += [] if ends else tokenizer.encode(" founded" * 9)
+    events = list(chat.ask("Who founded Tavor?"))
+    assert "".join(e.text for e in events if e.kind == "query").startswith("Tavor founded")
+    assert [message["role"] for message in chat.messages] == ["user", "assistant", "tool", "assistant"]
+    list(chat.ask("And?"))  # the conversation goes on
+
+
 def test_a_stopped_answer_is_kept_and_frees_the_engine(tokenizer):
     chat, _ = talk(tokenizer, "Ada Lovelace founded Tavor.")
     answer = chat.ask("Who?")
@@ -286,7 +297,7 @@ def test_piped_lines_are_answered_with_the_latest_finished_checkpoint(run):
     served = open_model(run, pages=5)
     assert served.folder == run / "sft" and served.engine.pages == 5
     options = ("--seed", "1", "--max-tokens", "8")
-    done = chat(str(run), *options, text="Who?\n/seed 1\n/reset\nWho?\n/nonsense\n/quit\nnever\n")
+    done = chat(str(run), *options, text="Who?\n/seed 1\n/reset\nWho?\n/help\n/quit\nnever\n")
     assert done.returncode == 0 and done.stderr == ""
     first, second = done.stdout.split("seed 1\nforgotten\n")
     assert first and second.startswith(first) and "/quit" in second
@@ -300,7 +311,24 @@ def test_looking_inside_retrying_and_setting(run):
     first, second, rest = done.stdout.split("[8 tokens", 2)
     assert "first after" in second and "others: '" in second and "temperature 0.0" in rest
     assert first.strip() and second.rstrip().endswith(first.rstrip()), "the same seed, the same answer"
-    assert "could not convert" in rest and "expected one of max_tokens" in rest
+    assert "error: temperature = 'x': expected a number" in rest and "expected one of max_tokens" in rest
+
+
+def test_a_command_that_cannot_be_obeyed_is_told_and_the_chat_goes_on(run):
+    asked = {
+        "/seed \u00b2": "error: seed = '\u00b2': expected a whole number",
+        "/seed 99999999999999999999": "error: sampling parameters: seed = 99999999999999999999: expected at least 0",
+        "/set max_tokens 1.5": "error: max_tokens = '1.5': expected a whole number",
+        "/set top_k 99999999999": "top_k = 99999999999: expected at least 0 and below 2147483648",
+        "/set temperature 1e39": "temperature = 1e+39: expected at least 0 and at most 1000000",
+        "/retry": "nothing was asked yet",
+        "/nonsense": "there is no /nonsense",
+        "/seed": "no fixed seed",
+    }
+    done = chat(str(run), text="\n".join(asked))
+    assert done.returncode == 0 and done.stderr == ""
+    for told in asked.values():
+        assert told in done.stdout
 
 
 def test_a_mistake_is_one_sentence(tmp_path):

@@ -155,12 +155,12 @@ struct Ask {
   int64_t step;
 };
 
-// Codes for R rows. Few rows only wait for memory, and one row of 8 bits asks a little ahead, where the
-// processor by itself is late.
+// Codes for R rows, of vector v of a tile. Few rows only wait for memory, and one row of 8 bits asks a little
+// ahead, where the processor by itself is late: for every other line, with which the one beside it comes.
 template <class F, int R>
-inline bytes take(const uint8_t* w, Ask& ask) {
+inline bytes take(const uint8_t* w, int v, Ask& ask) {
   if constexpr (R > 3) __builtin_prefetch(ask.next, 0, 2), ask.next += ask.step;
-  if constexpr (R == 1 && F::Bits == 8) __builtin_prefetch(w + kLittle, 0, 2);
+  if (R == 1 && F::Bits == 8 && v == 0) __builtin_prefetch(w + kLittle, 0, 2);
   return load_bytes(w);
 }
 
@@ -200,7 +200,7 @@ void tile(const Rows& x, Span rows, int64_t from, int64_t to, const uint8_t* pan
           bytes both[kTile];
 #pragma GCC unroll 2
           for (int v = 0; v < kTile; ++v)
-            both[v] = in_register(take<F, R>(w + s * kPanel * 4 + v * kLanes * 4, ask));
+            both[v] = in_register(take<F, R>(w + s * kPanel * 4 + v * kLanes * 4, v, ask));
 #pragma GCC unroll 8
           for (int r = 0; r < R; ++r) {
             const uint32_t low = four(codes + r * kBlock + s * 4), high = four(codes + r * kBlock + 16 + s * 4);
@@ -223,7 +223,7 @@ void tile(const Rows& x, Span rows, int64_t from, int64_t to, const uint8_t* pan
           bytes whole[kTile];
 #pragma GCC unroll 2
           for (int v = 0; v < kTile; ++v)
-            whole[v] = take<F, R>(w + (g * kSteps + s) * kPanel * 4 + v * kLanes * 4, ask);
+            whole[v] = take<F, R>(w + (g * kSteps + s) * kPanel * 4 + v * kLanes * 4, v, ask);
 #pragma GCC unroll 8
           for (int r = 0; r < R; ++r) {
             const uint32_t values = four(codes + r * kBlock + (g * kSteps + s) * 4);
@@ -339,6 +339,7 @@ void multiply(const Rows& x, const uint8_t* weight, const T* bias, Out* out, int
     // one pass. The processor's own look ahead, which is wider, only goes on while it meets with something.
     const int64_t left = passes == 1 ? F::kCodes : 0, asked = F::kRecord - left, share = asked / passes;
     const int64_t step = divide_up(asked, kLoads * passes);
+    const bool many = passes > kPasses;
     for (int64_t panel = task % shares * width; panel < panel1; ++panel) {
       auto record = [&](int64_t part) { return weight + (part * panels + panel) * blocks * F::kRecord; };
       for (int part = 0; part < kParts; ++part) {
@@ -346,11 +347,18 @@ void multiply(const Rows& x, const uint8_t* weight, const T* bias, Out* out, int
         for (int64_t from = 0; from < blocks; from += sweep) {
           const int64_t to = std::min(blocks, from + sweep);
           Ask ask{next + from * F::kRecord + left, step};
-          for (int64_t t = 0; t < tile1 - tile0; ++t)
+          for (int64_t t = 0; t < tile1 - tile0; ++t) {
+            if (many && part + 1 == kParts && to == blocks) {  // lines to write soon, from wherever they are
+              const Out* soon = out + spans[t].first * stride + panel * kPanel;
+              for (int r = 0; r < spans[t].high; ++r)
+                for (int64_t i = 0; i < kPanel; i += 64 / sizeof(Out))
+                  __builtin_prefetch(soon + r * stride + i, 1);
+            }
             for (int64_t pass = 0; pass < kPasses; ++pass, ask.next += share) {
               const int64_t vector = pass * kTile;
               any_tile<F>(x, spans[t], from, to, record(part), vector, ask, sums[part][t] + vector * kLanes);
             }
+          }
         }
       }
       const int64_t column = panel * kPanel, columns = std::min<int64_t>(kPanel, n - column);

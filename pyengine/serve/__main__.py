@@ -3,7 +3,6 @@
 import gc
 import os
 import re
-import socket
 import ssl
 import sys
 from dataclasses import dataclass
@@ -16,12 +15,8 @@ from ..command import run
 from ..errors import UserError
 from ..kernels._memory import trim
 from ..ranges import AT_LEAST_0, AT_LEAST_1, POSITIVE, Range, check_ranges
+from .address import KEEP_ALIVE, LOOPBACK, base_url, listen
 from .loading import KvDtype, open_model
-
-# Seconds that an idle connection is kept: longer than clients keep theirs (httpx, and so the openai client: 5), since a
-# request that is sent while the server hangs up is lost.
-KEEP_ALIVE = 75
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
@@ -97,8 +92,7 @@ def serve(command: Command) -> None:
         app = make_app(
             served, name, limits, command.api_key or None, LOOPBACK if local else None, command.cors
         )  # fmt: skip
-        shown = f"[{command.host}]" if ":" in command.host else command.host
-        base = f"http{'s' * bool(command.tls_cert)}://{shown}:{listener.getsockname()[1]}"
+        base = base_url(command.host, listener, "https" if command.tls_cert else "http")
         print(f"{name}: talk to it at {base}/, clients at {base}/v1", flush=True)
         uvicorn.Server(uvicorn.Config(app, **options(command))).run(sockets=[listener])
 
@@ -133,21 +127,6 @@ def options(command: Command) -> dict[str, Any]:
         "log_level": "warning", "timeout_keep_alive": KEEP_ALIVE, "timeout_graceful_shutdown": command.grace,
         "ssl_certfile": command.tls_cert, "ssl_keyfile": command.tls_key,
     }  # fmt: skip
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket bound to the address, before the model is loaded: who cannot have it is told at once."""
-    try:
-        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on {host}, port {port}: {(error.strerror or str(error)).lower()}; choose another "
-            "--host or --port"
-        ) from None
-    return listener
 
 
 if __name__ == "__main__":

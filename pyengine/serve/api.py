@@ -27,7 +27,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from ..engine import Completion
@@ -36,6 +36,7 @@ from .asked import ApiError, Asked, Checker, constrained
 from .guard import Guard
 from .loading import Served
 from .metrics import Metrics
+from .pages import page_response
 from .responses import Responses, as_chat, renamed
 from .scoring import likelihoods
 from .shapes import Completions, Shape
@@ -45,10 +46,6 @@ from .writer import Piece, Writer, entry_of
 REASONS = {"stop": "stop", "length": "length", "tools": "stop", "cancelled": "stop"}
 GONE = 499  # for the metrics only: the client that would read it went away
 PAGE = Path(__file__).with_name("page.html")
-POLICY = (  # the page needs nothing from elsewhere, and nobody may frame it
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
-    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ class Api:
         self._constraining = asyncio.Lock()  # one constraint is compiled at a time
 
     async def page(self, request: Request) -> Response:
-        return HTMLResponse(PAGE.read_text("utf-8"), headers={"Content-Security-Policy": POLICY})
+        return page_response(PAGE)
 
     async def health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok", "unfinished": self.worker.unfinished})

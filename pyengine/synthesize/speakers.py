@@ -30,6 +30,7 @@ from ..errors import UserError
 from ..files import file_hash
 from ..serve import Served, TextFormat, open_model
 from ..serve.conversation import Reader
+from ..serve.worker import call
 from .talk import Made, Reply, Talk
 
 Done = Callable[[Talk, Made], None]
@@ -67,6 +68,10 @@ class Speaker(Protocol):
         """Write conversations to their ends, each told to `done`. UserError: it cannot go on."""
         ...
 
+    def stop(self) -> None:
+        """From another thread: have work() end soon, whatever is unfinished."""
+        ...
+
     @property
     def tokens(self) -> int:
         """Tokens written so far."""
@@ -92,6 +97,7 @@ class Local:
             raise UserError(f"{served.folder} is a base model, which continues texts and does not converse")
         self._served, self._sampling, self._parallel = served, sampling, parallel
         self.about = {"name": name, "sha256": model_hash(served.folder)}
+        self._stopped = False
 
     @property
     def tokens(self) -> int:
@@ -122,7 +128,7 @@ class Local:
             while True:
                 while len(running) < self._parallel and (talk := next(waiting, None)) is not None:
                     go_on(talk)
-                if not running:
+                if not running or self._stopped:
                     return
                 for request in engine.advance():
                     if request.done:
@@ -130,6 +136,9 @@ class Local:
         finally:
             for request in running:
                 engine.cancel(request)
+
+    def stop(self) -> None:
+        self._stopped = True
 
     def _ask(self, talk: Talk) -> Request:
         served, ask = self._served, talk.ask
@@ -177,15 +186,26 @@ class Endpoint:
         }
         self.about = {"name": name or asyncio.run(self._only()), "endpoint": self._base}
         self.tokens = 0
+        self._stopped, self._cancel = False, lambda: None
 
     def work(self, talks: Iterable[Talk], done: Done) -> None:
         asyncio.run(self._work(iter(talks), done))
 
+    def stop(self) -> None:
+        self._stopped = True
+        self._cancel()
+
     async def _work(self, talks: Iterator[Talk], done: Done) -> None:
         async with self._client() as client:
             lanes = [asyncio.create_task(self._lane(client, talks, done)) for _ in range(self._parallel)]
+            every = asyncio.gather(*lanes)
+            loop = asyncio.get_running_loop()
+            self._cancel = lambda: call(loop, every.cancel)
             try:
-                await asyncio.gather(*lanes)
+                await every
+            except asyncio.CancelledError:
+                if not self._stopped:
+                    raise
             finally:
                 for lane in lanes:
                     lane.cancel()

@@ -96,14 +96,18 @@ def converse(prompt: Prompt, number: int, script: Script) -> Steps:
         messages.insert(0, {"role": "system", "content": script.system})
     for turn in range(script.turns):
         if not messages or messages[-1]["role"] != "user":
-            reply = yield Ask(_users_view(messages, prompt, script), _seed(script, number, 2 * turn), False)
+            reply = yield Ask(
+                _users_view(messages, prompt, script), seed_of(script.seed, number, 2 * turn), False
+            )
             said = reply.text.strip()
             if said and prompt.passage and script.given and turn == 0:
                 said = f"{prompt.passage}\n\n{said}"
             messages.append({"role": "user", "content": said})
             if reply.cut or reply.error or not said:
                 return Made(messages, reply.cut, reply.error)
-        reply = yield Ask(_assistants_view(messages, prompt, script), _seed(script, number, 2 * turn + 1))
+        reply = yield Ask(
+            _assistants_view(messages, prompt, script), seed_of(script.seed, number, 2 * turn + 1)
+        )
         messages += reply.messages
         if reply.cut or reply.error or not reply.text:
             return Made(messages, reply.cut, reply.error)
@@ -151,7 +155,7 @@ def _under(told: Sequence[str], messages: Messages) -> Messages:
     return [{"role": "system", "content": text}, *rest] if text else rest
 
 
-def _seed(script: Script, number: int, step: int) -> int:
-    """A seed of 31 bits, which every server takes."""
-    digest = hashlib.sha256(f"{script.seed} {number} {step}".encode()).digest()
+def seed_of(*parts: object) -> int:
+    """A seed of 31 bits, which every server takes, from what it shall depend on."""
+    digest = hashlib.sha256(" ".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1

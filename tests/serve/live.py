@@ -11,7 +11,7 @@ from pyengine.engine import Engine, Tools
 from pyengine.files import write_json
 from pyengine.model import ModelConfig, Transformer
 from pyengine.serve import OwnFormat, Served, TemplateFormat
-from pyengine.serve.__main__ import KEEP_ALIVE
+from pyengine.serve.address import KEEP_ALIVE
 from pyengine.serve.api import Limits, make_app
 from pyengine.text import SearchTool, Tokenizer
 
@@ -57,10 +57,8 @@ def other_model(folder, tags_as_tokens: bool = False) -> Served:
 
 
 @contextmanager
-def serving(served: Served, limits: Limits | None = None, routes=(), uvicorn=None, **options):
-    """The base URL of a server over `served`; stops it at the end and checks that nothing is left. uvicorn: how it is
-    run, where the answers that run at the end are the test's matter."""
-    app = make_app(served, "small", limits, **options)
+def running(app, routes=(), uvicorn=None):
+    """The base URL of a server of an application, with more routes; stops it at the end. uvicorn: how it is run."""
     app.routes.extend(routes)
     how = uvicorn or {"log_level": "warning", "timeout_keep_alive": KEEP_ALIVE}
     server = Server(Config(app, port=0, lifespan="on", **how))
@@ -71,12 +69,22 @@ def serving(served: Served, limits: Limits | None = None, routes=(), uvicorn=Non
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
         yield f"http{'s' * bool(how.get('ssl_certfile'))}://127.0.0.1:{port}"
-        if uvicorn is None:
-            idle(served.engine)
     finally:
         server.should_exit = True
         thread.join(20)
-        idle(served.engine)
+
+
+@contextmanager
+def serving(served: Served, limits: Limits | None = None, routes=(), uvicorn=None, **options):
+    """The base URL of a server over `served`; stops it at the end and checks that nothing is left. uvicorn: how it is
+    run, where the answers that run at the end are the test's matter."""
+    with running(make_app(served, "small", limits, **options), routes, uvicorn) as url:
+        try:
+            yield url
+        finally:
+            if uvicorn is None:
+                idle(served.engine)
+    idle(served.engine)
 
 
 def idle(engine: Engine, seconds: float = 10) -> None:

@@ -13,7 +13,8 @@ import pytest
 pytest.importorskip("uvicorn")
 from pyengine import chat, quantize
 from pyengine.errors import UserError
-from pyengine.serve.__main__ import Command, check, listen, main, options
+from pyengine.serve.__main__ import Command, check, main, options
+from pyengine.serve.address import listen
 
 from .live import served_model, serving
 

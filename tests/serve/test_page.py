@@ -1,80 +1,35 @@
-"""The page at /, driven in a headless browser: chat, stop, edit, retry, look inside, keys, narrow screens.
+"""The page at /, driven in a headless browser: chat, stop, edit, retry, look inside, keys, narrow screens."""
 
-A script appended to the page plays the user and writes what it saw into the document, which the browser dumps;
-an image whose answer waits for the script keeps the page loading until then.
-"""
-
-import asyncio
-import html
 import json
 import re
-import shutil
-import subprocess
 
 import pytest
 
 pytest.importorskip("uvicorn")
-from starlette.responses import HTMLResponse, PlainTextResponse
-from starlette.routing import Route
-
 from pyengine.serve import api
+from pyengine.serve.pages import whole
+from tests import browser
+from tests.browser import needs_browser
 
 from .live import served_model, serving
 
-BROWSER = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 TOOLS = """
-const sleep = ms => new Promise(done => setTimeout(done, ms));
-const seen = {errors: []};
-addEventListener("error", event => seen.errors.push(event.message));
-async function until(what) { for (let i = 0; i < 6000 && !what(); i++) await sleep(10); return what(); }
 const answered = async () => { await until(() => running); await until(() => !running); };
 async function say(text) { $("input").value = text; $("send").click(); await answered(); }
-function press(key, on = document.activeElement) {
-  on.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true, cancelable: true}));
-}
 const plain = window.fetch, more = {};  // the small model must be pushed
 window.fetch = (path, options) => {
   if (options?.body) options.body = JSON.stringify({...JSON.parse(options.body), ...more});
   return plain(path, options);
 };
-(async () => {
-  try { await until(() => model); %s } catch (error) { seen.errors.push(String(error)); }
-  document.body.append(make("pre", {id: "seen", textContent: JSON.stringify(seen)}));
-  fetch("/done");
-})();
 """
 
 
 def drive(served, script: str, tmp_path, size="1000,700") -> dict:
     """Run a script on the page of a live server; what it left in `seen`."""
-    finished = asyncio.Event()
-
-    async def page(request):
-        return HTMLResponse(f"{api.PAGE.read_text()}<script>{TOOLS % script}</script><img hidden src=/hold>")
-
-    async def hold(request):
-        await asyncio.wait_for(finished.wait(), 200)
-        return PlainTextResponse("")
-
-    async def done(request):
-        finished.set()
-        return PlainTextResponse("")
-
-    routes = [Route("/drive", page), Route("/hold", hold), Route("/done", done)]
-    with serving(served, routes=routes) as url:
-        made = subprocess.run(
-            [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/browser",
-             f"--window-size={size}", "--dump-dom", f"{url}/drive"],
-            capture_output=True, text=True, timeout=220,
-        )  # fmt: skip
-    found = re.search(r'<pre id="seen">(.*?)</pre>', made.stdout, re.S)
-    assert found, f"the script did not end: {made.stderr[-2000:]}"
-    seen = json.loads(html.unescape(found[1]))
-    assert seen["errors"] == []
-    return seen
+    wait = "await until(() => model);"
+    return browser.drive(
+        lambda routes: serving(served, routes=routes), api.PAGE, TOOLS, wait + script, tmp_path, size
+    )
 
 
 @needs_browser
@@ -255,7 +210,7 @@ def test_a_key_is_asked_for_and_unanswered_questions_are_left_out(tmp_path):
 
 
 def test_the_page_needs_nothing_from_elsewhere():
-    text = api.PAGE.read_text("utf-8")
+    text = whole(api.PAGE)
     assert not re.search(
         r"(src|href)\s*=\s*[\"']?(https?:)?//|@import|innerHTML|document\.write|eval\(", text
     )

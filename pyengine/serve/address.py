@@ -1,0 +1,31 @@
+"""Where a server listens."""
+
+import socket
+
+from ..errors import UserError
+
+# Seconds that an idle connection is kept: longer than clients keep theirs (httpx, and so the openai client: 5), since a
+# request that is sent while the server hangs up is lost.
+KEEP_ALIVE = 75
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to the address, before the model is loaded: who cannot have it is told at once."""
+    try:
+        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {host}, port {port}: {(error.strerror or str(error)).lower()}; choose another "
+            "--host or --port"
+        ) from None
+    return listener
+
+
+def base_url(host: str, listener: socket.socket, scheme: str = "http") -> str:
+    """The address as a browser takes it."""
+    shown = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{shown}:{listener.getsockname()[1]}"

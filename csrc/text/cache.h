@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <new>
@@ -224,33 +225,33 @@ class ShortPieces {
 
 // Pieces that are too long or too many ids for the above, where their bytes and ids fit in two cache lines: 122
 // bytes at most, and three less for each id beyond the first. Each hash has a bucket of two cache lines: two
-// pieces, one to a line, the newer in the first, or one that needs both. Behind size and number of ids stand
-// the bytes, then the ids in three bytes each. A piece is called by the upper bits of its hash.
+// pieces, one to a line, the newer in the first, or one that needs both. A piece that finds no room in its
+// bucket goes to another. Behind size and number of ids stand the bytes, then the ids in three bytes each. A
+// piece is called by the upper bits of its hash.
 class LongPieces {
  public:
   static constexpr int name_bits = 28;  // as ShortPieces has room for
   static constexpr size_t line = 64, head = 2, most_bytes = 2 * line - head - 4;
   static uint32_t name_of(uint64_t hash) { return uint32_t(hash >> (64 - name_bits)); }
   void prefetch(uint32_t name) const {
-    const uint8_t* slot = buckets_[name >> (name_bits - bits_)];
+    const uint8_t* slot = buckets_[number_of(name)];
     __builtin_prefetch(slot);
     __builtin_prefetch(slot + line);
   }
   // Writes the ids to out and returns how many; 0: not here.
   size_t find(uint32_t name, std::string_view piece, uint32_t* out) const {
-    const uint8_t* slot = buckets_[name >> (name_bits - bits_)];
-    if (!holds(slot, piece)) {
-      if (needed(slot[0], slot[1]) > line) return 0;
-      slot += line;
-      if (!holds(slot, piece)) return 0;
-    }
+    const uint8_t* const bucket = buckets_[number_of(name)];
+    const uint8_t* slot = slot_of(bucket, piece);
+    if (!slot && (bucket[1] & moved)) slot = slot_of(buckets_[other(name)], piece);
+    if (!slot) return 0;
     const uint8_t* from = slot + head + piece.size();
-    for (size_t i = 0; i < slot[1]; i++) {
+    const size_t count = count_of(slot);
+    for (size_t i = 0; i < count; i++) {
       uint32_t id;
       std::memcpy(&id, from + 3 * i, 4);
       out[i] = id & 0xFFFFFF;
     }
-    return slot[1];
+    return count;
   }
   void add(uint32_t name, std::string_view piece, const uint32_t* ids, size_t count) {
     const size_t size = needed(piece.size(), count);
@@ -260,43 +261,78 @@ class LongPieces {
     uint8_t entry[sizeof(Bucket)] = {uint8_t(piece.size()), uint8_t(count)};
     std::memcpy(entry + head, piece.data(), piece.size());
     for (size_t i = 0; i < count; i++) std::memcpy(entry + head + piece.size() + 3 * i, &ids[i], 3);
-    add(name, entry, size);
+    add(name, entry);
   }
   // Whether so many pieces were added as three eighths of the table have room for.
   bool crowded() const { return bits_ < most_bits && added_ >= size_t(3) << (bits_ - 2); }
   __attribute__((noinline)) void grow() {
     bits_++;
     added_ = 0;
+    std::vector<std::array<uint8_t, sizeof(Bucket)>> elsewhere;
     for (size_t i = size_t(1) << (bits_ - 1); i-- > 0;) {  // to buckets 2 i and 2 i + 1, whose pieces have gone
       Bucket old;
       std::memcpy(old, buckets_[i], sizeof old);
       std::memset(&buckets_[2 * i], 0, 2 * sizeof old);
-      const bool two = needed(old[0], old[1]) <= line;
-      for (const uint8_t* entry : {old + line, old + 0}) {
-        if ((entry == old || two) && entry[0])
-          add(name_of(hash_of(entry + head, entry[0])), entry, needed(entry[0], entry[1]));
+      const bool two = !spans_both(old);
+      for (const uint8_t* slot : {old + line, old + 0}) {
+        if ((slot != old && !two) || !slot[0]) continue;
+        std::array<uint8_t, sizeof(Bucket)> entry{};
+        std::memcpy(entry.data(), slot, two ? line : sizeof(Bucket));
+        entry[1] = uint8_t(count_of(slot));
+        if (number_of(name_of(entry)) >> 1 == i)
+          add(name_of(entry), entry.data());
+        else
+          elsewhere.push_back(entry);
       }
     }
+    for (const auto& entry : elsewhere) add(name_of(entry), entry.data());
   }
 
  private:
   using Bucket = uint8_t[2 * line];
+  // In the number of ids of a bucket's first line: whether some pieces of the bucket are elsewhere.
+  static constexpr uint8_t moved = 0x80;
+  static size_t count_of(const uint8_t* slot) { return slot[1] & (moved - 1); }
   static size_t needed(size_t size, size_t count) {
     return head + size + 3 * count + 1;
   }  // ids are read by fours
+  static bool spans_both(const uint8_t* slot) { return needed(slot[0], count_of(slot)) > line; }
   static bool holds(const uint8_t* slot, std::string_view piece) {
     return slot[0] == piece.size() && !std::memcmp(slot + head, piece.data(), piece.size());
   }
-  void add(uint32_t name, const uint8_t* entry, size_t size) {
+  static const uint8_t* slot_of(const uint8_t* bucket, std::string_view piece) {
+    if (holds(bucket, piece)) return bucket;
+    return !spans_both(bucket) && holds(bucket + line, piece) ? bucket + line : nullptr;
+  }
+  template <class Entry>
+  static uint32_t name_of(const Entry& entry) {
+    return name_of(hash_of(entry.data() + head, entry[0]));
+  }
+  size_t number_of(uint32_t name) const { return name >> (name_bits - bits_); }
+  size_t other(uint32_t name) const {
+    return number_of(name) ^ ((name & ((1u << (name_bits - bits_)) - 1)) | 1);
+  }
+  // Whether a bucket has room for an entry without a loss.
+  static bool has_room(const uint8_t* bucket, const uint8_t* entry) {
+    return !bucket[0] || !(spans_both(entry) || spans_both(bucket) || bucket[line]);
+  }
+  void add(uint32_t name, const uint8_t* entry) {
     added_++;
-    uint8_t* slot = buckets_[name >> (name_bits - bits_)];
-    if (size <= line) {
-      if (needed(slot[0], slot[1]) <= line)
-        std::memcpy(slot + line, slot, line);
-      else
-        slot[line] = 0;
+    uint8_t* bucket = buckets_[number_of(name)];
+    if (!has_room(bucket, entry)) {
+      bucket[1] |= moved;
+      uint8_t* const elsewhere = buckets_[other(name)];
+      if (has_room(elsewhere, entry)) bucket = elsewhere;
     }
-    std::memcpy(slot, entry, size <= line ? line : sizeof(Bucket));
+    const uint8_t flag = bucket[1] & moved;
+    const bool both = spans_both(entry);
+    if (!both) {
+      if (spans_both(bucket)) bucket[0] = 0;  // it goes
+      std::memcpy(bucket + line, bucket, line);
+      bucket[line + 1] = uint8_t(count_of(bucket));
+    }
+    std::memcpy(bucket, entry, both ? sizeof(Bucket) : line);
+    bucket[1] |= flag;
   }
   static constexpr int most_bits = 17;  // 16 MiB
   int bits_ = 16;                       // of the number of buckets: first 8 MiB

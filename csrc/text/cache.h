@@ -238,8 +238,9 @@ class LongPieces {
     __builtin_prefetch(slot);
     __builtin_prefetch(slot + line);
   }
-  // Writes the ids to out and returns how many; 0: not here.
-  size_t find(uint32_t name, std::string_view piece, uint32_t* out) const {
+  // Writes the ids to out and returns how many; 0: not here. Not inlined: such pieces are rare, and the loop
+  // over the others is to stay tight.
+  __attribute__((noinline)) size_t find(uint32_t name, std::string_view piece, uint32_t* out) const {
     const uint8_t* const bucket = buckets_[number_of(name)];
     const uint8_t* slot = slot_of(bucket, piece);
     if (!slot && (bucket[1] & moved)) slot = slot_of(buckets_[other(name)], piece);

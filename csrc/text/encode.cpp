@@ -394,11 +394,49 @@ void Encoder::merge_pieces(const uint8_t* p, const uint32_t* ends, size_t count,
   ids.end_at(out);
 }
 
+// The same of pieces of which some have places to cut.
+void Encoder::encode_parts(const uint8_t* p, const uint8_t* text_end, const uint32_t* ends, size_t count,
+                           Workspace& w, Ids& ids) const {
+  constexpr size_t most_cuts = 64 / least_part + 1;  // of one look at a piece
+  uint32_t with_begin[1 + most_pieces + 32], *const parts = with_begin + 1;
+  with_begin[0] = 0;
+  size_t done = 0, filled = 0, next = 0;  // bytes encoded, parts behind them, pieces among them so far
+  auto flush = [&] {
+    encode_pieces(p + done, text_end, parts, filled, w, ids);
+    done += parts[filled - 1];
+    filled = 0;
+  };
+  auto take_whole = [&](size_t end) {  // the pieces before this one
+    if (filled + end - next > most_pieces) flush();
+    wide::copy_less(ends + next, end - next, uint32_t(done), parts + filled);
+    filled += end - next;
+    next = end;
+  };
+  for (size_t base = 0; base < count; base += 16) {
+    for (uint32_t longs = wide::longer_than_15(ends + base); longs; longs &= longs - 1) {
+      const size_t i = base + size_t(wide::lowest_bit(longs)), start = ends[ptrdiff_t(i) - 1];
+      const size_t size = ends[i] - start;
+      if (vocabulary.lacks_a_byte_of(p + start, size)) continue;
+      take_whole(i);
+      for (size_t from = least_part; from + 3 <= size;) {
+        const uint64_t cuts = vocabulary.junctions.cuts(p + start, size, from);
+        // Once 15 bytes or less are left, they stay together.
+        const uint64_t far = wide::below(ptrdiff_t(size) - 14 - ptrdiff_t(from)), last = cuts & ~far;
+        const uint64_t places = (cuts & far) | (last & -last);
+        if (filled + most_cuts > most_pieces) flush();
+        filled += wide::write_places(places, uint32_t(start + from - 1 - done), parts + filled);
+        from = last ? size : cuts ? from - 1 + size_t(wide::highest_bit(cuts)) + least_part : from + 63;
+      }
+    }
+  }
+  take_whole(count);
+  flush();
+}
+
 // A few hundred pieces at a time. Long ones are cut further where that is certain to change nothing.
 void Encoder::encode(std::string_view text, Workspace& w, Ids& ids, size_t most) const {
-  uint32_t whole[1 + most_pieces + 16],
-      cut[1 + most_pieces + 16], *const ends = whole + 1, *const parts = cut + 1;
-  whole[0] = cut[0] = 0;
+  uint32_t with_begin[1 + most_pieces + 16], *const ends = with_begin + 1;
+  with_begin[0] = 0;
   const uint8_t* p = reinterpret_cast<const uint8_t*>(text.data());
   const uint8_t* const text_end = p + text.size();
   while (p < text_end && ids.size() + w.unknown.gaps.size() < most) {
@@ -412,40 +450,14 @@ void Encoder::encode(std::string_view text, Workspace& w, Ids& ids, size_t most)
     bool cuts = false;
     for (size_t base = 0; base < count && !cuts; base += 16) {
       for (uint32_t longs = wide::longer_than_15(ends + base); longs && !cuts; longs &= longs - 1) {
-        const size_t i = base + size_t(wide::lowest_bit(longs)), size = ends[i] - whole[i];
-        cuts = !vocabulary.lacks_a_byte_of(p + whole[i], size) &&
-               vocabulary.junctions.cuts(p + whole[i], size, least_part);
+        const size_t i = base + size_t(wide::lowest_bit(longs)), size = ends[i] - with_begin[i];
+        cuts = vocabulary.junctions.cuts(p + with_begin[i], size, least_part);
       }
     }
-    if (!cuts) {
+    if (cuts)
+      encode_parts(p, text_end, ends, count, w, ids);
+    else
       encode_pieces(p, text_end, ends, count, w, ids);
-    } else {
-      size_t done = 0, filled = 0;  // offset of what is encoded, number of parts behind it
-      auto part_ends = [&](size_t end) {
-        parts[filled++] = uint32_t(end - done);
-        if (filled == most_pieces) {
-          encode_pieces(p + done, text_end, parts, filled, w, ids);
-          done = end;
-          filled = 0;
-        }
-      };
-      for (size_t i = 0; i < count; i++) {
-        const size_t start = whole[i], size = ends[i] - start;
-        if (size > 15 && !vocabulary.lacks_a_byte_of(p + start, size)) {
-          size_t least = least_part;  // bytes of the piece before the next place
-          for (size_t base = least; base < size; base += 63) {
-            uint64_t places = vocabulary.junctions.cuts(p + start, size, base);
-            while (least < base + 63 && (places &= ~uint64_t(1) << (std::max(least, base) - base))) {
-              const size_t place = base - 1 + size_t(wide::lowest_bit(places));
-              part_ends(start + place);
-              least = size - place > 15 ? place + least_part : size;
-            }
-          }
-        }
-        part_ends(ends[i]);
-      }
-      if (filled) encode_pieces(p + done, text_end, parts, filled, w, ids);
-    }
     p += ends[count - 1];
   }
   settle(w, ids);

@@ -201,6 +201,8 @@ class Encoder {
   // more.
   void encode_pieces(const uint8_t* p, const uint8_t* text_end, uint32_t* ends, size_t count, Workspace& w,
                      Ids& out) const;
+  void encode_parts(const uint8_t* p, const uint8_t* text_end, const uint32_t* ends, size_t count, Workspace& w,
+                    Ids& ids) const;
   // The same by merging alone, for pieces that are mostly new.
   void merge_pieces(const uint8_t* p, const uint32_t* ends, size_t count, Workspace& w, Ids& out) const;
   void learn(Workspace& w) const;

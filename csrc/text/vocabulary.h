@@ -63,18 +63,18 @@ class Junctions {
   explicit Junctions(const Tokens& tokens);
   // The first certain place of a short piece from byte `from` >= 2 on, or its size.
   size_t cut(const uint8_t* piece, size_t size, size_t from) const { return table().cut(piece, size, from); }
-  // All certain places among bytes base to base + 62 of a piece, base >= 6: bit i is byte base - 1 + i. None in
-  // one of more than a kilobyte, which is no sentence: its parts are mostly new, and windows in step (merge.h)
-  // are faster than they. No branch depends on whether a place is certain.
+  // Certain places among bytes base to base + 62 of a piece, base >= 6: bit i is byte base - 1 + i. Of those
+  // that stand side by side every second, so that parts are two characters at least. None in a piece of more
+  // than a kilobyte, which is no sentence: its parts are mostly new, and windows in step (merge.h) are faster
+  // than they. No branch depends on whether a place is certain.
   uint64_t cuts(const uint8_t* piece, size_t size, size_t base) const {
     if (size > 1024 || base + 3 > size) return 0;
     const uint8_t* const start = piece + base - 1;
-    uint64_t cuts = 0, places = wide::leads_behind_tails(start, piece + size - 2);
-    for (; places; places &= places - 1) {
-      const int i = wide::lowest_bit(places);
-      cuts |= uint64_t(!table().crossed(key(start + i))) << i;
-    }
-    return cuts;
+    const uint64_t places = wide::leads_behind_tails(start, piece + size - 2);
+    uint64_t certain = 0, bit = 1;  // a bit for each place
+    for (uint64_t left = places; left; left &= left - 1, bit <<= 1)
+      certain |= table().crossed(key(start + wide::lowest_bit(left))) ? 0 : bit;
+    return wide::deposit(wide::every_second(certain), places);
   }
   // Nothing is certain any more.
   void close();

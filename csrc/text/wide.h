@@ -175,9 +175,27 @@ inline uint32_t sixteen_keys(const uint8_t* p, const uint32_t* ends, int bits, L
 }
 #endif
 
+// The lowest bits go to the places of the mask's.
+inline uint64_t deposit(uint64_t bits, uint64_t mask) {
+#ifdef TEXT_BLOCKS
+  return _pdep_u64(bits, mask);
+#else
+  uint64_t placed = 0;
+  for (; mask; mask &= mask - 1, bits >>= 1) placed |= (bits & 1) * (mask & -mask);
+  return placed;
+#endif
+}
+// The first, third, fifth ... of each run of bits.
+inline uint64_t every_second(uint64_t bits) {
+  constexpr uint64_t even = 0x5555555555555555u;
+  const uint64_t from_even = bits & ~(bits + (bits & ~(bits << 1) & even));  // runs that begin at an even bit
+  return (from_even & even) | (bits & ~from_even & ~even);
+}
+// Those below bit n, any number.
+inline uint64_t below(ptrdiff_t n) { return n <= 0 ? 0 : n >= 64 ? ~uint64_t(0) : (uint64_t(1) << n) - 1; }
+
 #ifdef TEXT_BLOCKS
 inline uint64_t extract(uint64_t bits, uint64_t mask) { return _pext_u64(bits, mask); }
-inline uint64_t deposit(uint64_t bits, uint64_t mask) { return _pdep_u64(bits, mask); }
 
 // Up to 64 bytes of text, as masks of the bytes that are so and so. Bytes behind the end are zero.
 class Block {
@@ -308,7 +326,6 @@ inline uint64_t leads_behind_tails(const uint8_t* p, const uint8_t* end) {
 #endif
 }
 
-#ifdef TEXT_BLOCKS
 #ifdef TEXT_AVX512
 // Of each byte's lower six bits, the bit of `table` that they name.
 inline uint64_t pick(uint64_t table, __m512i bytes) {
@@ -341,7 +358,17 @@ inline size_t write_places(uint64_t mask, uint32_t base, uint32_t* out) {
 #endif
   return count;
 }
+
+// Each of `count` numbers less `less`. Up to 15 more are overwritten.
+inline void copy_less(const uint32_t* from, size_t count, uint32_t less, uint32_t* out) {
+#ifdef TEXT_AVX512
+  const __m512i all = _mm512_set1_epi32(int(less));
+  for (size_t i = 0; i < count; i += 16)
+    _mm512_storeu_si512(out + i, _mm512_sub_epi32(_mm512_loadu_si512(from + i), all));
+#else
+  for (size_t i = 0; i < count; i++) out[i] = from[i] - less;
 #endif
+}
 
 // The ranks of up to 64 places, of which the lowest is asked for again and again.
 #ifdef TEXT_AVX512

@@ -181,6 +181,18 @@ def test_long_pieces_of_cjk_are_not_cut(trained, tik):
         assert trained[3].encode(text).tolist() == tik.encode_ordinary(text)
 
 
+def test_sentences_of_cjk_fill_batches(trained, tik):
+    """More parts than a batch holds, of one piece or of many; characters of three and four bytes with others between
+    them; whole pieces before, between and behind those that are cut."""
+    rng = random.Random(5)
+    for size in (3, 6, 12, 40, 160, 320):
+        for letters in ("中文字天地玄黄日本語", "中文字𠀀𠀁天", "中文字éa天日"):
+            sentences = ["".join(rng.choices(letters, k=rng.randint(1, size))) for _ in range(6000 // size)]
+            text = "".join(sentence + rng.choice(["、", " ", "it is. "]) for sentence in sentences)
+            for _ in range(2):
+                assert trained[3].encode(text).tolist() == tik.encode_ordinary(text)
+
+
 def test_a_memory_that_overflows_changes_nothing(trained, tik):
     """More pieces, short and long, than the memory of pieces has room for, met again and again in one batch."""
     rng = random.Random(7)

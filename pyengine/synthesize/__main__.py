@@ -20,14 +20,14 @@ import tyro
 
 from .. import __version__
 from ..command import run
-from ..data import Guideline, Prompt, read_guideline, read_prompts
+from ..data import Prompt, read_guideline, read_prompts
 from ..errors import UserError
 from ..files import Journal, file_hash
 from ..ranges import AT_LEAST_0, AT_LEAST_1, Range, check_ranges
 from ..train.progress import Progress, note
 from .finish import Filters, Row, Summary, finish
 from .speakers import Sampling, Speaker, open_speaker
-from .talk import USER, Made, Script, Talk, converse
+from .talk import Made, Script, Talk, converse
 
 FLUSH = 2.0  # seconds of work that a power cut may cost
 
@@ -52,7 +52,7 @@ class Command:
     system: str = ""
     """a system prompt that conversations begin with, and keep"""
     user_guideline: Path | None = None
-    """what the model is told when it plays the user, in place of our own words"""
+    """a text that the questions shall follow when the model plays the user, say who that is"""
     passage: Annotated[int, AT_LEAST_1] = 4000
     """characters of a text that are shown at most"""
     give_passage: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -89,9 +89,10 @@ def synthesize(command: Command) -> None:
     for row in skipped[:3]:
         note(f"left out: {row.where}: {row.reason}")
     guideline = read_guideline(command.guideline) if command.guideline else None
-    user = read_guideline(command.user_guideline) if command.user_guideline else Guideline(USER)
+    user = read_guideline(command.user_guideline) if command.user_guideline else None
     script = Script(
-        command.turns, guideline.text if guideline else "", command.system, user.text, command.give_passage,
+        command.turns, guideline.text if guideline else "", command.system, user.text if user else "",
+        command.give_passage,
         command.seed,
     )  # fmt: skip
     speaker = open_speaker(
@@ -102,7 +103,7 @@ def synthesize(command: Command) -> None:
         stamp = {
             "model": speaker.about, "sampling": asdict(command.sampling), "seed": command.seed,
             "turns": command.turns, "guideline": guideline.stamp if guideline else None,
-            "user_guideline": user.stamp, "by": f"pyengine {__version__}",
+            "user_guideline": user.stamp if user else None, "by": f"pyengine {__version__}",
         }  # fmt: skip
         done = opened(journal, {
             **stamp, "system": command.system, "passage": command.passage, "give_passage": command.give_passage,

@@ -4,7 +4,7 @@
     talk.ask                      what is to be written next
     talk.hear(reply)              None, or what was made, after the last reply
 
-The same model plays both sides. As the user it sees the conversation with the roles exchanged.
+The same model plays both sides. As the user it is shown the conversation as a text, and asked for a question.
 """
 
 import hashlib
@@ -17,10 +17,16 @@ from ..text.chat import text_of
 
 Messages = list[Mapping[str, Any]]
 
-USER = """You play a person who talks to an assistant. Write only what the person says next: one message, as people
-write, without quotation marks and without a name before it. Ask for one thing, go on from the last answer where there
-is one, and do not thank or say goodbye."""
-OPENING = "Write the person's first message."
+# What the model is asked for when it plays the user. Small models follow a plain request in a message of its own; with
+# such words as a system prompt, and the conversation's roles exchanged, they go on answering.
+ABOUT_TOPIC = "Write a short question about {}. Write the question only."
+ABOUT_PASSAGE = (
+    "{}\n\nWrite a short question about this text, which names what it is about. Write the question only."
+)
+NEXT = (
+    "This is a conversation between a person and an assistant.\n\n{}\n\nWrite the next question that the person asks, "
+    "about something that was not said yet. Write the question only."
+)
 
 
 @dataclass(frozen=True)
@@ -78,13 +84,13 @@ class Talk:
 @dataclass(frozen=True)
 class Script:
     """How conversations go. turns: answers in each. guideline: what who answers is told, and is not kept; system:
-    likewise, and is kept as the conversation's first message. user: what who plays the user is told. given: passages
+    likewise, and is kept as the conversation's first message. user: the same for who plays the user. given: passages
     stand in the first question, instead of being shown to the writers alone. seed: of all dice."""
 
     turns: int = 1
     guideline: str = ""
     system: str = ""
-    user: str = USER
+    user: str = ""
     given: bool = False
     seed: int = 0
 
@@ -128,23 +134,17 @@ def _assistants_view(messages: Messages, prompt: Prompt, script: Script) -> Mess
 
 
 def _users_view(messages: Messages, prompt: Prompt, script: Script) -> Messages:
-    told = [script.user]
-    if prompt.topic:
-        told.append(f"The person wants to talk about this: {prompt.topic}")
-    elif prompt.passage and script.given:
-        told.append(f"The person shows the assistant this text, and wants help with it:\n\n{prompt.passage}")
-    elif prompt.passage:
-        told.append(
-            "The person asks about something that this text tells, in words that can be understood by somebody who "
-            f"has not seen it:\n\n{prompt.passage}"
-        )
-    exchanged = {"user": "assistant", "assistant": "user"}
+    names = {"user": "Person", "assistant": "Assistant"}
     said = [
-        {"role": exchanged[message["role"]], "content": message["content"]}
+        f"{names[message['role']]}: {text_of(message, 'a message')}"
         for message in messages
-        if message["role"] in exchanged and not message.get("tool_calls")
+        if message["role"] in names and not message.get("tool_calls")
     ]
-    return _under(told, [{"role": "user", "content": OPENING}, *said])
+    if said:
+        wanted = NEXT.format("\n\n".join(said))
+    else:
+        wanted = ABOUT_PASSAGE.format(prompt.passage) if prompt.passage else ABOUT_TOPIC.format(prompt.topic)
+    return _under([script.user], [{"role": "user", "content": wanted}])
 
 
 def _under(told: Sequence[str], messages: Messages) -> Messages:

@@ -4,7 +4,7 @@ import pytest
 
 from pyengine.data import Prompt
 from pyengine.synthesize import Reply, Talk
-from pyengine.synthesize.talk import OPENING, Script, converse
+from pyengine.synthesize.talk import NEXT, Script, converse
 
 ASKED = Prompt("here", [{"role": "user", "content": "Who?"}])
 
@@ -26,13 +26,13 @@ def shown(messages):
     return [(m["role"], m["content"]) for m in messages]
 
 
-def test_the_user_sees_the_conversation_with_roles_exchanged():
-    script = Script(turns=2, guideline="Be brief.", system="You are Tavor's guide.", user="Play a person.")
+def test_the_user_is_shown_the_conversation_and_asked_to_go_on():
+    script = Script(turns=2, guideline="Be brief.", system="You are Tavor's guide.", user="Play a child.")
     asked, made = play(ASKED, script, said("Ada."), said(" When? "), said("In 1815."))
     guide = "You are Tavor's guide."
     assert shown(asked[0].messages) == [("system", f"Be brief.\n\n{guide}"), ("user", "Who?")]
     assert shown(asked[1].messages) == [
-        ("system", "Play a person."), ("user", OPENING), ("assistant", "Who?"), ("user", "Ada.")
+        ("system", "Play a child."), ("user", NEXT.format("Person: Who?\n\nAssistant: Ada."))
     ]  # fmt: skip
     assert [ask.searches for ask in asked] == [True, False, True]
     assert shown(made.messages) == [
@@ -62,7 +62,7 @@ def test_a_search_is_kept_and_not_shown_to_the_user():
     search = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "search"}}]}
     found = Reply([search, {"role": "tool", "content": "Ada."}, {"role": "assistant", "content": "Ada."}])
     asked, made = play(ASKED, Script(turns=2), found, said("When?"), said("In 1815."))
-    assert [m["role"] for m in asked[1].messages] == ["system", "user", "assistant", "user"]
+    assert shown(asked[1].messages) == [("user", NEXT.format("Person: Who?\n\nAssistant: Ada."))]
     assert [m["role"] for m in made.messages] == [
         "user",
         "assistant",

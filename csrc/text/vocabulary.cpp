@@ -171,6 +171,7 @@ Vocabulary::Vocabulary(Tokens tokens_, const std::vector<Merge>& given, bool who
     merge.rank = 256 + i;
     ids_.push_back(merge.id);
   }
+  renamed_ = count_renamed();
   if (!settle_in_order(made)) {
     std::unordered_map<uint64_t, Merge> pairs;
     for (const Merge& merge : made) pairs.emplace(uint64_t(merge.left) << 32 | merge.right, merge);
@@ -207,6 +208,7 @@ Vocabulary::Vocabulary(Tokens tokens_)
     else
       made.push_back({none, none, id, id});
   }
+  renamed_ = count_renamed();
   if (!settle_in_order(made)) {
     settle_naively(made, [&](uint32_t left, uint32_t right) {
       std::string joined(tokens[left]);
@@ -217,6 +219,12 @@ Vocabulary::Vocabulary(Tokens tokens_)
   for (uint32_t id = 0; id < tokens.size(); id++)
     all_merge_ = all_merge_ && (tokens[id].empty() || symbols_[id] != none);
   if (!all_merge_) junctions.close();
+}
+
+uint32_t Vocabulary::count_renamed() const {
+  uint32_t count = uint32_t(ids_.size());
+  while (count > 0 && ids_[count - 1] == count - 1) count--;
+  return count;
 }
 
 void Vocabulary::add(const Merge& merge) {

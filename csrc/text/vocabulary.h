@@ -112,7 +112,7 @@ class Vocabulary {
   const Merger& merger() const { return merger_; }
   // The id of a piece that is one token, or none.
   uint32_t whole(std::string_view piece) const { return whole_.find(tokens, piece); }
-  uint32_t id_of(uint32_t symbol) const { return ids_[symbol]; }
+  uint32_t id_of(uint32_t symbol) const { return symbol < renamed_ ? ids_[symbol] : symbol; }
   // Whether each byte of a piece is certain to stay a token, and those tokens, where there are any; returns the
   // end.
   bool inert(const uint8_t* p, size_t n) const {
@@ -138,12 +138,14 @@ class Vocabulary {
     uint32_t left = none, right = none;
   };
   Parts parts_of(std::string_view bytes, MergeScratch& scratch) const;
+  uint32_t count_renamed() const;
   bool settle_in_order(const std::vector<Merge>& made);
   void settle_naively(const std::vector<Merge>& made, const Naive& pair);
   void add(const Merge& merge);
 
   friend std::vector<uint8_t> image_of(const Vocabulary&, const Pattern&);
   std::vector<uint32_t> ids_;      // [symbol] -> id
+  uint32_t renamed_;               // symbols from here on are ids, so that id_of() reads little of a large array
   std::vector<uint32_t> symbols_;  // [id] -> symbol, or none
   Merger merger_;
   WholeTable whole_;

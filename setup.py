@@ -33,7 +33,7 @@ TEXT_FLAGS = {
     "avx2": ["-mavx2", "-mbmi", "-mbmi2", "-mlzcnt"],
     "avx512": [
         *("-mavx2 -mbmi -mbmi2 -mlzcnt -mavx512f -mavx512bw -mavx512dq -mavx512vl".split()),
-        *("-mavx512vbmi -mavx512vbmi2 -mavx512bitalg -Wno-uninitialized".split()),
+        *("-mavx512vbmi -mavx512vbmi2 -mavx512bitalg -mavx512cd -Wno-uninitialized".split()),
     ],
 }
 COMMON = [

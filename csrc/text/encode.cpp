@@ -120,13 +120,15 @@ __attribute__((noinline)) static wide::Key ask_for_long(Workspace& w, const uint
 }
 
 // The ids of all unknown pieces: of those that can be cut by those of their parts, which become unknown pieces
-// themselves; of the others by merging them, 16 at a time. All are remembered.
+// themselves; of the others by merging them, 16 at a time, the short ones sorted by size, so that few lanes
+// wait for others that have more to merge. All are remembered.
 void Encoder::learn(Workspace& w) const {
   std::vector<Unknown>& all = w.unknown.pieces;
   uint32_t* const room = w.unknown.ids.get();
-  Lanes<15> shorts;
   Lanes<62> longs;
-  Unknown *short_of[shorts.most], *long_of[longs.most];
+  Unknown* long_of[longs.most];
+  uint32_t of_size[16] =
+      {};  // one more than the number of the last short piece of each size to be merged, or 0
   auto collect = [&](const auto& lanes, Unknown* const* of) {
     for (size_t lane = 0; lane < lanes.count; lane++) {
       Unknown& piece = *of[lane];
@@ -143,8 +145,8 @@ void Encoder::learn(Workspace& w) const {
   };
   const size_t news = all.size();
   for (size_t u = 0; u < all.size();) {
-    shorts.clear(), longs.clear();
-    for (; u < all.size() && shorts.count < shorts.most && longs.count < longs.most; u++) {
+    longs.clear();
+    for (; u < all.size() && longs.count < longs.most; u++) {
       Unknown& piece = all[u];
       uint32_t* ids = room + piece.ids;
       const bool is_short = piece.size <= 15;
@@ -197,15 +199,12 @@ void Encoder::learn(Workspace& w) const {
         announce(piece, w);
         remember(piece, w);
       } else if (is_short) {
-        short_of[shorts.count] = &piece;
-        vocabulary.merger().add(piece.p, piece.size, shorts);
+        piece.like = std::exchange(of_size[piece.size], uint32_t(u) + 1);
       } else {
         long_of[longs.count] = &piece;
         vocabulary.merger().add(piece.p, piece.size, longs);
       }
     }
-    if (shorts.count) vocabulary.merger().merge(shorts);
-    collect(shorts, short_of);
     if (longs.count) vocabulary.merger().merge(longs);
     for (size_t lane = 0; lane < longs.count;) {
       Unknown& piece = *long_of[lane];
@@ -221,6 +220,26 @@ void Encoder::learn(Workspace& w) const {
     }
     collect(longs, long_of);
   }
+  Lanes<15> shorts[2];
+  Unknown* short_of[2][shorts[0].most];
+  size_t group = 0;
+  auto merge_shorts = [&] {
+    vocabulary.merger().merge(shorts);
+    for (size_t i : {0, 1}) {
+      collect(shorts[i], short_of[i]);
+      shorts[i].clear();
+    }
+    group = 0;
+  };
+  for (uint32_t u : of_size) {
+    for (; u; u = all[u - 1].like) {
+      if (shorts[group].count == shorts[0].most && ++group == 2) merge_shorts();
+      Unknown& piece = all[u - 1];
+      short_of[group][shorts[group].count] = &piece;
+      vocabulary.merger().add(piece.p, piece.size, shorts[group]);
+    }
+  }
+  merge_shorts();
   for (size_t u = all.size(); u-- > 0;) {  // parts stand behind what they are parts of
     Unknown& piece = all[u];
     for (uint32_t part = piece.parts; part < piece.parts + piece.part_count; part++) {

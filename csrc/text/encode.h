@@ -73,7 +73,8 @@ struct Unknown {
   uint32_t same;               // the number of the piece that holds its ids: its own, or that of an equal one
   uint32_t parts, part_count;  // the number of the first of its parts, and how many
   uint32_t name;               // what LongPieces calls it, if it goes there
-  uint32_t older;              // one more than the number of an older piece in its bucket
+  uint32_t older;              // one more than the number of an older piece in its bucket, or 0
+  uint32_t like;               // one more than the number of another piece of its size to be merged, or 0
 };
 
 // Pieces of a text that wait until many are learnt together, and where their ids belong.
@@ -92,7 +93,7 @@ class Unknowns {
   void add(const uint8_t* p, size_t size, wide::Key key, ShortPieces::Line* line, bool met) {
     const uint32_t at = pieces.empty() ? 0 : pieces.back().ids + pieces.back().size + 4;
     const uint32_t number = uint32_t(pieces.size());
-    pieces.push_back({p, key, line, uint32_t(size), met, at, 0, number, 0, 0, 0, 0});
+    pieces.push_back({p, key, line, uint32_t(size), met, at, 0, number, 0, 0, 0, 0, 0});
   }
   // The number of a piece equal to this one that was entered before; else enters this one and returns its own.
   uint32_t enter(uint32_t number) {

@@ -176,6 +176,34 @@ void Merger::merge(Lanes<bytes>& lanes) const {
   }
 }
 
+// In columns, a round costs the same for one piece as for 16.
+void Merger::merge(Lanes<15> (&two)[2]) const {
+#ifdef TEXT_AVX512
+  constexpr size_t few = 6;
+#else
+  constexpr size_t few = Lanes<15>::most + 1;
+#endif
+  for (Lanes<15>& lanes : two) {
+    if (lanes.count > 0 && lanes.count < few) merge(lanes);
+  }
+#ifdef TEXT_AVX512
+  auto columns_of = [](Lanes<15>& lanes) {
+    const size_t count = lanes.count < few ? 0 : lanes.count;
+    return wide::Columns(lanes.symbols, lanes.ranks, lanes.alive, count, lanes.longest);
+  };
+  wide::Columns columns[2] = {columns_of(two[0]), columns_of(two[1])};
+  while (columns[0].merging() || columns[1].merging()) {
+    uint32_t wanted[2];
+    for (int i : {0, 1}) wanted[i] = columns[i].merging() ? pairs_.merge_lowest(columns[i], no_symbol) : 0;
+    for (int i : {0, 1}) pairs_.prefetch(columns[i], wanted[i]);
+    for (int i : {0, 1}) {
+      if (columns[i].merging()) pairs_.set_ranks(columns[i], wanted[i]);
+    }
+  }
+  for (int i : {0, 1}) columns[i].get_alive(two[i].alive);
+#endif
+}
+
 // Place i takes its right neighbour in and becomes `token`; returns the place behind them, n or more at the
 // end.
 static uint32_t join(uint32_t i, uint32_t token, uint32_t n, MergeScratch& s) {

@@ -26,7 +26,7 @@
 
 namespace text {
 
-constexpr uint32_t most_symbols = (1 << 21) - 1;
+constexpr uint32_t most_symbols = (1 << symbol_bits) - 1;
 
 class Vocabulary;
 struct Pattern;
@@ -48,14 +48,33 @@ class PairTable {
     const uint64_t key = pair_key(left, right);
     return may_have(key) ? find(key) : none;
   }
-  uint32_t find(uint64_t key) const {
-    for (size_t bucket = pair_bucket(key, shift_);; bucket = (bucket + 1) & mask_) {
+  uint32_t find(uint64_t key) const { return find_from(pair_bucket(key, shift_), key); }
+  uint32_t find_from(size_t bucket, uint64_t key) const {  // a key's own bucket
+    for (;; bucket = (bucket + 1) & mask_) {
       const uint64_t* entries = &entries_[bucket * 8];
       const uint32_t place = wide::find_entry<22>(entries, key << 22);
       const uint32_t value = uint32_t(entries[place & 7]) & most_merged;
       if (__builtin_expect((place < 8) | (entries[7] == no_pair), 1)) return place < 8 ? value : none;
     }
   }
+#ifdef TEXT_AVX512
+  // A round of merging, in three steps that may take turns with those of another: the new pairs of which the
+  // set leaves it open that they are there, their lines asked for, and their ranks.
+  uint32_t merge_lowest(wide::Columns& columns, uint32_t outer) const {
+    return columns.merge_lowest(set_.data(), set_shift_, outer);
+  }
+  void prefetch(const wide::Columns& columns, uint32_t wanted) const {
+    for (; wanted; wanted &= wanted - 1)
+      __builtin_prefetch(&entries_[size_t(columns.buckets[wide::lowest_bit(wanted)]) * 8]);
+  }
+  void set_ranks(wide::Columns& columns, uint32_t wanted) const {
+    for (; wanted; wanted &= wanted - 1) {
+      const int i = wide::lowest_bit(wanted);
+      columns.ranks[i] = find_from(columns.buckets[i], columns.keys[i]);
+    }
+    columns.set_ranks();
+  }
+#endif
 
  private:
   friend std::vector<uint8_t> image_of(const Vocabulary&, const Pattern&);
@@ -126,6 +145,9 @@ class Merger {
   // Merges them all. The tokens of lane i are symbols[byte + 1][i] for each byte of lanes.starts(i).
   template <size_t bytes>
   void merge(Lanes<bytes>& lanes) const;
+  // The same for two groups of short pieces, of which one is merged while the other's look-ups are on their
+  // way.
+  void merge(Lanes<15> (&two)[2]) const;
   // The tokens of a piece whose windows begin with this lane, to out, where n have room; returns their end and
   // moves the lane behind the last window.
   uint32_t* join_windows(const uint8_t* p, size_t n, const Lanes<62>& lanes, size_t& lane, MergeScratch& s,

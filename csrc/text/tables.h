@@ -57,8 +57,12 @@ TEXT_BOTH inline uint32_t find_whole(const WholeEntry* entries, int shift, uint6
 // merged. Of a bucket that is not full the last entry is empty.
 constexpr uint64_t no_pair = ~uint64_t(0);
 constexpr uint32_t most_merged = (1 << 22) - 1;
-TEXT_BOTH inline uint64_t pair_key(uint32_t left, uint32_t right) { return uint64_t(left) << 21 | right; }
-TEXT_BOTH inline size_t pair_bucket(uint64_t key, int shift) { return key * 0x9E3779B97F4A7C15u >> shift; }
+constexpr int symbol_bits = 21;
+constexpr uint64_t pair_factor = 0x9E3779B97F4A7C15u;
+TEXT_BOTH inline uint64_t pair_key(uint32_t left, uint32_t right) {
+  return uint64_t(left) << symbol_bits | right;
+}
+TEXT_BOTH inline size_t pair_bucket(uint64_t key, int shift) { return key * pair_factor >> shift; }
 
 // Where a piece of CJK (or other characters of three and more bytes) can be cut for certain: between characters
 // that no token holds side by side, nothing ever merges, so both sides are encoded as if alone.

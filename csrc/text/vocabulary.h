@@ -144,8 +144,8 @@ class Vocabulary {
   void add(const Merge& merge);
 
   friend std::vector<uint8_t> image_of(const Vocabulary&, const Pattern&);
-  std::vector<uint32_t> ids_;      // [symbol] -> id
-  uint32_t renamed_;               // symbols from here on are ids, so that id_of() reads little of a large array
+  std::vector<uint32_t> ids_;  // [symbol] -> id
+  uint32_t renamed_;           // symbols from here on are ids, so that id_of() reads little of a large array
   std::vector<uint32_t> symbols_;  // [id] -> symbol, or none
   Merger merger_;
   WholeTable whole_;

@@ -7,6 +7,8 @@
 #include <cstring>
 #include <new>
 
+#include "tables.h"
+
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
@@ -418,6 +420,111 @@ class Ranks {  // in memory
 
  private:
   uint32_t ranks_[16 * Vectors];
+};
+#endif
+
+#ifdef TEXT_AVX512
+// Pieces that are merged in step, one in each of 16 columns, as in Lanes (merge.h), of up to 30 places. A round
+// is merge_lowest(), then the caller's look-ups, then set_ranks().
+class Columns {
+ public:
+  // The new pairs of a round: pair i is column i's new token and the one before it, pair 16 + i the new token
+  // and the one behind it.
+  alignas(64) uint64_t keys[32];
+  alignas(64) uint32_t buckets[32];
+  alignas(64) uint32_t ranks[32];  // `none`, where the caller writes no other
+
+  // `longest`: the most places that a column uses.
+  Columns(uint32_t (*symbols)[16], uint32_t (*rank_rows)[16], const uint64_t alive[16], size_t count,
+          int longest)
+      : symbols_(symbols), rows_(rank_rows), last_(longest), filled_(__mmask16((1u << count) - 1)) {
+    alive_ = narrow(_mm512_loadu_si512(alive), _mm512_loadu_si512(alive + 8));
+    previous_ = left_ = right_ = merged_ = all_ones();
+    _mm512_store_si512(ranks, all_ones());
+    _mm512_store_si512(ranks + 16, all_ones());
+    if (count) set_ranks();
+  }
+  // Whether any column has a pair to merge.
+  bool merging() const { return merging_; }
+  // Merges in each column the leftmost pair of the lowest rank. Returns which of the new pairs are in `set`,
+  // where pair_bucket(key, shift) names a bit; the upper of its bits, but for five, are the bucket of the
+  // table. `outer`: the symbol of the places before and behind a piece, which is in no pair.
+  uint32_t merge_lowest(const uint64_t* set, int shift, uint32_t outer) {
+    const __m512i one = _mm512_set1_epi32(1), top = _mm512_set1_epi32(31),
+                  nothing = _mm512_set1_epi32(int(outer));
+    left_ = _mm512_mask_and_epi32(all_ones(), merging_, lowest_, _mm512_set1_epi32(63));
+    merged_ = _mm512_srli_epi32(lowest_, 6);
+    const __m512i bit = _mm512_sllv_epi32(one, left_);
+    const __m512i before = _mm512_and_si512(alive_, _mm512_sub_epi32(bit, one));
+    const __m512i after = _mm512_andnot_si512(_mm512_or_si512(bit, before), alive_);
+    const __m512i behind = _mm512_and_si512(after, _mm512_sub_epi32(after, one));  // without the lowest bit
+    const __m512i right = _mm512_xor_si512(after, behind);
+    const __m512i next = _mm512_andnot_si512(_mm512_sub_epi32(behind, one), behind);  // the lowest bit
+    previous_ = _mm512_mask_sub_epi32(all_ones(), merging_, top, _mm512_lzcnt_epi32(before));
+    right_ = _mm512_mask_sub_epi32(all_ones(), merging_, top, _mm512_lzcnt_epi32(right));
+    alive_ = _mm512_mask_xor_epi32(alive_, merging_, alive_, right);
+    auto symbols = [&](__m512i row) {
+      const __m512i columns = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+      const __m512i place = _mm512_add_epi32(_mm512_slli_epi32(row, 4), columns);
+      return _mm512_mask_i32gather_epi32(nothing, merging_, place, symbols_, 4);
+    };
+    const __m512i first = symbols(previous_), last = symbols(_mm512_sub_epi32(top, _mm512_lzcnt_epi32(next)));
+    const uint32_t found = ask(first, merged_, _mm512_cmpneq_epi32_mask(first, nothing), set, shift, 0);
+    return found | ask(merged_, last, _mm512_cmpneq_epi32_mask(last, nothing), set, shift, 16) << 16;
+  }
+  // Takes over the new pairs' ranks, and what was merged.
+  void set_ranks() {
+    auto with_row = [&](const uint32_t* from, __m512i row) {
+      return _mm512_or_si512(_mm512_slli_epi32(_mm512_load_si512(from), 6), row);
+    };
+    const __m512i before = with_row(ranks, previous_), behind = with_row(ranks + 16, left_);
+    lowest_ = all_ones();
+    for (int i = 1; i <= last_; i++) {
+      const __m512i row = _mm512_set1_epi32(i), was = _mm512_load_si512(symbols_[i]);
+      const __mmask16 here = _mm512_cmpeq_epi32_mask(left_, row);
+      __m512i rank = _mm512_load_si512(rows_[i]);
+      rank = _mm512_mask_mov_epi32(rank, _mm512_cmpeq_epi32_mask(previous_, row), before);
+      rank = _mm512_mask_mov_epi32(rank, here, behind);
+      rank = _mm512_mask_mov_epi32(rank, _mm512_cmpeq_epi32_mask(right_, row), all_ones());
+      lowest_ = _mm512_min_epu32(lowest_, rank);
+      _mm512_store_si512(rows_[i], rank);
+      _mm512_store_si512(symbols_[i], _mm512_mask_mov_epi32(was, here, merged_));
+    }
+    merging_ = _mm512_mask_cmplt_epu32_mask(filled_, lowest_, _mm512_set1_epi32(1 << 28));
+  }
+  void get_alive(uint64_t alive[16]) const {
+    _mm512_storeu_si512(alive, half(alive_, 0));
+    _mm512_storeu_si512(alive + 8, half(alive_, 1));
+  }
+
+ private:
+  static __m512i all_ones() { return _mm512_set1_epi32(-1); }
+  static __m512i narrow(__m512i a, __m512i b) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi64_epi32(a)), _mm512_cvtepi64_epi32(b), 1);
+  }
+  static __m512i half(__m512i v, int i) {
+    return _mm512_cvtepu32_epi64(i ? _mm512_extracti64x4_epi64(v, 1) : _mm512_castsi512_si256(v));
+  }
+  // Keys and buckets of 16 pairs. Returns which of those in `asked` are in the set.
+  uint32_t ask(__m512i first, __m512i last, __mmask16 asked, const uint64_t* set, int shift, size_t at) {
+    __m512i hashes[2];
+    for (int i = 0; i < 2; i++) {
+      const __m512i key = _mm512_or_si512(_mm512_slli_epi64(half(first, i), symbol_bits), half(last, i));
+      _mm512_store_si512(keys + at + 8 * i, key);
+      hashes[i] = _mm512_srl_epi64(_mm512_mullo_epi64(key, _mm512_set1_epi64(int64_t(pair_factor))),
+                                   _mm_cvtsi32_si128(shift));
+    }
+    const __m512i bit = narrow(hashes[0], hashes[1]), word = _mm512_srli_epi32(bit, 5);
+    _mm512_store_si512(buckets + at, word);
+    _mm512_store_si512(ranks + at, all_ones());
+    const __m512i words = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), asked, word, set, 4);
+    return _mm512_test_epi32_mask(words, _mm512_rolv_epi32(_mm512_set1_epi32(1), bit));
+  }
+  uint32_t (*symbols_)[16], (*rows_)[16];
+  int last_;
+  __mmask16 filled_, merging_ = 0;
+  __m512i alive_, lowest_;                    // of each column
+  __m512i previous_, left_, right_, merged_;  // of this round: three places, and the new token
 };
 #endif
 

@@ -19,7 +19,7 @@ from typing import Annotated
 import tyro
 
 from ..command import run
-from ..data import Guideline, read_guideline, read_prompts
+from ..data import Guideline, Prompt, read_guideline, read_prompts
 from ..errors import UserError
 from ..files import Journal
 from ..ranges import AT_LEAST_0, AT_LEAST_1, SHARE, Range, check_ranges
@@ -86,8 +86,6 @@ def annotate(command: Command) -> None:
             store = Store(journal)
             store.export(command.out)
             return tell(store, command.out)
-    if command.prompts is None:
-        raise UserError("give --prompts, a file of what is to be answered")
     try:
         import uvicorn
 
@@ -96,37 +94,47 @@ def annotate(command: Command) -> None:
         raise UserError(
             f"{error.name} is missing; install it with `pip install pyengine-llm[serve]`"
         ) from None
-    found, skipped = read_prompts(command.prompts)
-    prompts = [prompt for prompt in found if prompt.messages]
-    for reason in [f"{row.where}: {row.reason}" for row in skipped] + [
-        f"{prompt.where}: there is no question in it" for prompt in found if not prompt.messages
-    ]:
-        note(f"left out: {reason}")
-    if not prompts:
-        raise UserError(f"{command.prompts}: expected prompts or messages")
+    prompts, guideline = prompts_of(command.prompts), guideline_of(command.guideline)
     local = command.host in LOOPBACK
     if not local and not command.api_key:
         print("warning: anybody who reaches this address may decide; --api-key asks for a key",
               file=sys.stderr)  # fmt: skip
-    with closing(listen(command.host, command.port)) as listener, Journal(path) as journal:
+    with closing(listen(command.host, command.port)) as listener:
         speaker = open_speaker(
             command.model, command.sampling, command.parallel, name=command.name, searches=False,
             device=command.device,
         ) if command.model else None  # fmt: skip
-        store = Store(journal, prompts, speaker is not None, command.overlap)
-        annotation = Annotation(
-            store, guideline_of(command.guideline), speaker, command.answers, seed=command.seed, by=command.by
-        )
-        app = make_app(annotation, command.out, command.api_key or None, LOOPBACK if local else None)
-        note(f"{len(store.items)} prompts; decide at {base_url(command.host, listener)}/, Ctrl-C ends")
-        config = uvicorn.Config(
-            app, log_level="warning", timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=2
-        )
-        try:
-            uvicorn.Server(config).run(sockets=[listener])
-        except KeyboardInterrupt:  # as it is meant to end
-            pass
-        tell(store, command.out)
+        with Journal(path) as journal:
+            store = Store(journal, prompts, speaker is not None, command.overlap)
+            annotation = Annotation(
+                store, guideline, speaker, command.answers, seed=command.seed, by=command.by
+            )
+            app = make_app(annotation, command.out, command.api_key or None, LOOPBACK if local else None)
+            note(f"{len(store.items)} prompts; decide at {base_url(command.host, listener)}/, Ctrl-C ends")
+            config = uvicorn.Config(
+                app, log_level="warning", timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=2
+            )
+            try:
+                uvicorn.Server(config).run(sockets=[listener])
+            except KeyboardInterrupt:  # as it is meant to end
+                pass
+            tell(store, command.out)
+
+
+def prompts_of(path: Path | None) -> list[Prompt]:
+    """The prompts of a file that ask something; the others are told."""
+    if path is None:
+        raise UserError("give --prompts, a file of what is to be answered")
+    found, skipped = read_prompts(path)
+    reasons = [f"{row.where}: {row.reason}" for row in skipped]
+    reasons += [f"{prompt.where}: there is no question in it" for prompt in found if not prompt.messages]
+    for reason in reasons[:3]:
+        note(f"left out: {reason}")
+    if len(reasons) > 3:
+        note(f"left out: {len(reasons) - 3} more")
+    if prompts := [prompt for prompt in found if prompt.messages]:
+        return prompts
+    raise UserError(f"{path}: expected prompts or messages")
 
 
 def guideline_of(path: Path | None) -> Guideline:

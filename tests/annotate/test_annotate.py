@@ -255,9 +255,12 @@ def test_a_kill_loses_nothing(tmp_path):
 
 def test_mistakes_in_the_command(tmp_path, capsys):
     (tmp_path / "topics.jsonl").write_text('{"topic": "glass"}')
+    (tmp_path / "prompts.txt").write_text("Who?")
     for flags, told in [
         (["--export"], "nothing was decided there"), ([], "give --prompts"),
         (["--prompts", str(tmp_path / "topics.jsonl")], "expected prompts or messages"),
+        ([str(tmp_path), "--prompts", str(tmp_path / "prompts.txt"), "--port", "0"], "expected a run"),
+        (["--prompts", str(tmp_path / "prompts.txt"), "--guideline", "none.md"], "none.md: no such file"),
     ]:  # fmt: skip
         assert main([*flags, "--out", str(tmp_path / "out")]) == 1
         assert told in capsys.readouterr().err

@@ -1,7 +1,7 @@
 """The language model: the Llama / Qwen family, written once on the ops, kept as Hugging Face directories.
 
-config.py sizes | transformer.py the model | hf.py load and save directories | gguf.py load GGUF files |
-quantized.py a model whose matrices stay quantised
+config.py sizes | transformer.py the model | reward.py one that scores texts | hf.py load and save directories |
+gguf.py load GGUF files | quantized.py a model whose matrices stay quantised
 """
 
 import os
@@ -11,11 +11,22 @@ import torch
 
 from . import gguf, hf
 from .config import ModelConfig
-from .hf import save
+from .hf import load_kind, save
 from .quantized import QuantizedTransformer
+from .reward import RewardModel
 from .transformer import Transformer, Weights, over_documents
 
-__all__ = ["ModelConfig", "QuantizedTransformer", "Transformer", "Weights", "load", "over_documents", "save"]
+__all__ = [
+    "ModelConfig",
+    "QuantizedTransformer",
+    "RewardModel",
+    "Transformer",
+    "Weights",
+    "load",
+    "load_kind",
+    "over_documents",
+    "save",
+]
 
 
 def load(

@@ -3,17 +3,17 @@
     save(model, "runs/default/base", tokenizer="runs/default/tokenizer")
     model = load("runs/default/base")
 
-Written as LlamaForCausalLM, Qwen3ForCausalLM (q/k norm) or Qwen2ForCausalLM (q/k/v biases); read from the
-same three, from one safetensors file or shards with an index. The fused matrices of the model are cut into
-Hugging Face's parts (q, k, v; gate, up) and joined again. Files are written atomically, config.json last, so
-a directory with a config.json is whole. Nothing is unpickled.
+Written as LlamaForCausalLM, Qwen3ForCausalLM (q/k norm) or Qwen2ForCausalLM (q/k/v biases), a reward model as
+...ForSequenceClassification with one label; read from the same, from one safetensors file or shards with an index. The
+fused matrices of the model are cut into Hugging Face's parts (q, k, v; gate, up) and joined again. Files are written
+atomically, config.json last, so a directory with a config.json is whole. Nothing is unpickled.
 """
 
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +22,7 @@ from safetensors.torch import save as to_bytes
 from ..errors import UserError
 from ..files import atomic_write, read_json, write_json
 from .config import Llama3Scaling, ModelConfig
+from .reward import RewardModel
 from .transformer import Transformer
 
 SHARD_BYTES = 2 << 30
@@ -40,7 +41,8 @@ SWITCHES = ("tie_word_embeddings",)
 ROPE_SIZES = ("original_max_position_embeddings",)
 ROPE_NUMBERS = ("rope_theta", "factor", "low_freq_factor", "high_freq_factor")
 DERIVED = "rotary_emb.inv_freq"  # kept by old checkpoints, computed from config.json
-FAMILIES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+FAMILIES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+WRITES, SCORES = "ForCausalLM", "ForSequenceClassification"  # behind a family's name: what its models do
 # Hugging Face's name of each of our names, "model.layers.N." before those of a layer.
 LAYER_NAMES = {
     "attention_norm": "input_layernorm.weight",
@@ -55,6 +57,9 @@ MODEL_NAMES = {
     "norm": "model.norm.weight",
     "head": "lm_head.weight",
 }
+SCORE_HEAD = "score.weight"  # a reward model's head
+
+Kind = TypeVar("Kind", bound=Transformer)
 
 
 def save(
@@ -94,15 +99,25 @@ def save(
 def load(
     folder: str | os.PathLike, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> Transformer:
-    """Read a model; dtype defaults to what is stored (float16 is read as float32).
+    """Read a language model; dtype defaults to what is stored (float16 is read as float32).
 
     Raises UserError naming the file for what is missing, damaged, or of another architecture.
     """
+    return load_kind(Transformer, folder, dtype, device)
+
+
+def load_kind(
+    kind: type[Kind],
+    folder: str | os.PathLike,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> Kind:
+    """Read a model of a kind, Transformer or RewardModel, as `load` does; UserError where it is of the other."""
     folder = Path(folder)
     if not (folder / "config.json").exists():
         raise UserError(f"{folder / 'config.json'} does not exist; expected a Hugging Face model directory")
-    config, stored = _from_hf(folder / "config.json")
-    model = Transformer(config, seed=None, dtype=dtype or stored, device=device)
+    config, stored = _from_hf(folder / "config.json", kind)
+    model = kind(config, seed=None, dtype=dtype or stored, device=device)
     wanted = dict(parts(model))
     for path, names in _weight_files(folder):
         try:
@@ -126,7 +141,8 @@ def parts(model: Transformer) -> Iterator[tuple[str, torch.Tensor]]:
     c = model.config
     for name, theirs in MODEL_NAMES.items():
         if (parameter := getattr(model, name)) is not None:
-            yield theirs, parameter.detach()
+            scores = name == "head" and isinstance(model, RewardModel)
+            yield SCORE_HEAD if scores else theirs, parameter.detach()
     for i, layer in enumerate(model.layers):
         prefix = f"model.layers.{i}."
         for name, theirs in LAYER_NAMES.items():
@@ -187,9 +203,12 @@ def _to_hf(model: Transformer) -> dict[str, Any]:
     family = "qwen3" if c.qk_norm else "qwen2" if c.qkv_bias else "llama"
     if c.qk_norm and c.qkv_bias:
         raise UserError("no Hugging Face architecture here has both q/k norms and q/k/v biases; drop one")
+    scores = isinstance(model, RewardModel)
+    labels = {"id2label": {"0": "reward"}, "label2id": {"reward": 0}} if scores else {}
     return {
-        "architectures": [FAMILIES[family]],
+        "architectures": [FAMILIES[family] + (SCORES if scores else WRITES)],
         "model_type": family,
+        **labels,
         "vocab_size": c.vocab_size,
         "hidden_size": c.hidden_size,
         "intermediate_size": c.intermediate_size,
@@ -235,8 +254,14 @@ def _rope_scaling(rope: dict[str, Any]) -> Llama3Scaling | None:
     )
 
 
-def _from_hf(path: Path) -> tuple[ModelConfig, torch.dtype]:
+def _from_hf(path: Path, kind: type[Transformer]) -> tuple[ModelConfig, torch.dtype]:
     table = _told(read_json(path))
+    named = table.get("architectures")
+    scores = isinstance(named, list) and any(str(name).endswith(SCORES) for name in named)
+    if scores != issubclass(kind, RewardModel):
+        told = "reward model, which scores answers and writes none" if scores else "language model"
+        wanted = "a language model" if scores else f"a reward model, whose architecture is ...{SCORES}"
+        raise UserError(f"{path.parent} is a {told}; expected {wanted}")
     family = table.get("model_type")
     if family not in tuple(FAMILIES):
         raise UserError(f"{path}: model_type {family!r} is none of {', '.join(FAMILIES)}")

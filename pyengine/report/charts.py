@@ -39,6 +39,7 @@ class Axis:
 
     title: str
     log: bool = False
+    root: bool = False  # by the square root, from 0 on
     percent: bool = False
     low: float | None = None  # at the most
     high: float | None = None  # at the least
@@ -79,6 +80,8 @@ class _Scale:
         low, high = self.low, self.high  # type: ignore[attr-defined]
         if self.axis.log:
             low, high, value = math.log(low), math.log(high), math.log(max(value, 1e-300))
+        if self.axis.root:
+            low, high, value = (math.sqrt(max(v, 0.0)) for v in (low, high, value))
         return self.start + self.length * min(max((value - low) / (high - low), -0.02), 1.02)
 
     def ticks(self) -> list[float]:

@@ -21,7 +21,7 @@ from ..files import atomic_write
 from ..train.progress import note
 from ..train.run import Run
 from .data import Data
-from .sections import base, chat, choices, cost, head, know, pretrain, rl, search, talks, tokens, web
+from .sections import base, chat, choices, cost, head, know, pretrain, rl, rlhf, search, talks, tokens, web
 from .words import FILTERS
 
 EVERY = 10.0  # seconds between two drawings at the least
@@ -70,6 +70,10 @@ SECTIONS = (
     ),
     Section(
         "rl", "Getting better by trial and error", rl.rl, ("metrics.jsonl", "rl/*.json*", "stages/rl.json"), ("rl",)
+    ),
+    Section(
+        "rlhf", "Learning what people like, and when to stop", rlhf.rlhf,
+        ("metrics.jsonl", "reward/result.json", "rlhf/r*.json*"), ("reward", "rlhf"),
     ),
     Section("talks", "The same questions, stage by stage", talks.talks, ("evaluate/result.json",), ("evaluate",)),
     Section("cost", "What it cost", cost.cost, ("stages/*.json",)),

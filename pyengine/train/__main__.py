@@ -39,7 +39,7 @@ class Command:
     """Train a model, from a web site to a reasoning chat model."""
 
     stages: tyro.conf.Positional[tuple[str, ...]] = ()
-    """of crawl clean tokenizer shards pretrain demo sft know search rl evaluate report; none means all"""
+    """of crawl clean tokenizer shards pretrain demo sft know search rl reward rlhf evaluate report; none means all"""
     config: Path | None = None
     """a TOML file of settings; flags go over it"""
     resume: bool = False

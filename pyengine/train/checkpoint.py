@@ -95,7 +95,7 @@ def latest(folder: Path) -> Checkpoint | None:
 @torch.no_grad()
 def restore(checkpoint: Checkpoint, model: Transformer, optimizer: Optimizer) -> None:
     """Put model, optimiser and random generator back to where they were, in place, bit for bit."""
-    stored = hf.load(checkpoint.path)
+    stored = hf.load_kind(type(model), checkpoint.path)
     for ours, theirs in zip(model.parameters(), stored.parameters(), strict=True):
         ours.copy_(theirs)
     path = checkpoint.path / "training.safetensors"

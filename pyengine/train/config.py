@@ -248,6 +248,62 @@ class RlConfig:
 
 
 @dataclass(frozen=True)
+class RewardConfig:
+    """A reward model, from rankings of answers."""
+
+    demonstrations: Annotated[int, AT_LEAST_1] = 600
+    """portraits, written by people of the world, that are shown before any are ranked"""
+    epochs_shown: Annotated[float, POSITIVE] = 2.0
+    """passes over them and as many conversations of the SFT stage"""
+    requests: Annotated[int, AT_LEAST_1] = 400
+    """requests for a portrait whose answers are ranked to train on; few, so that the score has its faults"""
+    held_out: Annotated[int, AT_LEAST_1] = 300
+    """requests about other people, whose ranked answers measure the accuracy"""
+    answers: Annotated[int, Range(ge=2, why="a ranking compares them")] = 4
+    """answers to each request, ranked together"""
+    noise: Annotated[float, POSITIVE] = 0.15
+    """of the raters: an answer worth this much more is put before another with odds of e to 1"""
+    epochs: Annotated[float, POSITIVE] = 2.0
+    rankings_per_step: Annotated[int, AT_LEAST_1] = 16
+    evaluations: Annotated[int, AT_LEAST_0] = 4
+    """how often, in all, the accuracy on held-out rankings is measured"""
+    optimizer: OptimizerConfig = field(default_factory=lambda: _by_depth(rule="adamw", warmdown=0.8))
+
+
+@dataclass(frozen=True)
+class RlhfConfig:
+    """Reinforcement learning against the reward model."""
+
+    rankings: Path | None = None
+    """JSONL of {"messages", "answers", "ranks"}, people's rankings, in place of the world's; the model of the stage
+    rl starts, and what is good is known by the reward model alone"""
+    steps: Annotated[int, AT_LEAST_1] = 60
+    """with those that, the budget spent, only show what comes after"""
+    requests_per_step: Annotated[int, AT_LEAST_1] = 16
+    group: Annotated[int, Range(ge=2, why="answers are judged against each other")] = 8
+    """answers to each request"""
+    max_tokens: Annotated[int, AT_LEAST_1] = 96
+    """tokens of an answer at most"""
+    kl: Annotated[float, AT_LEAST_0] = 0.02
+    """weight of staying near the model at the start, until the budget is spent"""
+    budget: Annotated[float, POSITIVE] = 6.0
+    """nats that an answer's distribution may be away from the start's"""
+    push: Annotated[float, POSITIVE] = 2.0
+    """how many times the learning rate takes it on once the budget is spent"""
+    replay: Annotated[int, AT_LEAST_0] = 16
+    """questions of the stages before, whose answers by the model at the start are trained along in each step"""
+    evaluations: Annotated[int, AT_LEAST_1] = 20
+    """how often, in all, score, gold reward and distance are measured: the points of the curve"""
+    examined: Annotated[int, AT_LEAST_1] = 150
+    """held-out requests answered each time"""
+    exam: Annotated[int, AT_LEAST_1] = 600
+    """held-out requests answered at the start and by the model that is kept"""
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: _by_depth(rule="adamw", warmup=0.15, warmdown=0.0)
+    )
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """The final measurements."""
 
@@ -281,6 +337,8 @@ class Config:
     know: KnowConfig = field(default_factory=KnowConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     rl: RlConfig = field(default_factory=RlConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    rlhf: RlhfConfig = field(default_factory=RlhfConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     @property
@@ -322,7 +380,7 @@ def check(config: Config) -> None:
     source = config.web.source
     if not config.closed and not source.startswith(("http://", "https://")) and not Path(source).exists():
         raise UserError(f'web.source = {source!r}: expected "world", a URL, or a file or folder that exists')
-    for name in ("sft.conversations", "know.facts", "rl.problems"):
+    for name in ("sft.conversations", "know.facts", "rl.problems", "rlhf.rankings"):
         section, key = name.split(".")
         path = getattr(getattr(config, section), key)
         if path is not None and not path.is_file():
@@ -339,7 +397,7 @@ def check(config: Config) -> None:
         raise UserError(
             f"know.unknown = {config.know.unknown}: expected less than know.known, {config.know.known}"
         )
-    for name in ("pretrain", "sft", "know", "search", "rl"):
+    for name in ("pretrain", "sft", "know", "search", "rl", "reward", "rlhf"):
         rule = getattr(config, name).optimizer.rule
         if rule not in RULES:
             raise UserError(f"{name}.optimizer.rule = {rule!r}: expected {' or '.join(RULES)}")

@@ -27,6 +27,8 @@ RATES = {  # of it, by stage: AdamW's, Muon's
     "know": (2e-3, 2e-2),
     "search": (1e-3, 4e-3),
     "rl": (3e-4, 2e-2),
+    "reward": (2e-3, 2e-2),
+    "rlhf": (7e-4, 2e-2),
 }
 
 

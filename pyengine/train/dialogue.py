@@ -7,8 +7,9 @@ The engine reads the model's own parameters, so a dialogue stays right while the
 measures is therefore what `python -m pyengine.chat` will show.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from ..engine import Completion, Engine, SamplingParams, Tools
 from ..model import Transformer
@@ -16,6 +17,7 @@ from ..text import SearchTool, Tokenizer, render
 from ..text.search import Index
 from .scores import refuses
 
+Question: TypeAlias = str | Sequence[Mapping[str, Any]]  # or the messages of a conversation so far
 SEARCH_RESULTS = 1  # passages a search puts into the context
 RESULT_TOKENS = 160  # and at most this many tokens of them
 
@@ -50,14 +52,14 @@ class Dialogue:
             tools = Tools.for_search(tool, tokenizer, max_calls=1, max_result=RESULT_TOKENS)
         self.engine = Engine(model, tokenizer, tools, max_batch=max_batch)
 
-    def prompt(self, question: str) -> list[int]:
-        """The ids of a question, up to where the model goes on."""
-        messages = [{"role": "user", "content": question}]
+    def prompt(self, question: Question) -> list[int]:
+        """The ids of a question, or of a conversation that ends with one, up to where the model goes on."""
+        messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
         return render(messages, self.tokenizer, add_generation_prompt=True)[0]
 
     def ask(
         self,
-        questions: Sequence[str],
+        questions: Sequence[Question],
         samples: int = 1,
         temperature: float = 0.0,
         max_tokens: int = 64,

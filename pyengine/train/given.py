@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection
 from typing import Any
 
-from ..data import read_conversations, read_facts, read_problems
+from ..data import read_conversations, read_facts, read_problems, read_rankings
 from ..data.rows import Skipped
 from ..errors import UserError
 from .config import Config
@@ -13,6 +13,7 @@ READERS: dict[str, tuple[str, Callable[..., tuple[list[Any], list[Skipped]]]]] =
     "sft": ("conversations", read_conversations),
     "know": ("facts", read_facts),
     "rl": ("problems", read_problems),
+    "rlhf": ("rankings", read_rankings),
 }
 SHOWN = 3  # rows told one by one
 

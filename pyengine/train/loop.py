@@ -171,8 +171,8 @@ def assist(team: Team) -> None:
         if order == "end":
             return
         if order == "begin":
-            config, dtype, settings, micro_tokens, shard = arguments
-            model = Transformer(config, None, dtype, "meta" if shard else team.device)
+            kind, config, dtype, settings, micro_tokens, shard = arguments
+            model = kind(config, None, dtype, "meta" if shard else team.device)
             worker = Worker(model, Optimizer(model, settings, team, shard), micro_tokens)
         elif order == "load":
             stored, worker.optimizer.updates = arguments
@@ -341,7 +341,7 @@ class Trainer:
 
     def _resume(self, position: Loader | None) -> None:
         found = checkpoint.latest(self.folder)
-        model = self.model.config, self.model.dtype
+        model = type(self.model), self.model.config, self.model.dtype
         self.team.tell("begin", *model, self.config, self.worker.micro_tokens, self.run.config.shard)
         self.team.tell("load", found is not None, found.state["updates"] if found else 0)
         if found is None:

@@ -2,20 +2,16 @@
 
 Each step draws problems, lets the engine write a group of replies to each with the very weights being trained,
 verifies the replies, and makes the better ones of each group likelier (policy gradient; the group is its own
-baseline). Among right replies the shorter earn more. Everything sampled is trained, the stop token included;
-prompts and forced tokens are not. Answers that the model before gave to questions of the stages before, problems
-not among them, are trained along, so that what was learnt there stays. They are sampled, not written by people:
-their gradient is zero on average where the model has not moved, so that rehearsal neither teaches nor sharpens,
-and nothing but the reward does.
-
-    weight of a sampled token = advantage of its reply - kl * (its log-probability - that under the SFT model)
+baseline, see groups.py). Among right replies the shorter earn more. Answers that the model before gave to questions of
+the stages before, problems not among them, are trained along, so that what was learnt there stays. They are sampled,
+not written by people: their gradient is zero on average where the model has not moved, so that rehearsal neither
+teaches nor sharpens, and nothing but the reward does.
 
 Two controls run from the same start, their time counted apart: the same steps with a reward that looks at form
 alone, and imitation (SFT) with the same floating-point work, whose best is the imitation ceiling. Every attempt
 is kept in rl/rollouts.jsonl and can be replayed by its seed.
 """
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -25,18 +21,19 @@ import numpy as np
 import torch
 
 from ..data import read_conversations
-from ..data.loader import IGNORE, make_batch
+from ..data.loader import make_batch
 from ..engine import Completion
-from ..files import atomic_write, write_json
+from ..files import write_json
 from ..model import Transformer, save
 from ..text.chat import text_of
 from .attempts import Attempt, Exam, attempt, problems_of
 from .config import RlConfig
 from .dialogue import Dialogue
 from .finetune import finetune, start_from
+from .groups import GroupRollouts, losses_under, token_row
 from .loop import Trainer, WeightedBatch
 from .progress import note
-from .rewards import Reward, format_reward, given_answer, group_advantages, right_and_short
+from .rewards import Reward, format_reward, given_answer, right_and_short
 from .run import Run
 from .search import index_of
 from .sft import sft_conversations
@@ -95,8 +92,8 @@ def reinforce(run: Run, model: Transformer, rollouts: "Rollouts", exam: Exam, fo
     return summary
 
 
-class Rollouts:
-    """The batches of one reinforcement run: `batch(step)` depends on step, seed and weights alone.
+class Rollouts(GroupRollouts[Attempt]):
+    """Attempts at problems, verified.
 
     replay: the answers to rehearse, where another run from the same reference has them already.
     """
@@ -106,144 +103,37 @@ class Rollouts:
         replay: list[Completion] | None = None,
     ):  # fmt: skip
         self.settings: RlConfig = run.config.rl
-        self.model, self.reference, self.reward = model, reference, reward
-        self.tokenizer, self.seed = run.tokenizer, run.config.seed
-        self.dialogue = Dialogue(model, self.tokenizer)
+        if replay is None:
+            replay = replay_of(run, reference) if self.settings.replay else []
+        super().__init__(run, model, reference, folder, self.settings.kl, replay, self.settings.replay)
+        self.reward = reward
         self.problems = problems_of(run, "train", POOL, "rl")
-        self.replay = _replay(run, reference) if replay is None else replay
-        self.path = run.path(folder, "rollouts.jsonl")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.difference = 0.0  # largest |rollout's log-probability - trainer's|
-        self.compared = 0  # tokens whose two log-probabilities were held against each other
-        self.work = 0.0  # tokens trained or sampled, as trained ones: a forward pass is a third of a step
-        self.told = 0  # groups whose replies differed in reward, so that there was something to learn from
-        self._nll: torch.Tensor | None = None
-        self._sampled: tuple[torch.Tensor, torch.Tensor] | None = None  # weights != 0 and log-probabilities
-        self._step: int | None = None
 
-    def batch(self, step: int) -> WeightedBatch | None:
-        """Sample, verify, weigh."""
-        self.compare()
-        if self._step is None:
-            self._forget(step)
-        self._step = step + 1
+    def write(self, step: int, seed: int) -> list[list[Attempt]]:
         s = self.settings
         first = step * s.problems_per_step
         problems = [self.problems[(first + i) % len(self.problems)] for i in range(s.problems_per_step)]
-        seed = (self.seed * 1009 + 17) * 100_003 + step
-        groups = attempt(self.dialogue, problems, s.group, seed, s.max_tokens)
-        rewards = np.array([
-            [self._reward(a, s) for a in group] for group in groups
-        ])  # fmt: skip
-        advantages, says = group_advantages(rewards)
-        self._keep(step, groups, rewards, advantages)
-        used = [
-            (a, float(advantage))
-            for group, row, use in zip(groups, advantages, says, strict=True)
-            if use
-            for a, advantage in zip(group, row, strict=True)
-        ]
-        attempts = [a for group in groups for a in group]
-        info: dict[str, Any] = {
-            "reward": float(rewards.mean()),
-            "pass_at_1": sum(a.right for a in attempts) / len(attempts),
-            "length": sum(a.tokens for a in attempts) / len(attempts),
-            "truncated": sum(a.truncated for a in attempts) / len(attempts),
-            "groups_skipped": int((~says).sum()),
-            "entropy": -_mean([p for a in attempts for p in a.completion.logprobs]),
-        }
-        self.work += sum(len(a.completion.prompt) + a.tokens for a in attempts) / 3
-        if not used:
-            return None
-        self.told += int(says.sum())
-        # Adam's step is of full length however small the gradient is: without this the chance slips of a few replies
-        # in a thousand would move the weights as far as lessons do
-        return self._weigh(used, step, info, rate=float(says.mean()))
+        return attempt(self.dialogue, problems, s.group, seed, s.max_tokens)
+
+    def judge(self, groups: Sequence[Sequence[Attempt]]) -> np.ndarray:
+        return np.array([[self._reward(a, self.settings) for a in group] for group in groups])
 
     def _reward(self, a: Attempt, s: RlConfig) -> float:
         if a.truncated:
             return 0.0
         return self.reward(a.reply, a.problem.answer, a.tokens / s.max_tokens, s.shortness)
 
-    def _weigh(
-        self, used: Sequence[tuple[Attempt, float]], step: int, info: dict[str, Any], rate: float
-    ) -> WeightedBatch:
-        rows = [_row(a.completion.prompt, a.completion.ids, a.completion.logprobs, adv) for a, adv in used]
-        count = sum(a.tokens for a, _ in used)
-        replay = self.replay
-        for i in range(self.settings.replay if replay else 0):
-            rows.append(_replayed(replay[(step * self.settings.replay + i) % len(replay)]))
-        ids, targets, weights, logprobs = zip(*rows, strict=True)
-        token_weights = torch.from_numpy(np.concatenate(weights))
-        batch = WeightedBatch(
-            **vars(make_batch(ids, targets)),
-            weights=token_weights,
-            normaliser=float(count),
-            rate=rate,
-            info=info,
-        )
-        sampled = torch.from_numpy(np.concatenate(logprobs))
-        own = ~sampled.isnan()
-        log_ratio = sampled[own] + self._reference_nll(batch, own)[own]
-        info["kl"] = float(log_ratio.mean())
-        if self.settings.kl:
-            token_weights[own] -= self.settings.kl * log_ratio
-        self._sampled = own & (token_weights != 0), sampled
-        self.work += len(batch.ids) * (1 + 1 / 3)
-        return batch
-
-    @torch.no_grad()
-    def _reference_nll(self, batch: WeightedBatch, own: torch.Tensor) -> torch.Tensor:
-        targets = batch.targets.clamp(min=0)
-        return self.reference.loss(batch.ids, targets, batch.cu_seqlens, batch.positions, own.float()).cpu()
-
-    def watch(self, nll: torch.Tensor) -> None:
-        """Keep the trainer's losses of the batch for `compare`."""
-        self._nll = nll
-
-    def compare(self) -> None:
-        """Compare the trainer's log-probabilities of the last batch with the rollout's."""
-        if self._sampled is not None and self._nll is not None:
-            own, sampled = self._sampled
-            trained = -self._nll
-            if own.any():
-                difference = float((trained[own] - sampled[own]).abs().max())
-                self.difference = float(np.maximum(self.difference, difference))  # a NaN stays one
-                self.compared += int(own.sum())
-        self._nll = self._sampled = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """What goes into the checkpoint beside the weights."""
-        self.compare()
+    def told_of(self, attempts: Sequence[Attempt]) -> dict[str, float]:
         return {
-            "difference": self.difference, "compared": self.compared, "work": self.work, "told": self.told,
+            "pass_at_1": sum(a.right for a in attempts) / len(attempts),
+            "truncated": sum(a.truncated for a in attempts) / len(attempts),
+        }
+
+    def row(self, a: Attempt) -> dict[str, Any]:
+        return {
+            "problem": a.problem.problem, "answer": a.problem.answer, "grade": a.problem.grade, "reply": a.reply,
+            "right": a.right, "truncated": a.truncated,
         }  # fmt: skip
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        difference = state["difference"]
-        self.difference = math.nan if difference is None else difference  # JSON has no NaN
-        self.compared, self.work, self.told = state["compared"], state["work"], state["told"]
-
-    def _keep(self, step: int, groups, rewards: np.ndarray, advantages: np.ndarray) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            for group, row, weights in zip(groups, rewards, advantages, strict=True):
-                for j, a in enumerate(group):
-                    file.write(
-                        json.dumps({
-                            "step": step, "problem": a.problem.problem, "answer": a.problem.answer,
-                            "grade": a.problem.grade, "sample": j, "reply": a.reply, "right": a.right,
-                            "reward": round(float(row[j]), 4), "advantage": round(float(weights[j]), 4),
-                            "tokens": a.tokens, "logprob": round(math.fsum(a.completion.logprobs), 4),
-                            "truncated": a.truncated,
-                        })
-                        + "\n"
-                    )  # fmt: skip
-
-    def _forget(self, step: int) -> None:
-        """Drop the attempts of steps that are about to be done again."""
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        with atomic_write(self.path) as file:
-            file.writelines(line + "\n" for line in lines if _step_of(line) < step)
 
 
 def control(run: Run, exam: Exam, start: Transformer, replay: list[Completion]) -> dict[str, Any]:
@@ -282,10 +172,9 @@ def unlikely(written: Sequence[Attempt], start: Transformer, count: int = 20) ->
     scored = []
     for begin in range(0, len(right), SCORED):
         part = right[begin : begin + SCORED]
-        rows = [_row(a.completion.prompt, a.completion.ids, a.completion.logprobs, 1.0) for a in part]
-        ids, targets, weights, _ = zip(*rows, strict=True)
-        batch, own = make_batch(ids, targets), torch.from_numpy(np.concatenate(weights))
-        nll = start.loss(batch.ids, batch.targets.clamp(min=0), batch.cu_seqlens, batch.positions, own).cpu()
+        ids, targets, weights, _ = zip(*(token_row(a.completion, 1.0) for a in part), strict=True)
+        own = torch.from_numpy(np.concatenate(weights)) > 0
+        nll = losses_under(start, WeightedBatch.of(make_batch(ids, targets)), own)
         sums = [float(lost.sum()) for lost in nll.split(list(map(len, ids)))]
         scored += [(-lost, a) for lost, a in zip(sums, part, strict=True)]
     scored.sort(key=lambda pair: pair[0])
@@ -298,51 +187,19 @@ def unlikely(written: Sequence[Attempt], start: Transformer, count: int = 20) ->
     ]  # fmt: skip
 
 
-def _row(prompt: Sequence[int], ids: Sequence[int], logprobs: Sequence[float], weight: float):
-    """(ids, targets, weights, log-probabilities) of one attempt; the last token is only a target."""
-    whole = np.array([*prompt, *ids], np.int64)
-    targets = whole[1:].copy()
-    targets[: len(prompt) - 1] = IGNORE
-    weights = np.where(targets == IGNORE, 0.0, weight).astype(np.float32)
-    sampled = np.full(len(targets), np.nan, np.float32)
-    sampled[len(prompt) - 1 :] = logprobs
-    return whole[:-1], targets, weights, sampled
-
-
-def _replayed(completion: Completion):
-    """An answer to be kept: its own tokens with weight 1, what a tool put in without."""
-    ids, targets, weights, logprobs = _row(completion.prompt, completion.ids, completion.logprobs, 1.0)
-    forced = np.array([*[True] * (len(completion.prompt) - 1), *completion.forced])
-    targets[forced], weights[forced], logprobs[:] = IGNORE, 0.0, np.nan
-    return ids, targets, weights, logprobs
-
-
-def _replay(run: Run, reference: Transformer) -> list[Completion]:
-    """The model before's own answers to questions of the stages before that are no problems."""
-    path, settings = run.path("search", "conversations.jsonl"), run.config.rl
-    if not settings.replay:
-        return []
+def replay_of(run: Run, reference: Transformer, count: int = REPLAYED) -> list[Completion]:
+    """The reference's own answers to at most `count` questions of the stages before that are no problems."""
+    path = run.path("search", "conversations.jsonl")
     said = [c.messages for c in read_conversations(path)[0]] if path.exists() else sft_conversations(run)
     asked = [
         text_of(messages[0], str(path))
         for messages in said
         if given_answer(messages[-1].get("content") or "") is None and messages[0]["role"] == "user"
     ]
-    order = np.random.default_rng([run.config.seed, 6]).permutation(len(asked))[:REPLAYED]
+    order = np.random.default_rng([run.config.seed, 6]).permutation(len(asked))[:count]
     dialogue = Dialogue(reference, run.tokenizer, index_of(run))
-    replies = dialogue.ask([asked[i] for i in order], 1, 1.0, settings.max_tokens, run.config.seed)
+    replies = dialogue.ask([asked[i] for i in order], 1, 1.0, run.config.rl.max_tokens, run.config.seed)
     return [reply.completion for (reply,) in replies if reply.completion.finish_reason == "stop"]
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):
-        return math.inf  # a line that a kill cut short
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / max(1, len(values))
 
 
 def _gates(run: Run, result: dict[str, Any]) -> None:

@@ -86,6 +86,19 @@ STAGES: dict[str, Stage] = {
             needs=("tokenizer", "search"), settings=("world", "rl"),
             outputs=("rl/*",), scratch=("rl/checkpoints", "rl/format", "rl/imitation"),
         ),
+        # RLHF is a branch: what it leaves is no other stage's start, and evaluate, chat and server keep to rl/.
+        Stage(
+            "reward", "learn from rankings what answers are good", "train.reward:reward",
+            needs=("tokenizer", "rl"),
+            settings=("world", "web.source", "reward", "rlhf.rankings", "rlhf.max_tokens", "sft", "search"),
+            outputs=("reward/*", "reward/start/*"), scratch=("reward/checkpoints", "reward/start/checkpoints"),
+        ),
+        Stage(
+            "rlhf", "reinforce what the reward model finds good", "train.rlhf:rlhf",
+            needs=("clean", "tokenizer", "search", "reward"),
+            settings=("world", "web.source", "rlhf", "rl.max_tokens"),
+            outputs=("rlhf/*",), scratch=("rlhf/checkpoints",),
+        ),
         Stage(
             "evaluate", "the final table", "train.evaluate:evaluate",
             needs=("pretrain", "sft", "know", "search", "rl"),
@@ -94,7 +107,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "report", "write the page", "report.stage:report",
-            needs=("evaluate",),
+            needs=("rlhf", "evaluate"),
             outputs=("report.html",),
         ),
     )

@@ -9,6 +9,7 @@ from . import prose
 from .config import WorldConfig
 from .facts import Facts
 from .pages import Page, Site
+from .portraits import Portraits
 from .problems import Problems
 from .questions import Conversation, Question, Questions
 from .strays import Strays
@@ -30,6 +31,11 @@ class World:
     def problems(self) -> Problems:
         """The source of word problems."""
         return Problems(self.config, self.facts.of("passer", kind="person"))
+
+    @cached_property
+    def portraits(self) -> Portraits:
+        """The source of requests for portraits, and their judge."""
+        return Portraits(self.config, self.facts)
 
     @cached_property
     def asking(self) -> Questions:

@@ -11,6 +11,7 @@ from pathlib import Path
 from pyengine.files import write_json
 from pyengine.text import Tokenizer
 from pyengine.train.config import Config
+from pyengine.train.rlhf import turning_point
 from pyengine.train.run import Run
 from pyengine.train.scores import interval
 from pyengine.train.stages import STAGES
@@ -18,7 +19,7 @@ from pyengine.train.stages import STAGES
 HOSTILE = "<script>alert('x')</script><img src=http://evil.example/x.png onerror=alert(1)> & \"quoted\""
 SECONDS = {
     "crawl": 14.2, "clean": 11.8, "tokenizer": 0.9, "shards": 0.6, "pretrain": 118.0, "demo": 7.1, "sft": 21.4,
-    "know": 18.3, "search": 16.9, "rl": 64.0, "evaluate": 12.2,
+    "know": 18.3, "search": 16.9, "rl": 64.0, "reward": 17.0, "rlhf": 38.0, "evaluate": 12.2,
 }  # fmt: skip
 MACHINE = {
     "cpu": "AMD EPYC", "cores": 2, "threads": 2, "memory_gb": 25.3, "system": "Linux-6.1", "python": "3.11.7",
@@ -200,6 +201,46 @@ def rl(run: Run, rng: random.Random, words: str, steps: int = 80) -> dict:
     return {"seconds": 41.0}
 
 
+def reward(run: Run, rng: random.Random, words: str) -> dict:
+    for step in range(0, 51, 10):
+        run.log("eval", step, accuracy=0.5 + 0.003 * step, pair_loss=0.69 - 0.001 * step)
+    result = {
+        "rankings": 400, "held_out": 300, "accuracy": 0.652, "interval": [0.625, 0.679], "pairs": 1789,
+        "ceiling": 0.861, "trained_accuracy": 0.75, "mean": 0.1, "deviation": 0.9,
+    }  # fmt: skip
+    write_json(run.path("reward", "result.json"), result)
+    run.gate(
+        "reward model's accuracy on held-out preferences", 0.652, ">= 61 %", True, interval=[0.625, 0.679]
+    )
+    return result
+
+
+def rlhf(run: Run, rng: random.Random, words: str, gold: bool = True) -> dict:
+    def point(step: int) -> dict:
+        worth = 0.05 + 0.04 * step - 0.001 * step**2
+        told = {"gold": worth, "gold_error": 0.03} if gold else {}
+        return {
+            "proxy": 1.4 - 1.4 * math.exp(-step / 10), "proxy_error": 0.04, "kl": 0.4 * step, "kl_error": 0.1,
+            "tokens": 26.0, "answers": 150, **told,
+        }  # fmt: skip
+
+    for step in range(0, 61, 3):
+        run.log("eval", step, **point(step))
+    curve = [{"step": step, **point(step)} for step in range(0, 61, 3)]
+    result = {
+        "start": point(0), "kept": point(18), "stopped": 18, "budget": 9.0, "curve": curve,
+        "turning": turning_point(curve), "largest_logprob_difference": 0.0,
+    }  # fmt: skip
+    write_json(run.path("rlhf", "result.json"), result)
+    write_rows(run.path("rlhf", "rollouts.jsonl"), [
+        {"step": step, "sample": j, "messages": [{"role": "user", "content": f"{words}Who is Rorund Zethos?"}],
+         "reply": f"{words}He is a miller. " * (1 + step // 25), "gold": 0.3 - 0.01 * step if gold else None,
+         "reward": 0.02 * step + 0.1 * j, "advantage": 0.1, "tokens": 9, "logprob": -4.0}
+        for step in (0, 25, 50) for j in range(3)
+    ])  # fmt: skip
+    return {}
+
+
 def demo(run: Run, rng: random.Random, words: str) -> dict:
     rows = []
     for times, share in (
@@ -339,5 +380,6 @@ def evaluate(run: Run, rng: random.Random, words: str) -> dict:
 
 _WRITERS = {
     "crawl": crawl, "clean": clean, "tokenizer": tokenizer, "shards": shards, "pretrain": pretrain, "demo": demo,
-    "sft": sft, "know": know, "search": search, "rl": rl, "evaluate": evaluate,
+    "sft": sft, "know": know, "search": search, "rl": rl, "reward": reward, "rlhf": rlhf,
+    "evaluate": evaluate,
 }  # fmt: skip

@@ -1,6 +1,7 @@
 """The page: sections come with their data, nothing from outside runs or is fetched, and it costs next to nothing."""
 
 import json
+import random
 import re
 import time
 from html.parser import HTMLParser
@@ -12,9 +13,10 @@ from pyengine.files import write_json
 from pyengine.report import page
 from pyengine.report.page import SECTIONS, render
 from pyengine.train.config import Config, write_config
+from pyengine.train.rlhf import turning_point
 from pyengine.train.run import Run
 
-from .fixture import HOSTILE, build, finish
+from .fixture import HOSTILE, build, finish, rlhf
 
 
 class Checker(HTMLParser):
@@ -85,6 +87,7 @@ def test_sections_come_with_their_data(tmp_path):
         ("know", {"know", "choices"}),
         ("search", {"search"}),
         ("rl", {"rl"}),
+        ("rlhf", {"rlhf"}),
         ("evaluate", {"talks"}),
     ):
         now = names(build(tmp_path, until=until))
@@ -106,8 +109,27 @@ def test_the_whole_page_is_there(tmp_path):
         "82.6–87.1 %",
         "Move 37",
         "+29.0 points",
+        "8.4 nats",
+        "(step 21): until the end it lost",
     ):
         assert words in text
+
+
+def test_a_gold_reward_that_did_not_turn_or_is_not_known_is_told_plainly(tmp_path):
+    run = build(tmp_path)
+    result = json.loads(run.path("rlhf", "result.json").read_text())
+    for turning, says in (
+        (turning_point(result["curve"][:6]), "did not turn in 60 steps"),
+        (None, "did not turn"),
+    ):
+        write_json(run.path("rlhf", "result.json"), result | {"turning": turning})
+        text = " ".join(" ".join(Checker(render(run)[0]).text).split())
+        assert (says in text) == (turning is not None) and "This is over-optimisation" not in text
+    run = build(tmp_path / "people", until="reward")
+    run.stage = "rlhf"
+    rlhf(run, random.Random(0), "", gold=False)
+    text = " ".join(Checker(render(run)[0]).text)
+    assert "nobody knows the gold reward" in text and "of three true" not in text
 
 
 @pytest.mark.parametrize("live", [False, True])

@@ -19,7 +19,7 @@ def test_the_default_run_is_as_it_was_tuned(tmp_path):
     rates = {name: (o.lr, o.muon_lr) for name in RATES for o in [getattr(config, name).optimizer]}
     assert rates == {
         "pretrain": (0.01, 0.02), "sft": (0.002, 0.006), "know": (0.002, 0.02), "search": (0.001, 0.004),
-        "rl": (0.0003, 0.02),
+        "rl": (0.0003, 0.02), "reward": (0.002, 0.02), "rlhf": (0.0007, 0.02),
     }  # fmt: skip
     assert config.pretrain.batch_tokens == 2048
     assert steps_of(config, 1_000_000) == 2930  # six passes: fewer tokens than 20 a parameter

@@ -5,6 +5,7 @@ replies, results are masked, rollouts replay from their seeds with the trainer's
 """
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,20 +13,25 @@ import pytest
 import torch
 
 from pyengine import report
-from pyengine.data import Problem
+from pyengine.data import Problem, read_rankings
+from pyengine.engine import Completion
 from pyengine.files import write_json
 from pyengine.model import load
 from pyengine.train.attempts import Exam, attempt, problems_of
 from pyengine.train.demo import _gates as demo_gates
 from pyengine.train.dialogue import Dialogue
 from pyengine.train.finetune import start_from
+from pyengine.train.groups import token_row
 from pyengine.train.knowledge import Item, labels, measure, questions_of
+from pyengine.train.reward import Rankings, reward_model
 from pyengine.train.rewards import right_and_short
-from pyengine.train.rl import Rollouts, _row
+from pyengine.train.rl import Rollouts
 from pyengine.train.rl import _gates as rl_gates
-from pyengine.train.run import Run, opened
+from pyengine.train.rlhf import Judge, ScoredRollouts
+from pyengine.train.run import Run, opened, perform
 from pyengine.train.search import looked_up
 from pyengine.train.sft import sft_conversations
+from pyengine.train.stages import STAGES
 from pyengine.web import SearchIndex
 
 from . import tiny
@@ -75,7 +81,8 @@ def test_of_another_source_without_facts_nothing_is_asked_and_nothing_promised(t
     with opened(config, tmp_path, page=report.refresh) as run:
         tiny.go(run)
         report.settle(run)
-    assert "know has nothing to ask about" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "know has nothing to ask about" in told and "reward has nothing to rank about" in told
     weights = [run.path(stage, "model.safetensors").read_bytes() for stage in ("sft", "know", "search")]
     assert weights[0] == weights[1] == weights[2]
     assert not set(run.gates()) & {"known facts answered right", "gain of RL over SFT"}
@@ -203,11 +210,102 @@ def test_a_resumed_reinforcement_doubles_no_attempt(run):
 
 
 def test_only_sampled_tokens_are_trained_the_stop_token_included():
-    ids, targets, weights, logprobs = _row([7, 8, 9], [4, 5, 6], [-1.0, -2.0, -3.0], 0.5)
+    ids, targets, weights, logprobs = token_row(Completion([7, 8, 9], [4, 5, 6], [-1.0, -2.0, -3.0]), 0.5)
     assert ids.tolist() == [7, 8, 9, 4, 5]
     assert targets.tolist() == [-100, -100, 4, 5, 6]
     assert weights.tolist() == [0, 0, 0.5, 0.5, 0.5]
     assert np.isnan(logprobs[:2]).all() and logprobs[2:].tolist() == [-1, -2, -3]
+
+
+def test_rankings_are_kept_in_the_format_that_people_write(run):
+    train, test = (read_rankings(run.path("reward", name)) for name in ("rankings.jsonl", "held-out.jsonl"))
+    assert len(train[0]) == len(test[0]) == 8 and not train[1] and not test[1]
+    names = {
+        side: {e.name for e in run.world.facts.of("known", side, "person")} for side in ("train", "test")
+    }
+    for side, (rankings, _) in (("train", train), ("test", test)):
+        for ranking in rankings:
+            assert any(name in ranking.prompt for name in names[side])
+            assert (
+                len(set(ranking.answers)) == len(ranking.answers) and ranking.more["by"] == "simulated rater"
+            )
+
+
+def test_the_reward_model_is_kept_and_scores_as_it_did(run):
+    model, result = reward_model(run), json.loads(run.path("reward", "result.json").read_text())
+    rankings = Rankings(model, run.tokenizer, read_rankings(run.path("reward", "rankings.jsonl"))[0], 4, 1)
+    assert float(np.mean(rankings.scores())) == result["mean"] and float(np.std(rankings.scores())) > 0
+    assert rankings.judge()["accuracy"] == result["trained_accuracy"] and 0.5 <= result["ceiling"] <= 1
+    assert run.gates()["reward model's accuracy on held-out preferences"]["value"] == result["accuracy"]
+
+
+def test_rlhf_starts_at_no_distance_and_keeps_every_answer(run):
+    result = json.loads(run.path("rlhf", "result.json").read_text())
+    assert [point["step"] for point in result["curve"]] == [0, 2, 4] and result["curve"][0]["kl"] == 0
+    assert (
+        result["start"]["kl"] == 0
+        and result["largest_logprob_difference"] == 0
+        and result["compared_logprobs"]
+    )
+    rows = read(run, "rlhf/rollouts.jsonl")
+    assert [row["step"] for row in rows] == [step for step in range(4) for _ in range(9)]
+    sittings = {sitting.text: sitting for sitting in run.world.portraits.ask("train")}
+    for row in rows:
+        assert row["gold"] == run.world.portraits.worth(sittings[row["messages"][0]["content"]], row["reply"])
+    assert {"RLHF: gain in the gold reward", "RLHF: gain in the reward model's score"} < set(run.gates())
+
+
+def test_the_model_kept_is_the_one_when_the_budget_was_spent(run):
+    model = start_from(run, "reward/start")
+    rollouts = ScoredRollouts(run, model, start_from(run, "reward/start"), Judge(run))
+    kept, attempts = run.path("rlhf", "model.safetensors"), run.path("rlhf", "rollouts.jsonl")
+    whole = {path: path.read_bytes() for path in (kept, attempts)}
+    try:
+        rollouts.batch(0)
+        assert rollouts.stopped is None and rollouts.nats == 0 and rollouts.kl == run.config.rlhf.kl
+        with torch.no_grad():
+            model.embedding.add_(torch.randn_like(model.embedding.float()).to(model.dtype))
+        rollouts.batch(1)
+        assert rollouts.stopped == 1 and rollouts.nats > run.config.rlhf.budget and rollouts.kl == 0
+        assert torch.equal(start_from(run, "rlhf").embedding, model.embedding)
+        again = ScoredRollouts(run, model, model, rollouts.scorer)
+        again.load_state_dict(json.loads(json.dumps(rollouts.state_dict())))
+        assert again.stopped == 1 and again.kl == 0 and again.nats == rollouts.nats
+        before = kept.read_bytes()
+        rollouts.batch(2)
+        assert kept.read_bytes() == before, "what comes after the budget is not kept"
+    finally:
+        for path, content in whole.items():
+            path.write_bytes(content)
+
+
+def test_peoples_rankings_take_the_worlds_place(run, tmp_path):
+    path = tmp_path / "rankings.jsonl"
+    rows = [
+        {"messages": [{"role": "user", "content": f"Question {i}?"}], "answers": ["Yes.", "No, no, no.", "Perhaps."],
+         "ranks": [1, 3, 2], "by": "Ada"}
+        for i in range(12)
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"answers": []}\n')
+    config = replace(tiny.ROAD, rlhf=replace(tiny.ROAD.rlhf, rankings=path))
+    shutil.copytree(run.folder, tmp_path / "tiny", ignore=shutil.ignore_patterns("reward", "rlhf", ".lock"))
+    with opened(config, tmp_path) as other:
+        for stage in ("reward", "rlhf"):
+            perform(other, STAGES[stage])
+        kept = [read(other, f"reward/{name}.jsonl") for name in ("rankings", "held-out")]
+        assert len(kept[0]) + len(kept[1]) == 12 and all(row["by"] == "Ada" for row in kept[0] + kept[1])
+        result = json.loads(other.path("rlhf", "result.json").read_text())
+        assert (
+            result["turning"] is None
+            and "gold" not in result["kept"]
+            and result["kept"]["answers"] == len(kept[1])
+        )
+        assert other.summary("reward")["ceiling"] is None
+        assert "RLHF: gain in the gold reward" not in {
+            n for n, g in other.gates().items() if g["stage"] == "rlhf"
+        }
+        start = other.path("reward", "start", "model.safetensors").read_bytes()
+        assert start == run.path("rl", "model.safetensors").read_bytes()
 
 
 def test_problem_splits_share_no_problem(run):

@@ -80,11 +80,15 @@ def _road() -> Config:
         know=replace(c.know, samples=2, replay=10, wordings=1),
         search=replace(c.search, replay=10),
         rl=replace(c.rl, steps=2, problems_per_step=3, group=4, exam=20, evaluations=1, replay=2, max_tokens=24),
+        reward=replace(c.reward, demonstrations=10, requests=8, held_out=8, answers=3, rankings_per_step=4,
+                       evaluations=1),
+        rlhf=replace(c.rlhf, steps=4, requests_per_step=3, group=3, max_tokens=24, replay=2, evaluations=2, examined=6,
+                     exam=10),
     )  # fmt: skip
 
 
 ROAD = _road()  # the settings of a run whose model is far too small to learn anything
-LEARNING = ("pretrain", "sft", "know", "search", "rl")
+LEARNING = ("pretrain", "sft", "know", "search", "rl", "reward", "rlhf")
 
 
 def prepare(root: Path, config: Config = ROAD) -> None:
@@ -107,8 +111,9 @@ def prepare(root: Path, config: Config = ROAD) -> None:
 
 def go(run: Run) -> None:
     """Every stage from the tokenizer to the final table, those that are done left alone."""
-    for stage in ("tokenizer", "shards", "pretrain", "demo", "sft", "know", "search", "rl", "evaluate"):
-        perform(run, STAGES[stage])
+    for name, stage in STAGES.items():
+        if name not in ("crawl", "clean", "report"):
+            perform(run, stage)
 
 
 def road(root: Path) -> str:
@@ -119,6 +124,11 @@ def road(root: Path) -> str:
         for stage in LEARNING:
             folder = "base" if stage == "pretrain" else stage
             found.update(run.path(folder, "model.safetensors").read_bytes())
-        for name in ("know/labels.jsonl", "rl/rollouts.jsonl"):
+        for name in (
+            "know/labels.jsonl",
+            "rl/rollouts.jsonl",
+            "reward/rankings.jsonl",
+            "rlhf/rollouts.jsonl",
+        ):
             found.update(run.path(name).read_bytes())
     return found.hexdigest()

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pyengine.files import file_hash
+from pyengine.model import RewardModel
 from pyengine.train.team import Team
 
 from . import tiny, together
@@ -17,10 +18,13 @@ from . import tiny, together
 BOUND = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
-def torchrun(processes: int, folder: Path, steps: int, dtype=torch.float32, shard: bool = False) -> dict:
+def torchrun(
+    processes: int, folder: Path, steps: int, dtype=torch.float32, shard: bool = False, kind: str = ""
+) -> dict:
     """What `together` leaves after training with so many processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += ["-m", "tests.train.together", str(folder), str(steps), str(dtype)[6:], *["shard"] * shard]
+    command += ["-m", "tests.train.together", str(folder), str(steps), str(dtype)[6:]]
+    command += [*["shard"] * shard, kind]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     return torch.load(folder / "result.pt")
@@ -43,6 +47,15 @@ def test_two_processes_train_as_one(tmp_path, dtype, shard):
     for a, b in zip(seen, two["seen"], strict=True):
         assert a.shape == b.shape and (a - b).abs().mean() < BOUND[dtype]
     assert torch.equal(seen[0], two["seen"][0]), "the first losses do not depend on the number of processes"
+
+
+def test_two_processes_train_a_reward_model_as_one(tmp_path):
+    one, seen = together.train(tmp_path / "one", 6, kind=RewardModel)
+    two = torchrun(2, tmp_path / "two", 6, shard=True, kind="reward")
+    assert type(one.model) is RewardModel and one.model.head.abs().max() > 0
+    for a, b in zip(one.model.parameters(), two["weights"], strict=True):
+        assert a.shape == b.shape and (a - b).norm() < BOUND[torch.float32] * a.norm()
+    assert all((a - b).abs().max() < BOUND[torch.float32] for a, b in zip(seen, two["seen"], strict=True))
 
 
 def test_a_checkpoint_is_the_same_for_any_number_of_processes(tmp_path):

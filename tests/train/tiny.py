@@ -37,7 +37,7 @@ def batch(step: int, documents=(9, 1, 20)) -> WeightedBatch:
 
 def trainer(run: Run, steps: int, dtype=torch.float32, **more) -> Trainer:
     settings = OptimizerConfig(lr=1e-2) if "config" not in more else more.pop("config")
-    model = Transformer(MODEL, seed=run.config.seed, dtype=dtype)
+    model = more.pop("kind", Transformer)(MODEL, seed=run.config.seed, dtype=dtype)
     return Trainer(run, model, settings, steps, run.path("checkpoints"), **more)
 
 

@@ -3,8 +3,8 @@
 // and compiled once per instruction set (setup.py), so a kernel exists in the source once.
 //
 // Rounding is part of every op's contract, so nothing is contracted behind our back (-ffp-contract=off):
-// fma() is one rounding where the hardware has it, two on the base build; exp() uses separate multiplies and
-// adds only, and is therefore the same function, bit for bit, in every build.
+// fma() is one rounding where the hardware has it, two on the base build; exp() has one only where its product
+// is exact, and is therefore the same function, bit for bit, in every build.
 #pragma once
 
 #include <cmath>
@@ -108,6 +108,18 @@ inline f32 min(f32 a, f32 b) {
   return (f32)_mm256_min_ps((__m256)a, (__m256)b);
 #else
   return a < b ? a : b;
+#endif
+}
+
+// Lane-wise the nearest whole number, ties to even, where |a| < 2^22.
+inline f32 nearest(f32 a) {
+#if defined(__AVX512F__)
+  return (f32)_mm512_roundscale_ps((__m512)a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__AVX2__)
+  return (f32)_mm256_round_ps((__m256)a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  const f32 magic = set(12582912.0f);  // 1.5 * 2^23, from where on floats are whole
+  return (a + magic) - magic;
 #endif
 }
 
@@ -403,8 +415,7 @@ inline i32 to_whole(f32 a) {
 #if defined(__AVX512F__)
   return (i32)_mm512_cvtps_epi32((__m512)a);
 #else
-  const f32 magic = set(12582912.0f);  // as in exp()
-  return __builtin_convertvector((a + magic) - magic, i32);
+  return __builtin_convertvector(nearest(a), i32);
 #endif
 }
 inline void store(int8_t* p, i32 v) {
@@ -479,10 +490,8 @@ template <int R, int Half = kLanes / 2, class F>
 // e^x with a relative error below 2e-7: x = n ln2 + r, a polynomial of degree 6 in r, then 2^n through the
 // exponent's bits. Below -87.33 the result is 0, above 88.72 +inf; NaN gives NaN.
 inline f32 exp(f32 x) {
-  const f32 magic = set(12582912.0f);                    // 1.5 * 2^23: adding it rounds to the nearest integer
-  f32 clamped = min(set(88.72f), max(set(-87.33f), x));  // NaN stays
-  f32 n = (clamped * set(1.44269504f) + magic) - magic;
-  f32 r = (clamped - n * set(0.693145752f)) - n * set(1.42860677e-6f);
+  f32 n = nearest(x * set(1.44269504f));
+  f32 r = fma(n, set(-0.693145752f), x) - n * set(1.42860677e-6f);  // the first product is exact
   f32 p = set(1.0f / 720);
   p = p * r + set(1.0f / 120);
   p = p * r + set(1.0f / 24);
@@ -493,8 +502,8 @@ inline f32 exp(f32 x) {
 #if defined(__AVX512F__)
   f32 scaled = (f32)_mm512_scalef_ps((__m512)p, (__m512)n);
 #else
-  // 2^n in two factors, since n reaches 128, one past the largest exponent of a float
-  i32 whole = __builtin_convertvector(n, i32);
+  // 2^n in two factors, for n reaches 128, one past the largest exponent; what is beyond is replaced below
+  i32 whole = __builtin_convertvector(min(set(128.0f), max(set(-126.0f), n)), i32);
   i32 half = whole >> 1;
   f32 scaled = p * (f32)((half + 127) << 23) * (f32)((whole - half + 127) << 23);
 #endif
@@ -508,7 +517,7 @@ inline f32 exp(f32 x) {
 // err least in proportion, with p(0) = 1.
 template <class T = float>
 inline f32 exp2_nonpositive(f32 x) {
-  const f32 magic = set(12582912.0f);  // as in exp()
+  const f32 magic = set(12582912.0f);  // as in nearest()
   f32 clamped = max(set(-127.0f), x);  // the scale of -127 is 0; NaN stays
   f32 shifted = clamped + magic;       // the integer part is in the low bits
   f32 r = clamped - (shifted - magic);

@@ -1,10 +1,10 @@
 // The output layer and its loss, forward and backward.
 //
-// Forward: the weight is packed once; a task takes a block of rows and, one tile of the vocabulary at a time,
-// computes their logits into L2 (gemm::multiply: the bits of linear) and folds them into each row's running
-// log-sum-exp (logsumexp.h). Backward takes a strip of the vocabulary at a time for all rows, turns its logits
-// into dz = g (e^(z - lse) - onehot), rounded to the layer's type, and multiplies while the strip is in cache:
-// dW of the strip = dz^T x, and dx += dz W. dx adds strips in order, in float32.
+// Both take a strip of the vocabulary at a time for all rows, so that its weights are read from memory once and
+// stay in cache. Forward: a task computes the logits of a block of rows into L2 (gemm::multiply: the bits of
+// linear) and folds them into each row's running log-sum-exp (logsumexp.h). Backward turns them into dz = g
+// (e^(z - lse) - onehot), rounded to the layer's type, and multiplies: dW of the strip = dz^T x, and dx += dz
+// W. dx adds strips in order, in float32.
 //
 // Where the caller has memory for all logits, forward keeps them, strip after strip, each (rows, its columns):
 // 8 bytes written and read a logit, against 2 x channels flops of computing it again. Else backward does that:
@@ -23,7 +23,9 @@ using namespace simd;
 
 namespace {
 
-constexpr int64_t kTile = logsumexp::kTile;
+// A strip is a tile of the log-sum-exp, and a multiple of the sum's block, so that the strips' products in dx
+// are the blocks of one product over all of V.
+constexpr int64_t kStrip = logsumexp::kTile;
 constexpr int64_t kRows = 56;  // rows a task at most: 56 x 1024 logits are 224 KiB
 
 // Calls body(first row, rows) for tasks of almost equal size, as many for each thread.
@@ -37,12 +39,22 @@ void each_task(int64_t rows, int threads, F&& body) {
   });
 }
 
-// The weight (rows of the vocabulary) as the right operand of logits, packed in this thread's scratch.
+// A strip of the weight (n rows of the vocabulary) as the right operand of logits, packed in this thread's
+// scratch.
 template <class T>
-const T* packed_weight(const T* weight, int64_t vocabulary, int64_t channels, int threads) {
-  T* packed = (T*)gemm::scratch(gemm::kPackedB, gemm::packed_size<T>(vocabulary, channels) * sizeof(T));
-  gemm::pack({weight, channels, 1}, vocabulary, channels, packed, threads);
+const T* packed_strip(const T* strip, int64_t n, int64_t channels, int threads) {
+  T* packed = (T*)gemm::scratch(gemm::kPackedB, gemm::packed_size<T>(n, channels) * sizeof(T));
+  gemm::pack({strip, channels, 1}, n, channels, packed, threads);
   return packed;
+}
+
+// The logits (rows, n) of some rows of x in a packed strip, in `out`, or where that is null in this thread's
+// scratch.
+template <class T>
+const float* strip_logits(const T* x, const T* packed, float* out, int64_t rows, int64_t n, int64_t channels) {
+  if (!out) out = (float*)gemm::scratch(gemm::kLogits, rows * n * sizeof(float));
+  gemm::multiply<T, float>({x, channels, 1}, packed, rows, n, channels, out, n, nullptr, false, 1);
+  return out;
 }
 
 // The rows whose target is not ignored, in order.
@@ -89,29 +101,25 @@ int64_t cross_entropy_forward(const T* x, const T* weight, const int64_t* target
   std::fill_n(lse, rows, 0.0);
   x = gather(x, at, rows, channels, threads);
   rows = (int64_t)at.size();
-  const T* packed = packed_weight(weight, vocabulary, channels, threads);
-  const int64_t panel_size = gemm::packed_size<T>(1, channels) / gemm::kPanel;  // numbers a column
-  each_task(rows, threads, [&](int64_t row0, int64_t count) {
-    auto* room = kept ? nullptr : (float*)gemm::scratch(gemm::kLogits, count * kTile * sizeof(float));
-    logsumexp::Row state[kRows];
-    float target_logit[kRows] = {};
-    for (int64_t v = 0; v < vocabulary; v += kTile) {
-      const int64_t n = std::min(kTile, vocabulary - v);
-      float* logits = kept ? kept + v * rows + row0 * n : room;
-      gemm::multiply<T, float>({x + row0 * channels, channels, 1}, packed + v * panel_size, count, n, channels,
-                               logits, n, nullptr, false, 1);
-      for (int64_t r = 0; r < count; ++r) {
-        state[r].add_tile(logits + r * n, n);
-        const int64_t target = targets[at[row0 + r]] - v;
-        if (target >= 0 && target < n) target_logit[r] = logits[r * n + target];
+  std::vector<logsumexp::Row> state(rows);
+  std::vector<float> target_logit(rows);
+  for (int64_t v = 0; v < vocabulary; v += kStrip) {
+    const int64_t n = std::min(kStrip, vocabulary - v);
+    const T* packed = packed_strip(weight + v * channels, n, channels, threads);
+    each_task(rows, threads, [&](int64_t row0, int64_t count) {
+      float* out = kept ? kept + v * rows + row0 * n : nullptr;
+      const float* logits = strip_logits(x + row0 * channels, packed, out, count, n, channels);
+      for (int64_t r = row0; r < row0 + count; ++r, logits += n) {
+        state[r].add_tile(logits, n);
+        const int64_t target = targets[at[r]] - v;
+        if (target >= 0 && target < n) target_logit[r] = logits[target];
       }
-    }
-    for (int64_t r = 0; r < count; ++r) {
-      const int64_t row = at[row0 + r];
-      lse[row] = state[r].value();
-      nll[row] = (float)lse[row] - target_logit[r];
-    }
-  });
+    });
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    lse[at[r]] = state[r].value();
+    nll[at[r]] = (float)lse[at[r]] - target_logit[r];
+  }
   return -1;
 }
 
@@ -120,9 +128,6 @@ void cross_entropy_backward(const float* dnll, const T* x, const T* weight, cons
                             const double* lse, const float* kept, T* dx, T* dweight, float* dx_sum, int64_t all,
                             int64_t channels, int64_t vocabulary, int64_t ignore_index, int threads) {
   const T* none = nullptr;
-  // A strip is a tile of forward, whose logits it may have kept, and a multiple of the sum's block, so that the
-  // strips' products are the blocks of one product over all of V.
-  constexpr int64_t kStrip = kTile;
   const std::vector<int64_t> at = counted(targets, all, ignore_index);
   const int64_t rows = (int64_t)at.size();
   x = gather(x, at, all, channels, threads);
@@ -136,21 +141,16 @@ void cross_entropy_backward(const float* dnll, const T* x, const T* weight, cons
   for (int64_t v = 0; v < vocabulary; v += kStrip) {
     const int64_t n = std::min(kStrip, vocabulary - v);
     const T* strip = weight + v * channels;
-    const T* packed = kept ? nullptr : packed_weight(strip, n, channels, threads);
+    const T* packed = kept ? nullptr : packed_strip(strip, n, channels, threads);
     each_task(rows, threads, [&](int64_t row0, int64_t count) {
-      const float* logits = kept ? kept + v * rows + row0 * n : nullptr;
-      if (!kept) {
-        auto* room = (float*)gemm::scratch(gemm::kLogits, count * n * sizeof(float));
-        gemm::multiply<T, float>({x + row0 * channels, channels, 1}, packed, count, n, channels, room, n,
-                                 nullptr, false, 1);
-        logits = room;
-      }
-      for (int64_t r = row0; r < row0 + count; ++r) {
+      const float* logits = kept ? kept + v * rows + row0 * n
+                                 : strip_logits(x + row0 * channels, packed, nullptr, count, n, channels);
+      for (int64_t r = row0; r < row0 + count; ++r, logits += n) {
         const int64_t row = at[r];
         if (dnll[row] == 0.0f)
           std::memset((void*)(gradient + r * n), 0, n * sizeof(T));
         else
-          softmax_gradient(logits + (r - row0) * n, gradient + r * n, n, lse[row], dnll[row], targets[row] - v);
+          softmax_gradient(logits, gradient + r * n, n, lse[row], dnll[row], targets[row] - v);
       }
     });
     if (dweight)

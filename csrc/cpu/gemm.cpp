@@ -149,15 +149,17 @@ void kernel(int64_t steps, const Unit<T>* a, const Unit<T>* b, int64_t panel, in
 template <class T, class Out>
 using Kernel = void (*)(int64_t, const Unit<T>*, const Unit<T>*, int64_t, int64_t, const Target<T, Out>&);
 
-// wide[rows - 1] computes columns_of(rows) vectors at a time, narrow the vectors of one panel at most.
+// wide[rows - 1] computes columns_of(rows) vectors at a time, narrow the vectors of one panel at most, single
+// one.
 template <class T, class Out>
 struct Kernels {
-  Kernel<T, Out> wide[kRows], narrow[kRows];
+  Kernel<T, Out> wide[kRows], narrow[kRows], single[kRows];
 };
 template <class T, class Out, int... R>
 constexpr Kernels<T, Out> make_kernels(std::integer_sequence<int, R...>) {
   return {{kernel<T, Out, R + 1, columns_of(R + 1)>...},
-          {kernel<T, Out, R + 1, std::min(columns_of(R + 1), kVectors)>...}};
+          {kernel<T, Out, R + 1, std::min(columns_of(R + 1), kVectors)>...},
+          {kernel<T, Out, R + 1, 1>...}};
 }
 template <class T, class Out>
 constexpr Kernels<T, Out> kKernels = make_kernels<T, Out>(std::make_integer_sequence<int, kRows>());
@@ -365,6 +367,7 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
               const bool wide = v + full <= vectors;
               const int64_t column = panel * kPanel + v * kLanes;
               if (part == kLower && column >= row + high) break;
+              const bool single = part == kLower && column + kLanes >= row + high;  // reaches the diagonal
               const auto* columns = b + column / kPanel * kPanel * steps + step0 * kPanel + column % kPanel;
               float* sums = partial ? partial + (row - row0) * partial_stride + column - origin : nullptr;
               auto run = [&](auto* out, int64_t stride, const T* added, const auto& kernels) {
@@ -372,15 +375,16 @@ void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out
                 Target<T, Result> to{out,           stride, n - column, added, continued ? sums : nullptr,
                                      partial_stride};
                 const int64_t ahead = tile == tile0 ? next : 0;
-                (wide ? kernels.wide : kernels.narrow)[high - 1](count, rows_of_a, columns, kPanel * steps,
-                                                                 ahead, to);
+                (single ? kernels.single
+                 : wide ? kernels.wide
+                        : kernels.narrow)[high - 1](count, rows_of_a, columns, kPanel * steps, ahead, to);
               };
               if (last)
                 run(c + row * row_stride + column, row_stride, bias ? bias + column : nullptr,
                     kKernels<T, Out>);
               else
                 run(sums, partial_stride, (const T*)nullptr, kKernels<T, float>);
-              v += wide ? full : low;
+              v += single ? 1 : wide ? full : low;
             }
           }
         }

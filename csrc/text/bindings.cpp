@@ -39,16 +39,40 @@ Text view_of(py::handle object) {
   return {py::reinterpret_borrow<py::object>(object), {data, size_t(size)}};
 }
 
+// Many of them. Each object lies elsewhere in memory, so what is read and written there, to count a reference,
+// is asked for ahead: all of this happens before the first thread begins and after the last has ended.
 struct Texts {
   std::vector<py::object> owners;
   std::vector<std::string_view> views;
   explicit Texts(const py::sequence& objects) {
-    for (py::handle object : objects) {
-      Text text = view_of(object);
+    const auto items =
+        py::reinterpret_steal<py::object>(PySequence_Fast(objects.ptr(), "texts must be a sequence"));
+    if (!items) throw py::error_already_set();
+    auto size = [&] { return PySequence_Fast_GET_SIZE(items.ptr()); };
+    owners.reserve(size_t(size()));
+    views.reserve(size_t(size()));
+    for (Py_ssize_t i = 0; i < size(); i++) {  // an object's own encoding may change the list
+      if (i + ahead < size()) {
+        const char* next = reinterpret_cast<const char*>(PySequence_Fast_GET_ITEM(items.ptr(), i + ahead));
+        __builtin_prefetch(next, 1);
+        __builtin_prefetch(next + sizeof(PyCompactUnicodeObject) - 1);
+      }
+      Text text = view_of(PySequence_Fast_GET_ITEM(items.ptr(), i));
       owners.push_back(std::move(text.owner));
       views.push_back(text.view);
     }
   }
+  ~Texts() {
+    for (size_t i = 0; i < owners.size(); i++) {
+      if (i + ahead < owners.size()) __builtin_prefetch(owners[i + ahead].ptr(), 1);
+      owners[i] = py::object();
+    }
+  }
+  Texts(const Texts&) = delete;
+  Texts& operator=(const Texts&) = delete;
+
+ private:
+  static constexpr int ahead = 16;
 };
 
 // A numpy array that owns the values.

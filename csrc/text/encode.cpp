@@ -452,6 +452,15 @@ void Encoder::encode_parts(const uint8_t* p, const uint8_t* text_end, const uint
   flush();
 }
 
+// The processor asks for text ahead by itself, but not beyond a page of 4 KiB. So the beginning of the next
+// page is asked for while the last half of this one is read.
+static void ask_for_next_page(const uint8_t* p) {
+  constexpr uintptr_t page = 4096, ahead = 2048;
+  const uintptr_t next = (reinterpret_cast<uintptr_t>(p) + ahead + page - 1) & ~(page - 1);
+  for (uintptr_t byte = 0; byte < 256; byte += 64)
+    __builtin_prefetch(reinterpret_cast<const void*>(next + byte));
+}
+
 // A few hundred pieces at a time. Long ones are cut further where that is certain to change nothing.
 void Encoder::encode(std::string_view text, Workspace& w, Ids& ids, size_t most) const {
   uint32_t with_begin[1 + most_pieces + 16], *const ends = with_begin + 1;
@@ -459,6 +468,7 @@ void Encoder::encode(std::string_view text, Workspace& w, Ids& ids, size_t most)
   const uint8_t* p = reinterpret_cast<const uint8_t*>(text.data());
   const uint8_t* const text_end = p + text.size();
   while (p < text_end && ids.size() + w.unknown.gaps.size() < most) {
+    ask_for_next_page(p);
     const size_t count = split(pattern, p, text_end, ends, most_pieces - piece_slack);
     if (vocabulary.all_merge() && w.novelty.holds(p, ends[count - 1])) {
       merge_pieces(p, ends, count, w, ids);

@@ -221,7 +221,7 @@ def scored(model: RewardModel, documents: Sequence[np.ndarray]) -> list[float]:
     for first in range(0, len(documents), SCORED):
         part = documents[first : first + SCORED]
         batch = make_batch(part, part)
-        found += model.scores(batch.ids, batch.cu_seqlens, batch.positions).tolist()
+        found += model.scores(batch.ids, batch.cu_seqlens, batch.positions).cpu().tolist()
     return found
 
 

@@ -101,9 +101,14 @@ def road(folder: Path) -> dict[str, str]:
             run.device = CPU if name == "cpu" else device
             tiny.go(run)
             learnt = hashlib.sha256()
-            for stage in ("base", "sft", "know", "search", "rl"):
+            for stage in ("base", "sft", "know", "search", "rl", "reward", "rlhf"):
                 learnt.update(run.path(stage, "model.safetensors").read_bytes())
-            for file in ("know/labels.jsonl", "rl/rollouts.jsonl", "evaluate/result.json"):
+            for file in (
+                "know/labels.jsonl",
+                "rl/rollouts.jsonl",
+                "rlhf/rollouts.jsonl",
+                "evaluate/result.json",
+            ):
                 learnt.update(run.path(file).read_bytes())
             found[name] = learnt.hexdigest()
     return found

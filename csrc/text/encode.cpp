@@ -189,12 +189,11 @@ void Encoder::learn(Workspace& w) const {
         const uint64_t hash = is_short ? hash_of(view.data(), view.size()) : piece.key.low;
         if ((piece.count = uint32_t(w.long_pieces.find(LongPieces::name_of(hash), view, ids)))) continue;
       }
-      const bool ask = !is_short || !vocabulary.all_merge();
       if (lacking) {
         piece.count = uint32_t(merge(piece.p, piece.size, w, ids) - ids);
         announce(piece, w);
         remember(piece, w);
-      } else if (const uint32_t id = ask ? vocabulary.whole(view) : none; id != none) {
+      } else if (const uint32_t id = vocabulary.all_merge() ? none : vocabulary.whole(view); id != none) {
         ids[piece.count++] = id;
         announce(piece, w);
         remember(piece, w);

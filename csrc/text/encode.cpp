@@ -352,12 +352,19 @@ void Encoder::settle(Workspace& w, Ids& ids) const {
   uint32_t* const out = ids.data();
   for (const auto& [at, piece] : w.unknown.blanks)
     std::copy_n(from + all[piece].ids, all[piece].count, out + at);
-  size_t more = 0;
-  for (const auto& [at, piece] : w.unknown.gaps) more += all[piece].count;
+  size_t more = 0, gap = 0;
+  auto count_to = [&](size_t end) {
+    for (; gap < end; gap++) more += all[w.unknown.gaps[gap].piece].count;
+  };
+  for (const auto& [at, gaps] : w.unknown.ends) {
+    count_to(gaps);
+    *at += int64_t(more);
+  }
+  count_to(w.unknown.gaps.size());
   uint32_t* const begin = ids.room(more) - ids.size();
   uint32_t *end = begin + ids.size(), *to = end + more;
   ids.end_at(to);
-  for (size_t gap = w.unknown.gaps.size(); gap-- > 0;) {
+  while (gap-- > 0) {
     const auto& [at, number] = w.unknown.gaps[gap];
     const Unknown& piece = all[number];
     to = std::move_backward(begin + at, end, to) - piece.count;
@@ -461,7 +468,7 @@ static void ask_for_next_page(const uint8_t* p) {
 }
 
 // A few hundred pieces at a time. Long ones are cut further where that is certain to change nothing.
-void Encoder::encode(std::string_view text, Workspace& w, Ids& ids, size_t most) const {
+void Encoder::encode_known(std::string_view text, Workspace& w, Ids& ids, size_t most) const {
   uint32_t with_begin[1 + most_pieces + 16], *const ends = with_begin + 1;
   with_begin[0] = 0;
   const uint8_t* p = reinterpret_cast<const uint8_t*>(text.data());
@@ -488,6 +495,10 @@ void Encoder::encode(std::string_view text, Workspace& w, Ids& ids, size_t most)
       encode_pieces(p, text_end, ends, count, w, ids);
     p += ends[count - 1];
   }
+}
+
+void Encoder::encode(std::string_view text, Workspace& w, Ids& ids, size_t most) const {
+  encode_known(text, w, ids, most);
   settle(w, ids);
 }
 
@@ -583,11 +594,15 @@ void Encoder::encode_batch(const std::vector<std::string_view>& texts, int threa
   ids = fresh_ids();
   uint32_t* out = ids.room(likely);  // what is not written is not paid for
   auto encode_run = [&](size_t run, Workspace& workspace, Ids& to) {
+    const int64_t begin = int64_t(to.size());
     for (size_t i = firsts[run]; i < firsts[run + 1]; i++) {
-      const size_t before = to.size();
-      encode(texts[i], workspace, to);
-      offsets[i + 1] = int64_t(to.size() - before);
+      encode_known(texts[i], workspace, to, SIZE_MAX);
+      offsets[i + 1] = int64_t(to.size());
+      if (const size_t gaps = workspace.unknown.gaps.size())
+        workspace.unknown.ends.push_back({&offsets[i + 1], gaps});
     }
+    settle(workspace, to);
+    for (size_t i = firsts[run + 1]; i-- > firsts[run];) offsets[i + 1] -= i > firsts[run] ? offsets[i] : begin;
   };
   threads = int(std::min<size_t>(std::max(threads, 1), std::max<size_t>(runs, 1)));
   std::vector<Waiting> waiting(static_cast<size_t>(threads));

@@ -77,7 +77,7 @@ struct Unknown {
   uint32_t like;               // one more than the number of another piece of its size to be merged, or 0
 };
 
-// Pieces of a text that wait until many are learnt together, and where their ids belong.
+// Pieces that wait until many are learnt together, and where their ids belong.
 class Unknowns {
  public:
   Unknowns();
@@ -88,6 +88,12 @@ class Unknowns {
   };
   std::vector<Unknown> pieces;
   std::vector<Place> gaps, blanks;
+  // Where a text ends in the array of ids, less what is missing in so many gaps.
+  struct End {
+    int64_t* at;
+    size_t gaps;
+  };
+  std::vector<End> ends;
   std::unique_ptr<uint32_t[]> ids;
 
   void add(const uint8_t* p, size_t size, wide::Key key, ShortPieces::Line* line, bool met) {
@@ -118,7 +124,7 @@ class Unknowns {
     return same;
   }
   void clear() {
-    pieces.clear(), gaps.clear(), blanks.clear();
+    pieces.clear(), gaps.clear(), blanks.clear(), ends.clear();
     std::fill_n(newest_, buckets, 0);
   }
 
@@ -198,6 +204,8 @@ class Encoder {
 
  private:
   void encode(std::string_view text, Workspace& w, Ids& out, size_t most = SIZE_MAX) const;
+  // The same, but for pieces that wait until settle().
+  void encode_known(std::string_view text, Workspace& w, Ids& out, size_t most) const;
   // Piece i is p + ends[i - 1] to p + ends[i], from ends[-1], which is 0; behind the last there is room for 16
   // more.
   void encode_pieces(const uint8_t* p, const uint8_t* text_end, uint32_t* ends, size_t count, Workspace& w,

@@ -115,7 +115,20 @@ def test_digits_are_single(tokenizer):
 
 
 def test_batch_equals_one_by_one(tokenizer):
-    texts = [*TEXTS, "", "<|end|>", "x"]
+    # Words never met before, which wait for each other across texts, some of them twice.
+    words = [
+        "".join(chr(97 + i) for i in row) for row in np.random.default_rng(7).integers(26, size=(900, 9))
+    ]
+    texts = [
+        *TEXTS,
+        "",
+        "<|end|>",
+        "x",
+        "",
+        *words[:40],
+        "",
+        *(" ".join(words[i : i + 7]) for i in range(0, 900, 5)),
+    ]
     for threads in (1, 2):
         ids, offsets = tokenizer.encode_batch(texts, threads=threads)
         assert ids.dtype == np.uint32 and offsets.dtype == np.int64

@@ -136,7 +136,7 @@ class GroupRollouts(ABC, Generic[Reply]):
         if self.kl:
             token_weights[own] -= self.kl * log_ratio
         self._sampled = own & (token_weights != 0), sampled
-        self.work += len(batch.ids) * (1 + 1 / 3)
+        self.work += len(batch.ids) + sum(len(row[0]) for row in rows[: len(used)]) / 3
         return batch
 
     def watch(self, nll: torch.Tensor) -> None:
@@ -200,9 +200,18 @@ def token_row(completion: Completion, weight: float) -> tuple[np.ndarray, ...]:
 
 @torch.no_grad()
 def losses_under(model: Transformer, batch: WeightedBatch, own: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihoods (T,) on the host, under another model, of a batch's tokens where own (T,) is true."""
-    targets = batch.targets.clamp(min=0)
-    return model.loss(batch.ids, targets, batch.cu_seqlens, batch.positions, own.float()).cpu()
+    """Negative log-likelihoods (T,) on the host, under another model, of a batch's tokens where own (T,) is true.
+
+    Elsewhere they are 0. A document of which nothing is asked is not read: the others' losses do not depend on it.
+    """
+    lengths = batch.cu_seqlens.diff()
+    asked = torch.tensor([bool(part.any()) for part in own.split(lengths.tolist())])
+    read = asked.repeat_interleave(lengths)
+    bounds = torch.cat([torch.zeros(1, dtype=torch.int32), lengths[asked].cumsum(0, dtype=torch.int32)])
+    targets, weights = batch.targets[read].clamp(min=0), own[read].float()
+    losses = torch.zeros(len(own))
+    losses[read] = model.loss(batch.ids[read], targets, bounds, batch.positions[read], weights).cpu()
+    return losses
 
 
 def _replayed(completion: Completion) -> tuple[np.ndarray, ...]:

@@ -14,7 +14,7 @@ constexpr size_t most_pieces = 256 + piece_slack;  // in one batch
 constexpr size_t least_part = 6;                   // bytes of a piece that is cut, but for its last part
 // After a batch, so many places that wait are enough to learn what belongs there. A piece of 15 bytes is up to
 // 5 characters, so cutting makes at most 5 of it; their ids have room for 35 more.
-constexpr size_t enough_places = 48, most_places = enough_places + most_pieces, most_unknown = 6 * most_places,
+constexpr size_t enough_places = 72, most_places = enough_places + most_pieces, most_unknown = 6 * most_places,
                  most_unknown_ids = most_places * (Merger::most_in_windows + 4 + 35);
 
 Unknowns::Unknowns() : ids(new uint32_t[most_unknown_ids]) {

@@ -4,7 +4,7 @@
                 metrics.jsonl    one JSON object a line: stage, step, and what was measured
                 gates.json       {name: {value, bound, holds, ...}}
                 stages/<stage>.json   marker: state, hash of the inputs, hash of each output, seconds, summary, machine
-                web/ tokenizer/ shards/ base/ sft/ know/ search/ rl/ samples/ report.html
+                web/ tokenizer/ shards/ base/ sft/ know/ search/ rl/ reward/ rlhf/ samples/ report.html
 
 A stage's inputs are its settings, the files those name, and the outputs of the stages it needs; its marker
 keeps a hash of them. A finished stage whose inputs and outputs are unchanged is not run again. One that was

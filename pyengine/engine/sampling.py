@@ -23,7 +23,7 @@ STUCK = "the constraint cannot be kept to any further:"
 RANGES = {
     "max_tokens": AT_LEAST_1,
     "min_tokens": AT_LEAST_0,
-    "temperature": Range(ge=0, le=1e6),  # far below where a float32 ends
+    "temperature": Range(ge=0, le=1_000_000),  # far below where a float32 ends
     "top_k": Range(ge=0, lt=2**31, why="0 keeps all"),
     "top_p": Range(gt=0, le=1, why="1 keeps all"),
     "seed": Range(ge=0, lt=2**63),

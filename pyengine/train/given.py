@@ -1,16 +1,31 @@
 """A person's own files, read before the road begins: what cannot be used is told then, not hours later."""
 
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
-from ..data import read_conversations, read_facts, read_problems, read_rankings
+from ..data import Conversation, read_conversations, read_facts, read_problems, read_rankings
 from ..data.rows import Skipped
 from ..errors import UserError
 from .config import Config
 from .progress import note
 
+
+def conversations_to_learn(path: Path) -> tuple[list[Conversation], list[Skipped]]:
+    """read_conversations(), less those in which the assistant says nothing that counts."""
+    used: list[Conversation] = []
+    read, skipped = read_conversations(path)
+    for conversation in read:
+        if any(m["role"] == "assistant" and m.get("weight", 1) for m in conversation.messages):
+            used.append(conversation)
+        else:
+            reason = "nothing to train on; expected at least one assistant message (of weight 1)"
+            skipped.append(Skipped(conversation.where, reason, repr(conversation.messages)[:1000]))
+    return used, skipped
+
+
 READERS: dict[str, tuple[str, Callable[..., tuple[list[Any], list[Skipped]]]]] = {
-    "sft": ("conversations", read_conversations),
+    "sft": ("conversations", conversations_to_learn),
     "know": ("facts", read_facts),
     "rl": ("problems", read_problems),
     "rlhf": ("rankings", read_rankings),

@@ -86,7 +86,7 @@ def replayed(run: Run, count: int) -> list[Messages]:
     conversations = sft_conversations(run)
     rng = np.random.default_rng([run.config.seed, 3])
     order = rng.permutation(len(conversations))[:count]
-    return [conversations[i] for i in order]
+    return [conversations[i].messages for i in order]
 
 
 def write_lines(run: Run, name: str, rows: Any) -> None:

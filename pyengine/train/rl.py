@@ -190,10 +190,10 @@ def unlikely(written: Sequence[Attempt], start: Transformer, count: int = 20) ->
 def replay_of(run: Run, reference: Transformer, count: int = REPLAYED) -> list[Completion]:
     """The reference's own answers to at most `count` questions of the stages before that are no problems."""
     path = run.path("search", "conversations.jsonl")
-    said = [c.messages for c in read_conversations(path)[0]] if path.exists() else sft_conversations(run)
+    said = read_conversations(path)[0] if path.exists() else sft_conversations(run)
     asked = [
         text_of(messages[0], str(path))
-        for messages in said
+        for messages in (conversation.messages for conversation in said)
         if given_answer(messages[-1].get("content") or "") is None and messages[0]["role"] == "user"
     ]
     order = np.random.default_rng([run.config.seed, 6]).permutation(len(asked))[:count]

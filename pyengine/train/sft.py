@@ -7,10 +7,10 @@ is not what a few more steps of imitation would have given.
 
 from typing import Any
 
-from ..data import read_conversations
+from ..data import Conversation, read_conversations
 from .attempts import Exam
 from .dialogue import Dialogue
-from .finetune import Messages, finetune, start_from
+from .finetune import finetune, start_from
 from .run import Run
 
 
@@ -25,12 +25,15 @@ def sft(run: Run) -> dict[str, Any]:
     return finetune(run, model, sft_conversations(run), run.config.sft, "sft", evaluate)
 
 
-def sft_conversations(run: Run) -> list[Messages]:
+def sft_conversations(run: Run) -> list[Conversation]:
     """The conversations of the stage: the file of the settings, else the world's, without its facts where it is
     not the world that was read."""
     settings = run.config.sft
     if settings.conversations is None:
         rows = run.world.conversations("train", settings.count)
-        return [row["messages"] for row in rows if run.config.closed or row["kind"] != "answer"]
-    conversations, _ = read_conversations(settings.conversations)
-    return [conversation.messages for conversation in conversations]
+        return [
+            Conversation(row["messages"], f"conversation {number}")
+            for number, row in enumerate(rows, 1)
+            if run.config.closed or row["kind"] != "answer"
+        ]
+    return read_conversations(settings.conversations)[0]

@@ -114,6 +114,22 @@ def test_rows_that_cannot_be_used_are_told_before_the_road_begins(tmp_path, monk
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_conversation_without_an_answer_is_told_before_the_road_begins(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    asked, silent = '{"messages": [{"role": "user", "content": "Who?"}%s]}\n', ""
+    unweighed = ', {"role": "assistant", "content": "Ada", "weight": 0}'
+    answered = ', {"role": "assistant", "content": "Ada"}'
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text("".join(asked % turn for turn in (silent, unweighed, answered, answered)))
+    assert main(["sft", "--sft.conversations", "chats.jsonl", "--dry-run"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "left out: chats.jsonl:1: nothing to train on" in told
+    assert "left out: chats.jsonl:2: nothing to train on" in told
+    chats.write_text(asked % silent + asked % answered)
+    assert main(["sft", "--sft.conversations", "chats.jsonl", "--dry-run"]) == 1
+    assert "expected at least two rows that can be used, found 1" in " ".join(capsys.readouterr().err.split())
+
+
 def numbers(node, prefix=""):
     """(name, value, its ranges) of every number in a tree of settings, and of every tuple of numbers."""
     hints = typing.get_type_hints(type(node), include_extras=True)

@@ -90,7 +90,7 @@ def test_of_another_source_without_facts_nothing_is_asked_and_nothing_promised(t
         run.gates()
     )
     known = {person.name for person in run.world.facts.of("known", kind="person")}
-    said = [c[0]["content"] for c in sft_conversations(run)]
+    said = [c.messages[0]["content"] for c in sft_conversations(run)]
     assert said and not [name for name in known if any(name in text for text in said)]
 
 

@@ -24,7 +24,7 @@ from ..data import Prompt, read_guideline, read_prompts
 from ..errors import UserError
 from ..files import Journal, file_hash
 from ..ranges import AT_LEAST_0, AT_LEAST_1, Range, check_ranges
-from ..train.progress import Progress, note
+from ..train.progress import Progress, note, note_left_out
 from .finish import Filters, Row, Summary, finish
 from .speakers import Sampling, Speaker, open_speaker
 from .talk import Made, Script, Talk, converse
@@ -86,8 +86,7 @@ def synthesize(command: Command) -> None:
     """Write what is missing, then the files."""
     check_ranges(command)
     prompts, skipped = read_prompts(command.prompts)
-    for row in skipped[:3]:
-        note(f"left out: {row.where}: {row.reason}")
+    note_left_out(skipped)
     guideline = read_guideline(command.guideline) if command.guideline else None
     user = read_guideline(command.user_guideline) if command.user_guideline else None
     script = Script(

@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..model import Transformer, load, save
 from .config import OptimizerConfig
 from .loop import Trainer
-from .progress import note
+from .progress import note, note_left_out
 from .run import Run
 
 Messages = Sequence[Mapping[str, Any]]
@@ -72,8 +72,7 @@ def finetune(
     """
     tokenizer = run.tokenizer
     encoded, skipped = encode_conversations(conversations, tokenizer, settings.batch_tokens)
-    for row in skipped[:3]:
-        note(f"left out: {row.where}: {row.reason}")
+    note_left_out(skipped)
     if len(encoded) < 2:
         raise UserError(f"{run.stage}: no usable conversation; {len(skipped)} were left out, see above")
     order = np.random.default_rng([run.config.seed, 1]).permutation(len(encoded))

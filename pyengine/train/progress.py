@@ -7,13 +7,17 @@ Plain lines come at most every few seconds, so that a log stays readable; `note`
 """
 
 import time
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from ..data.rows import Skipped
+
 console = Console(highlight=False, soft_wrap=True)
 PLAIN_SECONDS = 10.0
+SHOWN = 3  # rows left out that are told one by one
 
 
 class Progress:
@@ -51,3 +55,11 @@ class Progress:
 def note(text: str) -> None:
     """Print one line, above the bar where there is one."""
     console.print(f"  {text}", markup=False)
+
+
+def note_left_out(rows: Sequence[Skipped], more: str = "") -> None:
+    """Tell the first rows left out one by one. more: what is said behind the number of the others; "": nothing."""
+    for row in rows[:SHOWN]:
+        note(f"left out: {row.where}: {row.reason}")
+    if more and len(rows) > SHOWN:
+        note(f"left out: {len(rows) - SHOWN} {more}")

@@ -31,7 +31,7 @@ from .dialogue import Dialogue
 from .finetune import finetune, start_from
 from .know import replayed, talk, write_lines
 from .loop import Trainer, WeightedBatch
-from .progress import note
+from .progress import note, note_left_out
 from .run import Run
 
 SCORED = 128  # answers scored at once
@@ -129,8 +129,7 @@ def given_rankings(run: Run) -> tuple[list[Ranking], list[Ranking]]:
     path = run.config.rlhf.rankings
     assert path is not None
     rankings, skipped = read_rankings(path)
-    for row in skipped[:3]:
-        note(f"left out: {row.where}: {row.reason}")
+    note_left_out(skipped)
     sides = split_by_prompt([ranking for ranking in rankings if ranking.pairs()])
     if not all(sides):
         raise UserError(

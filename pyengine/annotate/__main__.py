@@ -12,7 +12,6 @@ import os
 import sys
 from contextlib import closing
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
@@ -20,12 +19,14 @@ import tyro
 
 from ..command import run
 from ..data import Guideline, Prompt, read_guideline, read_prompts
+from ..data.rows import Skipped
 from ..errors import UserError
 from ..files import Journal
 from ..ranges import AT_LEAST_0, AT_LEAST_1, SHARE, Range, check_ranges
 from ..serve.address import KEEP_ALIVE, LOOPBACK, base_url, listen
 from ..synthesize import Sampling, open_speaker
-from ..train.progress import note
+from ..train.progress import note, note_left_out
+from ..world import guidelines
 from .store import Store
 
 
@@ -126,12 +127,10 @@ def prompts_of(path: Path | None) -> list[Prompt]:
     if path is None:
         raise UserError("give --prompts, a file of what is to be answered")
     found, skipped = read_prompts(path)
-    reasons = [f"{row.where}: {row.reason}" for row in skipped]
-    reasons += [f"{prompt.where}: there is no question in it" for prompt in found if not prompt.messages]
-    for reason in reasons[:3]:
-        note(f"left out: {reason}")
-    if len(reasons) > 3:
-        note(f"left out: {len(reasons) - 3} more")
+    skipped += [
+        Skipped(prompt.where, "there is no question in it", "") for prompt in found if not prompt.messages
+    ]
+    note_left_out(skipped, "more")
     if prompts := [prompt for prompt in found if prompt.messages]:
         return prompts
     raise UserError(f"{path}: expected prompts or messages")
@@ -141,7 +140,7 @@ def guideline_of(path: Path | None) -> Guideline:
     """The guideline in a file, or pyengine's own."""
     if path:
         return read_guideline(path)
-    return Guideline((resources.files("pyengine.world") / "guidelines.md").read_text("utf-8").strip())
+    return Guideline(guidelines().strip())
 
 
 def tell(store: Store, folder: Path) -> None:

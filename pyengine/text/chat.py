@@ -38,6 +38,7 @@ SPECIAL_TOKENS = (
     "<|result|>",
     "<|pad|>",
 )
+UNTRAINED = "nothing to train on; expected at least one assistant message (of weight 1)"
 TEMPLATE = r"""
 {%- macro text(content) -%}
   {%- if content is string -%}{{- content -}}
@@ -119,12 +120,17 @@ def render(
         if role == "assistant":
             if message.get("tool_calls"):
                 content += search + spaced(query_of(message, where), t)
-            add(content + end, trained=int(message.get("weight", 1) != 0))
+            add(content + end, trained=int(is_trained(message)))
         else:
             add(content + end)
     if add_generation_prompt:
         add([t.special_ids["<|assistant|>"]])
     return ids, mask
+
+
+def is_trained(message: Mapping[str, Any]) -> bool:
+    """Whether training learns to write a message: the assistant's, unless its weight is 0."""
+    return message["role"] == "assistant" and message.get("weight", 1) != 0
 
 
 def spaced(text: str, tokenizer: "Tokenizer") -> list[int]:
@@ -140,9 +146,7 @@ def unspaced(ids: Sequence[int], tokenizer: "Tokenizer") -> str:
 def check_mask(mask: Sequence[int], where: str) -> None:
     """Refuse a conversation on which nothing, or everything, would be trained: both mean a broken mask."""
     if not any(mask):
-        raise UserError(
-            f"{where}: nothing to train on; expected at least one assistant message (of weight 1)"
-        )
+        raise UserError(f"{where}: {UNTRAINED}")
     if all(mask):
         raise UserError(
             f"{where}: the loss mask covers every token; a conversation begins with tokens not trained on"

@@ -7,8 +7,9 @@ from typing import Any
 from ..data import Conversation, read_conversations, read_facts, read_problems, read_rankings
 from ..data.rows import Skipped
 from ..errors import UserError
+from ..text.chat import UNTRAINED, is_trained
 from .config import Config
-from .progress import note
+from .progress import note_left_out
 
 
 def conversations_to_learn(path: Path) -> tuple[list[Conversation], list[Skipped]]:
@@ -16,11 +17,10 @@ def conversations_to_learn(path: Path) -> tuple[list[Conversation], list[Skipped
     used: list[Conversation] = []
     read, skipped = read_conversations(path)
     for conversation in read:
-        if any(m["role"] == "assistant" and m.get("weight", 1) for m in conversation.messages):
+        if any(map(is_trained, conversation.messages)):
             used.append(conversation)
         else:
-            reason = "nothing to train on; expected at least one assistant message (of weight 1)"
-            skipped.append(Skipped(conversation.where, reason, repr(conversation.messages)[:1000]))
+            skipped.append(Skipped(conversation.where, UNTRAINED, repr(conversation.messages)[:1000]))
     return used, skipped
 
 
@@ -30,7 +30,6 @@ READERS: dict[str, tuple[str, Callable[..., tuple[list[Any], list[Skipped]]]]] =
     "rl": ("problems", read_problems),
     "rlhf": ("rankings", read_rankings),
 }
-SHOWN = 3  # rows told one by one
 
 
 def look(config: Config, stages: Collection[str]) -> None:
@@ -40,10 +39,7 @@ def look(config: Config, stages: Collection[str]) -> None:
         if path is None or stage not in stages:
             continue
         rows, left_out = read(path)
-        for row in left_out[:SHOWN]:
-            note(f"left out: {row.where}: {row.reason}")
-        if len(left_out) > SHOWN:
-            note(f"left out: {len(left_out) - SHOWN} more rows of {path}; {len(rows)} are used")
+        note_left_out(left_out, f"more rows of {path}; {len(rows)} are used")
         if len(rows) < 2:
             raise UserError(
                 f"{stage}.{key} = {path}: expected at least two rows that can be used, found {len(rows)}"

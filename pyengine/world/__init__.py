@@ -11,6 +11,6 @@ world.py      all of it as one object    export.py     all of it as files
 
 from .config import WorldConfig
 from .server import serve
-from .world import World
+from .world import World, guidelines
 
-__all__ = ["World", "WorldConfig", "serve"]
+__all__ = ["World", "WorldConfig", "guidelines", "serve"]

@@ -79,7 +79,7 @@ class World:
     @property
     def guidelines(self) -> str:
         """The guidelines that the writers of the conversations follow."""
-        return (resources.files(__package__) / "guidelines.md").read_text("utf-8")
+        return guidelines()
 
     def questions(self, group: str, split: str, wordings: int = 1) -> list[Question]:
         """Questions about the facts of a group ("known", "later", "invented") and split ("train", "test")."""
@@ -88,3 +88,8 @@ class World:
     def conversations(self, split: str = "train", count: int = 4000) -> list[Conversation]:
         """Conversations for supervised fine-tuning, in OpenAI `messages` form."""
         return self.asking.conversations(split, count)
+
+
+def guidelines() -> str:
+    """The guidelines that the writers of the conversations follow."""
+    return (resources.files(__package__) / "guidelines.md").read_text("utf-8")

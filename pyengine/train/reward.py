@@ -99,7 +99,8 @@ def rank(run: Run, dialogue: Dialogue, split: str, count: int) -> tuple[list[Ran
     """(answers of the model to `count` requests, each request's ranked by a simulated rater; the share of pairs that
     one who knows what each is worth would be expected to find as the raters do).
 
-    A rater's liking is the worth over the noise; answers that say the same are ranked once.
+    A rater's liking is the worth over the noise; answers that say the same are ranked once. UserError where no two
+    differ.
     """
     settings, portraits = run.config.reward, run.world.portraits
     sittings = portraits.ask(split, count)
@@ -114,6 +115,11 @@ def rank(run: Run, dialogue: Dialogue, split: str, count: int) -> tuple[list[Ran
         rankings.append(Ranking(messages, answers, rated(liking, rng), {"by": "simulated rater"}))
         if pairs := rankings[-1].pairs():
             sure.append(np.mean([_sigmoid(abs(liking[b] - liking[w])) for b, w in pairs]))
+    if not sure:
+        raise UserError(
+            f"all answers to each of {len(rankings)} requests are alike, so that none can be ranked; "
+            "ask for more answers (--reward.answers), or train the model that writes them longer"
+        )
     return rankings, float(np.mean(sure))
 
 

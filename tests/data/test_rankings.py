@@ -33,6 +33,7 @@ def test_pairs_of_public_data_are_understood(tmp_path):
         {"prompt": ASKED[0]["content"], "chosen": "good", "rejected": "bad", "source": "x"},
         {"chosen": talks[0], "rejected": talks[1]},
         {"prompt": "Tell me about Tavor.", "chosen": talks[0][1:], "rejected": talks[1][1:]},
+        {"prompt": "a title of the above", "chosen": talks[0], "rejected": talks[1]},
     )
     rankings, skipped = read_rankings(path)
     assert not skipped and rankings[0].more == {"source": "x"}

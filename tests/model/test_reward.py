@@ -23,6 +23,7 @@ def test_a_new_one_finds_everything_equally_good(model):  # noqa: F811
     ids, _, cu_seqlens, positions = batch()
     assert made.scores(ids, cu_seqlens, positions).tolist() == [0.0, 0.0, 0.0]
     assert torch.equal(made.embedding, model.embedding) and made.embedding is not model.embedding
+    assert not made.config.tie_embeddings and made.head.shape == (1, model.config.hidden_size)
 
 
 def test_transformers_gives_the_same_scores(scorer, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -9,10 +10,14 @@ import pytest
 import torch
 
 from pyengine.data import Ranking
+from pyengine.engine import Completion
 from pyengine.errors import UserError
 from pyengine.model import RewardModel, Transformer
 from pyengine.text import Tokenizer
-from pyengine.train.reward import Rankings, given_rankings, rated, scored
+from pyengine.train import reward
+from pyengine.train.dialogue import Reply
+from pyengine.train.reward import REACHED, Rankings, given_rankings, rank, rated, scored
+from pyengine.train.reward import _gate as reward_gate
 from pyengine.train.rlhf import turning_point
 from pyengine.train.run import Run
 
@@ -48,6 +53,49 @@ def test_raters_are_of_one_mind_as_often_as_bradley_and_terry_say():
         assert before == pytest.approx(1 / (1 + math.exp(liking[b] - liking[a])), abs=0.012)
 
 
+class Says:
+    """In a model's place: the same replies to every question; remembers the seeds."""
+
+    def __init__(self, *replies: str):
+        self.replies, self.seeds = replies, []
+
+    def ask(self, questions, samples, temperature, max_tokens, seed):
+        self.seeds.append(seed)
+        return [[Reply(text, None, Completion([1])) for text in self.replies] for _ in questions]
+
+
+def test_answers_that_say_the_same_are_ranked_once_and_each_split_has_its_own_dice(tmp_path):
+    run, dialogue = Run(tiny.ROAD, tmp_path), Says("No.", "Yes. No.", "No.", "Yes. No. Perhaps.")
+    sides = [rank(run, dialogue, split, 40) for split in ("train", "test")]
+    for rankings, _ in sides:
+        assert {ranking.answers for ranking in rankings} == {("No.", "Yes. No.", "Yes. No. Perhaps.")}
+    ranks = [[ranking.ranks for ranking in rankings] for rankings, _ in sides]
+    assert ranks[0] != ranks[1] and len(set(dialogue.seeds)) == 2
+    apart = 0.5 / 3 / run.config.reward.noise  # a needless sentence more, in the rater's noise
+    sure = [1 / (1 + math.exp(-apart * sentences)) for sentences in (1, 1, 2)]
+    assert [ceiling for _, ceiling in sides] == pytest.approx([sum(sure) / 3] * 2)
+
+
+def test_a_model_that_says_one_thing_alone_cannot_be_ranked(tmp_path):
+    with pytest.raises(UserError, match="all answers to each of 8 requests are alike"):
+        rank(Run(tiny.ROAD, tmp_path), Says("No.", "No."), "train", 8)
+
+
+@pytest.mark.parametrize("ceiling, accuracy, low, holds", [
+    (0.9, 0.5 + REACHED * 0.4, 0.51, True),
+    (0.9, 0.5 + REACHED * 0.4 - 0.01, 0.51, False),
+    (0.9, 0.9, 0.49, False),
+    (None, 0.6, 0.51, True),
+    (None, 0.6, 0.49, False),
+])  # fmt: skip
+def test_the_gate_asks_for_a_share_of_the_ceiling_and_for_more_than_chance_surely(
+    tmp_path, ceiling, accuracy, low, holds
+):
+    run = Run(tiny.ROAD, tmp_path)
+    reward_gate(run, {"ceiling": ceiling, "accuracy": accuracy, "interval": (low, 0.95), "pairs": 90})
+    assert [gate["holds"] for gate in run.gates().values()] == [holds]
+
+
 def test_the_weights_of_a_batch_give_the_gradient_of_the_pairs(model, tokenizer):
     rankings = Rankings(model, tokenizer, RANKINGS, 2, seed=0)
     assert len(rankings) == 2, "one that is all ties teaches nothing"
@@ -75,14 +123,27 @@ def test_every_epoch_has_every_ranking_once_and_a_batch_depends_on_its_step(mode
     rankings, again = (Rankings(model, tokenizer, many, 3, seed=1) for _ in range(2))
     assert torch.equal(again.batch(4).ids, [rankings.batch(step) for step in range(5)][4].ids)
     texts = [tokenizer.decode(rankings.batch(step).ids.tolist()) for step in range(7)]  # three epochs
-    assert all("".join(texts).count(f"Mara {i}.") == 3 for i in range(7))
+    told = re.findall(r"Mara (\d)\.", "".join(texts))
+    epochs = [told[first : first + 7] for first in range(0, len(told), 7)]
+    assert [sorted(epoch) for epoch in epochs] == [list("0123456")] * 3
+    assert len(set(map(tuple, epochs))) == 3, "each epoch has an order of its own"
 
 
-def test_a_score_is_the_same_in_any_company(model, tokenizer):
+def test_a_score_is_the_same_in_any_company(model, tokenizer, monkeypatch):
     documents = [
         np.array(tokenizer.encode(text)) for text in ("Mara is a cook.", "No.", "Mara sings the song")
     ]
-    assert scored(model, documents) == [scored(model, [document])[0] for document in documents]
+    alone = [scored(model, [document])[0] for document in documents]
+    assert scored(model, documents) == alone and len(set(alone)) == 3
+    monkeypatch.setattr(reward, "SCORED", 2)
+    assert scored(model, documents) == alone, "in parts"
+
+
+def test_scores_that_are_alike_are_half_a_find(tokenizer):
+    blind = RewardModel.of(Transformer(replace(tiny.MODEL, vocab_size=tokenizer.vocab_size), seed=4))
+    told = Rankings(blind, tokenizer, RANKINGS, 2, seed=0).judge()
+    assert told["accuracy"] == 0.5 and told["interval"] == (0.5, 0.5) and told["margin"] == 0
+    assert told["pairs"] == 4 and told["pair_loss"] == pytest.approx(math.log(2))
 
 
 def curve(gold, error=0.02):

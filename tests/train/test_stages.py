@@ -4,6 +4,7 @@ The model is far too small to learn anything; what is checked is the machinery: 
 replies, results are masked, rollouts replay from their seeds with the trainer's very log-probabilities.
 """
 
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -19,7 +20,7 @@ from pyengine.files import write_json
 from pyengine.model import load
 from pyengine.train.attempts import Exam, attempt, problems_of
 from pyengine.train.demo import _gates as demo_gates
-from pyengine.train.dialogue import Dialogue
+from pyengine.train.dialogue import Dialogue, Reply
 from pyengine.train.finetune import start_from
 from pyengine.train.groups import token_row
 from pyengine.train.knowledge import Item, labels, measure, questions_of
@@ -27,7 +28,7 @@ from pyengine.train.reward import Rankings, reward_model
 from pyengine.train.rewards import right_and_short
 from pyengine.train.rl import Rollouts
 from pyengine.train.rl import _gates as rl_gates
-from pyengine.train.rlhf import Judge, ScoredRollouts
+from pyengine.train.rlhf import SPENT, Answer, Judge, ScoredRollouts
 from pyengine.train.run import Run, opened, perform
 from pyengine.train.search import looked_up
 from pyengine.train.sft import sft_conversations
@@ -250,6 +251,9 @@ def test_rlhf_starts_at_no_distance_and_keeps_every_answer(run):
     rows = read(run, "rlhf/rollouts.jsonl")
     assert [row["step"] for row in rows] == [step for step in range(4) for _ in range(9)]
     sittings = {sitting.text: sitting for sitting in run.world.portraits.ask("train")}
+    asked = [row["messages"][0]["content"] for row in rows[::3]]
+    assert asked == list(itertools.islice(itertools.cycle(sittings), 12)), "one request after another"
+    assert result["stopped"] == 4 and result["kept"]["answers"] == 10
     for row in rows:
         assert row["gold"] == run.world.portraits.worth(sittings[row["messages"][0]["content"]], row["reply"])
     assert {"RLHF: gain in the gold reward", "RLHF: gain in the reward model's score"} < set(run.gates())
@@ -261,11 +265,13 @@ def test_the_model_kept_is_the_one_when_the_budget_was_spent(run):
     kept, attempts = run.path("rlhf", "model.safetensors"), run.path("rlhf", "rollouts.jsonl")
     whole = {path: path.read_bytes() for path in (kept, attempts)}
     try:
-        rollouts.batch(0)
+        first = rollouts.batch(0)
         assert rollouts.stopped is None and rollouts.nats == 0 and rollouts.kl == run.config.rlhf.kl
+        assert first.rate == pytest.approx(1 - first.info["groups_skipped"] / 3)
         with torch.no_grad():
             model.embedding.add_(torch.randn_like(model.embedding.float()).to(model.dtype))
-        rollouts.batch(1)
+        spent = rollouts.batch(1)
+        assert spent.rate == pytest.approx((1 - spent.info["groups_skipped"] / 3) * run.config.rlhf.push)
         assert rollouts.stopped == 1 and rollouts.nats > run.config.rlhf.budget and rollouts.kl == 0
         assert torch.equal(start_from(run, "rlhf").embedding, model.embedding)
         again = ScoredRollouts(run, model, model, rollouts.scorer)
@@ -277,6 +283,55 @@ def test_the_model_kept_is_the_one_when_the_budget_was_spent(run):
     finally:
         for path, content in whole.items():
             path.write_bytes(content)
+
+
+@pytest.fixture
+def strayed(run) -> ScoredRollouts:
+    """Rollouts of a model that has left its start, within a budget that has no end; they keep nothing."""
+    model = start_from(run, "reward/start")
+    rollouts = ScoredRollouts(run, model, start_from(run, "reward/start"), Judge(run))
+    rollouts.path, rollouts.settings = run.path("strayed.jsonl"), replace(run.config.rlhf, budget=1e9)
+    noise = torch.randn(model.embedding.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model.embedding.add_(noise.to(model.dtype))
+    return rollouts
+
+
+def test_a_batch_pulls_to_the_start_and_rehearses_in_turn(strayed):
+    strayed.replay = [Completion([5, 6], [7 + i], [0.0], [False]) for i in range(3)]
+    pulled = strayed.batch(1)
+    targets = [part.tolist() for part in pulled.targets.split(pulled.cu_seqlens.diff().tolist())]
+    assert targets[-2:] == [[-100, 9], [-100, 7]]
+    strayed.kl = 0.0
+    free = strayed.batch(1)
+    assert torch.equal(free.ids, pulled.ids) and pulled.info["kl"] > 0
+    pull = strayed.settings.kl * pulled.info["kl"] * pulled.total_weight()
+    assert float((free.weights - pulled.weights).sum()) == pytest.approx(pull, rel=1e-3)
+
+
+def test_nats_are_of_the_answers_trained_on_and_the_next_step_is_paid_for(strayed, monkeypatch):
+    stops = []
+    monkeypatch.setattr(strayed, "stop", stops.append)
+    monkeypatch.setattr(strayed, "judge", lambda groups: np.array([[1.0, 0, 0], [0, 0, 0], [0, 0, 0]]))
+    batch = strayed.batch(1)
+    found = strayed.nats
+    assert found == pytest.approx(batch.info["kl"] * batch.total_weight() / 3) and not stops
+    budget = 1.5 * found / SPENT
+    for before, stopped in ((found, []), (0.5 * found, []), (0.4 * found, [1])):
+        strayed.settings, strayed.nats = replace(strayed.settings, budget=budget), before
+        strayed.batch(1)
+        assert strayed.nats == found and stops == stopped
+
+
+def test_the_judge_counts_in_deviations_of_what_was_ranked(run):
+    groups = [
+        [Answer(ranking.messages, Reply(text, None, Completion([1])), None)]
+        for ranking in read_rankings(run.path("reward", "rankings.jsonl"))[0]
+        if ranking.pairs()
+        for text in ranking.answers
+    ]
+    proxies = Judge(run).proxies(groups)
+    assert abs(proxies.mean()) < 1e-4 and proxies.std() == pytest.approx(1, abs=1e-4)
 
 
 def test_peoples_rankings_take_the_worlds_place(run, tmp_path):
@@ -357,9 +412,6 @@ def test_every_seed_of_a_run_makes_rollouts(run):
 def test_a_refusal_with_the_right_word_in_it_is_no_answer(run):
     class Says:
         def ask(self, questions, **_):
-            from pyengine.engine import Completion
-            from pyengine.train.dialogue import Reply
-
             return [[Reply("I don't know any cook.", None, Completion([1]))] for _ in questions]
 
     table = measure(Says(), [Item("What is Mara?", ("cook",))])

@@ -48,6 +48,27 @@ def test_decisions_outlive_the_process_and_can_be_undone(journal):
     assert last.undo("bob") is None
 
 
+def test_a_decision_made_again_is_the_last_and_the_only_one(journal):
+    store = filled(journal)
+    one, two, _ = store.items
+    for key, ranks in ((one, [1, 2, 3]), (two, [1, 2, 2]), (one, [3, 2, 1])):
+        store.decide("ada", key, GUIDE, ranks=ranks)
+    assert [row["ranks"] for row in store.decisions] == [[1, 2, 2], [3, 2, 1]]
+    item, row = store.undo("ada")
+    assert item.key == one and row["ranks"] == [3, 2, 1]
+    assert [row["decision"] for row in Store(journal, PROMPTS[:3]).decisions] == [two]
+
+
+def test_a_prompt_is_nobodys_once_its_reader_has_nothing_left(journal):
+    store = filled(journal, PROMPTS[:1], overlap=0.0)
+    (key,) = store.items
+    assert store.next("ada").key == key and store.next("bob") is None
+    store.decide("bob", key, GUIDE, skip=True)  # of a page opened earlier
+    assert store.next("ada") is None
+    store.undo("bob")
+    assert store.next("bob").key == key and store.next("ada") is None
+
+
 def test_the_files_can_be_trained_on(journal, tmp_path):
     talk = [("system", "Be brief."), ("user", "Who?"), ("assistant", "Bob."), ("user", "Surely?")]
     prompts = [*PROMPTS[:1], Prompt("q:1", [{"role": role, "content": text} for role, text in talk])]
@@ -138,3 +159,12 @@ def test_agreement_is_over_pairs_of_answers_and_above_chance(journal):
     chance = (1 / 6) ** 2 + (5 / 6) ** 2 / 2
     assert found.comparisons == 6 and found.share == pytest.approx(4 / 6)
     assert found.kappa == pytest.approx((4 / 6 - chance) / (1 - chance))
+
+
+def test_rankings_of_other_answers_are_not_compared(journal):
+    store = filled(journal)
+    one = next(iter(store.items))
+    store.decide("ada", one, GUIDE, ranks=[1, 2, 3])
+    store.add_answers(one, ["Nobody.", "Bob.", "Ada."], MODEL)
+    store.decide("bob", one, GUIDE, ranks=[3, 2, 1])
+    assert store.agreement() is None

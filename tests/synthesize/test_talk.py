@@ -52,6 +52,12 @@ def test_a_passage_is_shown_to_the_writers_or_given_in_the_question(given):
     assert prompt.passage in view[0]["content"] and len(view) == (1 if given else 2)
 
 
+def test_a_passage_is_given_once():
+    prompt, replies = Prompt("here", passage="Ada founded Tavor."), [said(str(n)) for n in range(4)]
+    made = play(prompt, Script(turns=2, given=True), *replies)[1]
+    assert [m["content"] for m in made.messages] == [f"{prompt.passage}\n\n0", "1", "2", "3"]
+
+
 def test_a_topic_is_told_to_the_user_alone():
     asked, made = play(Prompt("here", topic="glass"), Script(), said("What is glass?"), said("Sand."))
     assert "glass" in asked[0].messages[0]["content"]

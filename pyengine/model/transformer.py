@@ -209,6 +209,10 @@ class Transformer(nn.Module):
             targets = targets.masked_fill(weights == 0, IGNORE)
         return kernels.linear_cross_entropy(hidden, w.head, targets, IGNORE)
 
+    def train_flops(self, context: float) -> float:
+        """Floating-point operations a token of training, at a mean context length; see ModelConfig.train_flops."""
+        return self.config.train_flops(context)
+
     def _layers(self) -> Iterator[Layer]:
         for layer in self.layers:
             assert isinstance(layer, Layer)

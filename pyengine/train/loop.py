@@ -365,9 +365,9 @@ class Trainer:
             note(f"going on from {found.path}")
 
     def _speed(self, batch: WeightedBatch, seconds: float) -> dict[str, float]:
-        config, lengths = self.model.config, batch.cu_seqlens.diff().double()
+        lengths = batch.cu_seqlens.diff().double()
         context = float((lengths**2).sum() / lengths.sum().clamp(min=1))  # mean over tokens of their document
-        speed = config.train_flops(context) * len(batch.ids) / seconds
+        speed = self.model.train_flops(context) * len(batch.ids) / seconds
         if speed > self._peak:  # others were at work when that was measured
             self._peak = max(speed, self._ceiling())
         return {

@@ -61,6 +61,12 @@ def test_the_loss_is_minus_the_score_at_each_last_token(scorer):
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in scorer.parameters())
 
 
+def test_the_operations_of_its_training_are_those_of_its_layers(scorer, model):  # noqa: F811
+    weights = {name: p.numel() for name, p in scorer.named_parameters() if p.dim() == 2}
+    assert scorer.train_flops(0) == 6 * (sum(weights.values()) - weights["embedding"] - weights["head"])
+    assert scorer.train_flops(64) - scorer.train_flops(0) == model.train_flops(64) - model.train_flops(0)
+
+
 def test_it_is_no_language_model_and_says_so(scorer, model, tmp_path):  # noqa: F811
     save(scorer, tmp_path / "scores")
     save(model, tmp_path / "writes")

@@ -7,6 +7,7 @@ passes through `address()`, which checks device, type, layout and size.
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -20,14 +21,19 @@ INSTRUCTION_SETS = ("avx512", "avx2", "base")
 SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16", torch.uint8: "u8"}
 
 
-def load_isa(isa: str) -> ModuleType:
-    """The CPU module compiled for `isa`; ImportError if it was not built or this machine cannot run it."""
+def load_isa(isa: str, family: str = "cpu") -> ModuleType:
+    """The module of the "cpu" or the "text" kernels compiled for `isa`.
+
+    ImportError, in one sentence, if there is no such instruction set, it was not built, or this machine cannot run it.
+    """
+    if isa not in INSTRUCTION_SETS:
+        raise ImportError(f"PYENGINE_ISA={isa!r}: expected one of {', '.join(INSTRUCTION_SETS)}")
     try:
-        base = import_module("pyengine.kernels._cpu_base")
+        base = import_module(f"pyengine.kernels._{family}_base")
     except ImportError:
-        base = None
+        base = None  # left out of this build: only one instruction set was asked for
     try:
-        module = import_module(f"pyengine.kernels._cpu_{isa}")
+        module = import_module(f"pyengine.kernels._{family}_{isa}")
     except ImportError as error:
         raise ImportError(
             f"pyengine's kernels for {isa} are not built; run `make build` in the checkout, or `pip install .`"
@@ -49,23 +55,33 @@ def runnable() -> list[str]:
     return found
 
 
-def _choose() -> tuple[str, ModuleType]:
+def preferred() -> str:
+    """The instruction set that PYENGINE_ISA names, else the best; ImportError if nothing is built."""
     if wish := os.environ.get("PYENGINE_ISA"):
-        if wish not in INSTRUCTION_SETS:
-            raise ImportError(f"PYENGINE_ISA={wish!r}: expected one of {', '.join(INSTRUCTION_SETS)}")
-        return wish, load_isa(wish)
+        return wish
     if built := runnable():
-        return built[0], load_isa(built[0])
+        return built[0]
     raise ImportError(
         "pyengine's kernels are not built; run `make build` in the checkout, or `pip install .`"
     )
 
 
-isa, cpu = _choose()
+isa: str
+cpu: ModuleType
 keep: Callable[[torch.Tensor], None] | None = None  # while a step is captured: told of each tensor it uses
 _threads: int | None = None
 # The CUDA kernels compiled for the CPU by tests/cuda_shim: a file name, for tests only.
 CUDA_SHIM = os.environ.get("PYENGINE_CUDA_SHIM")
+
+_this = sys.modules[__name__]
+
+
+def __getattr__(name: str) -> object:
+    """`isa` and `cpu`, chosen when they are first asked for: a wrong choice is told by the work, not by an import."""
+    if name not in ("isa", "cpu"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    use_isa(preferred())
+    return globals()[name]
 
 
 def use_isa(name: str) -> None:
@@ -114,7 +130,7 @@ def one_thread() -> Iterator[None]:
 
 def kernel(name: str, *dtypes: torch.dtype):
     """The CPU entry point `name` for these types, as in kernel("linear_forward", torch.float32)."""
-    return getattr(cpu, _entry(name, dtypes))
+    return getattr(_this.cpu, _entry(name, dtypes))
 
 
 @cache

@@ -107,7 +107,7 @@ def _decide(op: str, device: torch.device) -> tuple[ModuleType, str]:
     wish = _forced[-1] if _forced else os.environ.get("PYENGINE_BACKEND")
     if wish:
         if wish not in DEVICES:
-            raise ValueError(f"PYENGINE_BACKEND={wish!r}: expected one of {', '.join(DEVICES)}")
+            raise ImportError(f"PYENGINE_BACKEND={wish!r}: expected one of {', '.join(DEVICES)}")
     if wish and (wish in backends(op) or wish not in ON_REQUEST):
         shim = bool(_native.CUDA_SHIM)
         emulated = {"triton": os.environ.get("TRITON_INTERPRET") == "1", "cuda": shim, "hopper": shim}

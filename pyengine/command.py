@@ -16,13 +16,17 @@ MEND = {
     errno.EDQUOT: "free some space and give the command again",
 }
 
+MISTAKES = (UserError, OSError, ImportError, NotImplementedError)
+
 
 def run(work: Callable[[], int | None], debug: bool = False, stopped: str = "stopped") -> int:
     """Do the work of a command; returns the exit status: the work's own (None is 0), 1 after a mistake, 130 after
     Ctrl-C, 141 where the reader of the output went away.
 
-    A mistake is a UserError, or an OSError: a file that cannot be read or written. It is told in one sentence on
-    standard error, as is a warning. debug: show its traceback before it. stopped: what is said after Ctrl-C.
+    A mistake is a UserError, an OSError (a file that cannot be read or written), an ImportError (what is not built or
+    installed, or no such name in PYENGINE_ISA or PYENGINE_BACKEND) or a NotImplementedError (a backend asked for that
+    does not do this). It is told in one sentence on standard error, as is a warning. debug: show its traceback before
+    it. stopped: what is said after Ctrl-C.
     """
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
@@ -31,7 +35,7 @@ def run(work: Callable[[], int | None], debug: bool = False, stopped: str = "sto
         # As `| head` does. Python flushes once more at its end, which must have somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (UserError, OSError) as error:
+    except MISTAKES as error:
         if debug:
             traceback.print_exc()
         print(f"error: {sentence(error)}", file=sys.stderr)
@@ -41,9 +45,9 @@ def run(work: Callable[[], int | None], debug: bool = False, stopped: str = "sto
         return 130
 
 
-def sentence(error: UserError | OSError) -> str:
+def sentence(error: Exception) -> str:
     """What went wrong, where, and how to mend it if that is known."""
-    if isinstance(error, UserError):
+    if not isinstance(error, OSError):
         return str(error)
     named = (
         error.filename if error.filename2 is None else error.filename2

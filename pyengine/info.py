@@ -3,6 +3,7 @@
 import argparse
 import os
 import platform
+import sys
 from importlib import metadata
 
 import torch
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import __version__
+from .command import run
 from .kernels import _native, _select
 
 PACKAGES = ("torch", "triton", "numpy", "safetensors", "transformers")
@@ -26,10 +28,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Print versions, processor, devices, and the backend of each op with the reason for it."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
     about = "Print versions, processor, devices, and the backend of each op with the reason for it."
     argparse.ArgumentParser(prog="pyengine.info", description=about).parse_args(arguments)
+    return run(tell)
+
+
+def tell() -> None:
+    """Print versions, processor, devices, and the backend of each op with the reason for it."""
     console = Console(soft_wrap=True)
     console.print(", ".join(f"{name} {version}" for name, version in versions().items()))
     runnable = ", ".join(_native.runnable())
@@ -46,4 +53,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -25,6 +25,8 @@ def raising(error):
     (OSError(errno.ENOSPC, "No space left on device", "c.bin"),
      "error: c.bin: no space left on device; free some space and give the command again"),
     (OSError("odd"), "error: odd"),
+    (ImportError("the kernels are not built"), "error: the kernels are not built"),
+    (NotImplementedError("rope: no backend"), "error: rope: no backend"),
     (IsADirectoryError(errno.EISDIR, "Is a directory", ".d.1.part", None, "d"), "error: d: is a directory"),
 ])  # fmt: skip
 def test_a_mistake_is_one_sentence(error, told, capsys):
@@ -41,6 +43,17 @@ def test_the_status_is_the_works(capsys):
     assert capsys.readouterr().err == "go on later\n"
     with pytest.raises(ValueError):  # a mistake of ours keeps its traceback
         command.run(raising(ValueError("ours")))
+
+
+@pytest.mark.parametrize("name, wrong, told", [
+    ("PYENGINE_ISA", "avx51", "expected one of avx512, avx2, base"),
+    ("PYENGINE_BACKEND", "cppu", "expected one of cpu, cuda, triton, hopper, reference"),
+])  # fmt: skip
+def test_a_mistyped_variable_is_one_sentence(name, wrong, told):
+    environment = {**os.environ, name: wrong}
+    command = [sys.executable, "-m", "pyengine.info"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == f"error: {name}={wrong!r}: {told}\n"
 
 
 def test_a_warning_is_one_sentence():

@@ -17,13 +17,13 @@ A pattern without a hand-written lexer has no `split_pattern`: the caller cuts t
 uses `encode_pieces` and `add_words`. Only `encode_tensor` knows of torch and of backends.
 """
 
-import os
-from importlib import import_module
+import sys
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from .. import _native
 from .._library import Example
 from .._select import select
 from .reference import BYTE_ORDER, split
@@ -44,35 +44,23 @@ __all__ = [
 ]
 
 
+COMPILED = ("Encoder", "Pattern", "WordCounts", "join", "spell", "train")
+_this = sys.modules[__name__]
+
+
 def load_isa(isa: str) -> ModuleType:
     """The module compiled for an instruction set; ImportError if it was not built or cannot run here."""
-    try:
-        base = import_module("pyengine.kernels._text_base")
-    except ImportError:
-        base = None  # left out of this build: only one instruction set was asked for
-    if base is not None and not base.supported(isa):
-        raise ImportError(
-            f"this processor does not support the {isa} text kernels; unset PYENGINE_ISA to choose"
-        )
-    return import_module(f"pyengine.kernels._text_{isa}")
+    return _native.load_isa(isa, "text")
 
 
-def _choose() -> ModuleType:
-    wish = os.environ.get("PYENGINE_ISA")
-    for isa in [wish] if wish else INSTRUCTION_SETS:
-        try:
-            return load_isa(isa)
-        except ImportError as error:
-            failure = error
-    raise ImportError(
-        "pyengine's text kernels are not built; run `make build` in the checkout, or `pip install .`"
-    ) from failure
+def __getattr__(name: str) -> Any:
+    """What is compiled, from the module that is chosen when the first of it is asked for, as in _native."""
+    if name not in COMPILED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = load_isa(_native.preferred())
+    globals().update({compiled: getattr(module, compiled) for compiled in COMPILED})
+    return globals()[name]
 
-
-INSTRUCTION_SETS = ("avx512", "avx2", "base")
-_native = _choose()
-Encoder, Pattern, WordCounts = _native.Encoder, _native.Pattern, _native.WordCounts
-train, spell, join = _native.train, _native.spell, _native.join
 
 _TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _CL100K = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
@@ -109,10 +97,10 @@ def portable(pattern: str) -> str:
     return PATTERNS[_NAMES[pattern]] if pattern in _NAMES else PATTERNS.get(pattern, pattern)
 
 
-def split_pattern(pattern: str) -> Pattern | None:  # type: ignore[valid-type]  # a compiled class
+def split_pattern(pattern: str) -> Any:
     """The hand-written lexer of a pattern (name or regular expression), or None where there is none."""
     name = _NAMES.get(portable(pattern))
-    return Pattern(*_LEXERS[name]) if name else None
+    return _this.Pattern(*_LEXERS[name]) if name else None
 
 
 class Encoded(NamedTuple):
@@ -126,7 +114,7 @@ class Encoded(NamedTuple):
     """Pieces too long for the GPU, which the C++ encoder merged."""
 
 
-def encode_tensor(encoder: Encoder, text: torch.Tensor, offsets: torch.Tensor) -> Encoded:  # type: ignore[valid-type]
+def encode_tensor(encoder: Any, text: torch.Tensor, offsets: torch.Tensor) -> Encoded:
     """The ids of documents in a tensor, where it lies: those of `encoder`, pre-split by its pattern.
 
     text (N,) uint8: any bytes, below 2 GiB; offsets (D + 1,) int64 on the same device: document i is
@@ -164,8 +152,9 @@ def examples(device: str) -> list[Example]:
     offsets = torch.tensor([0, *map(len, documents)], device=device).cumsum(0)
     calls: list[Example] = []
     for name in PATTERNS:
-        lexer, counts = split_pattern(name), WordCounts()
+        lexer, counts = split_pattern(name), _this.WordCounts()
         counts.add_texts(documents * 2, lexer)
-        merges = train(counts, BYTE_ORDER, 400)
-        calls.append((encode_tensor, (Encoder(spell(BYTE_ORDER, merges), merges, lexer), text, offsets), {}))
+        merges = _this.train(counts, BYTE_ORDER, 400)
+        encoder = _this.Encoder(_this.spell(BYTE_ORDER, merges), merges, lexer)
+        calls.append((encode_tensor, (encoder, text, offsets), {}))
     return calls

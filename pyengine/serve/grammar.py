@@ -23,6 +23,11 @@ from ..vetting import Words, compiled, compiler
 
 SLOWEST = 0.5  # seconds that compiling, or one mask, may take a processor
 NO_SPACING: Mapping[str, Any] = {}
+# What the library says in its own terms, by words that tell it.
+MEANINGS = {
+    "NoExtensionBias": "no text fits it; it leads back to itself before it describes anything",
+    "ff_tokens": "no text that fits it ends; it requires itself within itself",
+}
 MOST_CHOICES = 1500  # texts, at 40 us each; the library has room for 2,000
 
 
@@ -98,9 +103,7 @@ class Grammars:
             made = Compiled(self._tokenizer, grammar)
             problem = made.problem
         if problem:
-            lines = problem.splitlines()
-            causes = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-            raise UserError(f"the {what} cannot be kept to: {(causes or lines)[0]}")
+            raise UserError(f"the {what} cannot be kept to: {_told(problem)}")
         return made
 
 
@@ -136,6 +139,16 @@ class Follower:
             raise ValueError("it is too large")
         if not self._matcher.consume_token(token):
             raise ValueError((self._matcher.get_error() or f"id {token} is not allowed").splitlines()[0])
+
+
+def _told(problem: str) -> str:
+    """The compiler's account of a problem in one line."""
+    for words, meaning in MEANINGS.items():
+        if words in problem:
+            return meaning
+    lines = problem.splitlines()
+    causes = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (causes or lines)[0]
 
 
 def _moved(schema: Any, to: str) -> Any:

@@ -286,6 +286,20 @@ def test_what_the_library_gives_up_after_a_token_is_refused_before_any(grammars,
         grammars.regex(expression)
 
 
+@pytest.mark.parametrize("kind, given, told", [
+    ("json", {"$ref": "#"}, "the schema cannot be kept to: no text fits it"),
+    ("json", {"$ref": "#/$defs/a", "$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}]}}}, "no text fits it"),
+    ("grammar", "root ::= a\na ::= root", "the grammar cannot be kept to: no text fits it"),
+    ("json", {"type": "array", "items": {"$ref": "#"}, "minItems": 1}, "no text that fits it ends"),
+    ("grammar", 'start: "x" start', "no text that fits it ends"),
+    ("json", {"$ref": "#/$defs/b"}, "'/$defs/b' does not exist"),
+])  # fmt: skip
+def test_a_constraint_that_leads_nowhere_is_told_in_plain_words(grammars, kind, given, told):
+    with pytest.raises(UserError) as caught:
+        getattr(grammars, kind)(given)
+    assert told in str(caught.value)
+
+
 @pytest.mark.parametrize("more", [-1, 1, 40, 2000])
 def test_a_constraint_on_a_model_with_more_ids_or_fewer_than_its_tokenizer(served, grammars, more):
     """No id beyond the tokenizer's is sampled, and no step fails."""

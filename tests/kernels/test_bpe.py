@@ -15,11 +15,11 @@ import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyengine.kernels import bpe
+from pyengine.kernels._native import runnable
 from pyengine.kernels.bpe import reference
 from tokenizers import models, pre_tokenizers, trainers
 
 from bench import bpe_unique
-from bench.bpe_fuzz import runnable
 
 # Pieces of text in which the patterns' alternatives meet: contractions, runs of white space, marks, cases.
 FRAGMENTS = st.sampled_from(

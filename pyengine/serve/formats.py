@@ -11,6 +11,7 @@ text around the marks is encoded with special tokens, and what they stand for as
 
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +26,8 @@ from .. import gguf
 from ..errors import UserError
 from ..files import read_json
 from ..text import SPECIAL_TOKENS, Tokenizer, render
-from ..text.chat import text_of
+from ..text.chat import TEMPLATE, text_of
+from ..text.formats import plain_template
 
 MARK = re.compile("\ue000([0-9]+)\ue001")
 OPEN_CALL, CLOSE_CALL = "<tool_call>", "</tool_call>"  # how models of other families write calls
@@ -194,11 +196,22 @@ class Generation(Extension):
 def format_of(tokenizer: Tokenizer, folder: Path, searches: bool = False) -> Format:
     """The format of the model in `folder`, or in a GGUF file; UserError for a broken file of any that say it.
 
-    Ours is known without them, but others read them where we do not: what is broken there is told here too.
+    Ours is known without them, but others read them where we do not: what is broken there is told here too, and a chat
+    template that says something else is told to be ignored, in a warning.
     """
     told = TemplateFormat(tokenizer, folder) if tokenizer.chat_template else TextFormat(tokenizer)
-    own = all(name in tokenizer.special_ids for name in SPECIAL_TOKENS)
-    return OwnFormat(tokenizer, searches) if own else told
+    if not all(name in tokenizer.special_ids for name in SPECIAL_TOKENS):
+        return told
+    given, ours = (plain_template(text or "").strip() for text in (tokenizer.chat_template, TEMPLATE))
+    if given != ours:
+        places = (folder / "chat_template.jinja", folder / "tokenizer_config.json")
+        file = next((place for place in places if place.is_file()), folder)
+        warnings.warn(
+            f"{file}: this chat template is ignored, since the model has the special tokens of pyengine, whose "
+            "conversations always go by pyengine's own template",
+            stacklevel=2,
+        )
+    return OwnFormat(tokenizer, searches)
 
 
 def _roles_of_folder(folder: Path) -> tuple[dict[str, Any], set[int]]:

@@ -325,9 +325,13 @@ def gguf_values(tokenizer: "Tokenizer", size: int) -> dict[str, Any]:
         if name in tokenizer.special_ids:
             values[f"tokenizer.ggml.{role}_token_id"] = tokenizer.special_ids[name]
     if tokenizer.chat_template:
-        plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}\s*", "", tokenizer.chat_template)
-        values["tokenizer.chat_template"] = plain
+        values["tokenizer.chat_template"] = plain_template(tokenizer.chat_template)
     return {name: value for name, value in values.items() if value != []}
+
+
+def plain_template(template: str) -> str:
+    """A chat template without its marks for a training loss, which other programs' Jinja does not know."""
+    return re.sub(r"\{%-?\s*(end)?generation\s*-?%\}\s*", "", template)
 
 
 # Texts to train on

@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 
 from pyengine.engine import Engine, SamplingParams, Tools
 from pyengine.errors import UserError
 from pyengine.files import write_json
-from pyengine.model import save
+from pyengine.model import gguf, save
 from pyengine.serve import Conversation, OwnFormat, TemplateFormat, TextFormat, open_model
 from pyengine.text import SearchTool, Tokenizer
 from tests.engine.fake import FakeRunner
@@ -161,6 +162,30 @@ def test_a_broken_file_beside_the_weights_is_named(tokenizer, tmp_path, name, co
     with pytest.raises(UserError) as caught:
         open_model(tmp_path)
     assert told in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json", "model.gguf"])
+def test_an_edited_template_of_our_own_format_is_told_to_be_ignored(tmp_path, name):
+    tokenizer = Tokenizer.train(TEXT, 300)
+    model = small_model(tokenizer)
+    path = tmp_path / name if name == "model.gguf" else tmp_path
+
+    def kept():
+        if name == "model.gguf":
+            return gguf.save(model, path, "Q8_0", tokenizer)
+        tokenizer.save(path)
+        save(model, path)
+        if name == "tokenizer_config.json":
+            (path / "chat_template.jinja").unlink()
+
+    kept()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_model(path)
+    tokenizer.chat_template += "{{ 'Think.' }}"
+    kept()
+    with pytest.warns(UserWarning, match=f"{name}: this chat template is ignored"):
+        assert isinstance(open_model(path).format, OwnFormat)
 
 
 def test_a_template_that_fails_is_told(tmp_path):

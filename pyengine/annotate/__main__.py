@@ -48,7 +48,8 @@ class Command:
     by: str = ""
     """the name that the page begins with"""
     overlap: Annotated[float, SHARE] = 1.0
-    """share of the prompts that everybody sees; each of the others goes to one person"""
+    """share of the prompts that everybody sees; each of the others goes to one person, or to the next one after half an
+    hour without a decision"""
     sampling: tyro.conf.OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
     seed: Annotated[int, AT_LEAST_0] = 0
     """of the answers' dice"""

@@ -12,8 +12,9 @@ written again from the journal alone.
 
 import hashlib
 import json
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import combinations
@@ -27,6 +28,7 @@ from ..text.chat import text_of
 
 Row = dict[str, Any]
 NAME_CHARS = 100  # of an annotator's name at most
+HELD = 1800.0  # seconds that a prompt which is not shared is kept for who has it before them
 
 
 @dataclass(frozen=True)
@@ -49,19 +51,23 @@ class Agreement:
 
 class Store:
     """Decisions about prompts. ranks: whether there are answers to be ranked. overlap: the share of prompts that
-    everybody sees; each of the others goes to one person."""
+    everybody sees; each of the others goes to one person, and to another HELD seconds after who had it last asked for
+    it and left it undecided. clock: tells seconds."""
 
     def __init__(
-        self, journal: Journal, prompts: Sequence[Prompt] = (), ranks: bool = True, overlap: float = 1.0
-    ):
-        self._journal, self._ranks, self._overlap = journal, ranks, overlap
+        self, journal: Journal, prompts: Sequence[Prompt] = (), ranks: bool = True, overlap: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ):  # fmt: skip
+        self._journal, self._ranks, self._overlap, self._clock = journal, ranks, overlap, clock
         self.items = {key: Item(key, prompt) for prompt in prompts for key in [key_of(prompt)]}
         self.answers: dict[str, list[str]] = {}  # to each prompt, in the order in which they were sampled
         self._models: dict[str, Row] = {}  # which wrote them
         self._decided: dict[
             str, dict[str, Row]
         ] = {}  # by person and key, in the order in which they were made
-        self._open: dict[str, str] = {}  # which prompt each person has before them
+        self._open: dict[
+            str, tuple[str, float]
+        ] = {}  # the prompt each person has before them, and since when
         for _, row in journal.rows():
             self._follow(row)
 
@@ -86,11 +92,12 @@ class Store:
     def next(self, by: str) -> Item | None:
         """What a person sees now; None if nothing is left for them."""
         mine = self._decided.get(by, {})
-        taken = {key for who, key in self._open.items() if who != by}
+        now = self._clock()
+        taken = {key for who, (key, since) in self._open.items() if who != by and now - since < HELD}
         taken.update(key for who, theirs in self._decided.items() if who != by for key in theirs)
         for key, item in self.items.items():
             if key not in mine and self._usable(key) and (key not in taken or self._is_shared(key)):
-                self._open[by] = key
+                self._open[by] = key, now
                 return item
         self._open.pop(by, None)
         return None
@@ -165,7 +172,7 @@ class Store:
             return None
         row = self._decided[by][mine[-1]]
         self._keep({"undo": mine[-1], "by": by})
-        self._open[by] = mine[-1]
+        self._open[by] = mine[-1], self._clock()
         return self.items[mine[-1]], row
 
     @property

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pyengine.annotate import Store
-from pyengine.annotate.store import dense
+from pyengine.annotate.store import HELD, dense
 from pyengine.data import Prompt, encode_conversations, read_conversations, read_rankings
 from pyengine.errors import UserError
 from pyengine.files import Journal
@@ -67,6 +67,22 @@ def test_a_prompt_is_nobodys_once_its_reader_has_nothing_left(journal):
     assert store.next("ada") is None
     store.undo("bob")
     assert store.next("bob").key == key and store.next("ada") is None
+
+
+def test_a_prompt_that_was_left_undecided_goes_to_another_after_a_while(journal):
+    now = [0.0]
+    store = filled(journal, PROMPTS[:1], overlap=0.0, clock=lambda: now[0])
+    (key,) = store.items
+    assert store.next("ada").key == key
+    now[0] = HELD - 1
+    assert store.next("bob") is None and store.progress("bob") == (0, 1)
+    assert store.next("ada").key == key  # she is still there
+    now[0] = HELD + 1
+    assert store.next("bob") is None
+    now[0] = 2 * HELD
+    assert store.next("bob").key == key and store.next("ada") is None
+    store.decide("ada", key, GUIDE, skip=True)  # what she had on her page all the time counts
+    assert store.next("bob") is None
 
 
 def test_the_files_can_be_trained_on(journal, tmp_path):

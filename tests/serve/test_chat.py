@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +20,7 @@ from tests.engine.fake import FakeRunner
 
 from .live import small_model
 
+README = Path(__file__).parents[2] / "README.md"
 TEXT = ["Who founded Tavor? Ada Lovelace founded Tavor. I do not know. \u00e9t\u00e9 \U0001f40e"] * 3
 
 
@@ -359,3 +362,19 @@ def test_a_command_that_cannot_be_obeyed_is_told_and_the_chat_goes_on(run):
 def test_a_mistake_is_one_sentence(tmp_path):
     done = chat(str(tmp_path / "nowhere"), text="")
     assert done.returncode == 1 and "expected a run" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, tokenizer, capsys):
+    """As it stands there, in a folder where a run's checkpoint lies."""
+    run = tmp_path / "runs" / "default"
+    tokenizer.save(run / "tokenizer")
+    save(small_model(tokenizer), run / "rl", run / "tokenizer")
+    (run / "stages").mkdir()
+    write_json(run / "stages" / "rl.json", {"state": "finished"})
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    names: dict = {}
+    exec(compile(code, str(README), "exec"), names)
+    assert names["completion"].finish_reason in ("stop", "length")
+    assert [message["role"] for message in names["talk"].messages] == ["user", "assistant"]
+    assert names["talk"].messages[1]["content"] in capsys.readouterr().out

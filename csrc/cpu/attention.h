@@ -15,7 +15,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "ahead.h"
+#include "integers.h"
+#include "prefetch.h"
 #include "simd.h"
 
 namespace attention {
@@ -83,9 +84,9 @@ using Total = typename Words<T>::Total;
 // Words of a page across and of a page along, scales left out.
 template <class T>
 inline int64_t across_rows(int64_t dim) {
-  return (dim + Words<T>::kSteps - 1) / Words<T>::kSteps;
+  return ceil_div(dim, Words<T>::kSteps);
 }
-inline int64_t padded(int64_t dim) { return (dim + 15) / 16 * 16; }
+inline int64_t padded(int64_t dim) { return round_up(dim, 16); }
 template <class T>
 inline int64_t across_size(int64_t dim) {
   return across_rows<T>(dim) * kPage;
@@ -171,9 +172,9 @@ struct Left {
   int64_t row, step;  // distances
 };
 
-// Asks for the line of memory `ahead` bytes after p, once a line of the vectors p + v kLanes.
+// Prefetches the line of memory `ahead` bytes after p, once a line of the vectors p + v kLanes.
 template <class W>
-inline void ask(const W* p, int v, int64_t ahead) {
+inline void prefetch(const W* p, int v, int64_t ahead) {
   if (v * kLanes * 4 % 64 == 0) __builtin_prefetch((const char*)(p + v * kLanes) + ahead, 0, 2);
 }
 
@@ -186,7 +187,7 @@ struct Begin {
 
 // R rows by V vectors of a product. It takes numbers, and its callers are inlined: a structure that is written
 // to the stack number by number and read there as vectors waits for its own stores, 60 cycles of a tile's 450.
-template <class T, int R, int V, bool Asks>
+template <class T, int R, int V, bool Prefetch>
 [[gnu::noinline]] void product_tile(const Word<T>* words, int64_t row, int64_t step, const Word<T>* b,
                                     int64_t b_step, int64_t steps, Total<T>* out, int64_t out_row, bool fresh,
                                     const float* shrink, int64_t ahead) {
@@ -204,7 +205,7 @@ template <class T, int R, int V, bool Asks>
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
       right[v] = in_register(Words<T>::load(b + v * kLanes));
-      if (Asks) ask(b, v, ahead);
+      if (Prefetch) prefetch(b, v, ahead);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -219,14 +220,14 @@ template <class T, int R, int V, bool Asks>
     for (int v = 0; v < V; ++v) store(out + r * out_row + v * kLanes, sum[r][v]);
 }
 
-template <class T, int R, bool Asks>
+template <class T, int R, bool Prefetch>
 [[gnu::always_inline]] inline void product_rows(Left<T> a, const Word<T>* b, int64_t b_step, int64_t steps,
                                                 Total<T>* out, int64_t out_row, int64_t columns, Begin begin,
                                                 int64_t ahead) {
   int64_t c = 0;
   auto tile = [&](auto vectors) {
-    product_tile<T, R, vectors, Asks>(a.words, a.row, a.step, b + c, b_step, steps, out + c, out_row,
-                                      begin.fresh, begin.shrink, ahead);
+    product_tile<T, R, vectors, Prefetch>(a.words, a.row, a.step, b + c, b_step, steps, out + c, out_row,
+                                          begin.fresh, begin.shrink, ahead);
   };
   for (; c + kVectors * kLanes <= columns; c += kVectors * kLanes)
     tile(std::integral_constant<int, kVectors>());
@@ -240,27 +241,38 @@ template <class T, int R, bool Asks>
   }
 }
 
+// body(R) with the number of rows, 0 to kRows, as a constant; not called for 0.
+template <class F>
+[[gnu::always_inline]] inline void with_rows(int64_t rows, F&& body) {
+  switch (rows) {
+    case 6:
+      return body(std::integral_constant<int, 6>());
+    case 5:
+      return body(std::integral_constant<int, 5>());
+    case 4:
+      return body(std::integral_constant<int, 4>());
+    case 3:
+      return body(std::integral_constant<int, 3>());
+    case 2:
+      return body(std::integral_constant<int, 2>());
+    case 1:
+      return body(std::integral_constant<int, 1>());
+  }
+}
+
 // out (rows x columns) = what it begins with + a (rows x steps) b (steps x columns); columns is a multiple of
-// kLanes. Every output is one chain over the steps in order, whatever the other sizes. Where it Asks, what lies
-// `ahead` bytes after each line of b is brought near on the way, in the load slots that products leave free.
-template <class T, bool Asks = false>
+// kLanes. Every output is one chain over the steps in order, whatever the other sizes. Where Prefetch is set,
+// the lines `ahead` bytes after those of b are prefetched on the way, in the load slots that products leave
+// free.
+template <class T, bool Prefetch = false>
 [[gnu::always_inline]] inline void product(Left<T> a, const Word<T>* b, int64_t b_step, int64_t steps,
                                            Total<T>* out, int64_t out_row, int64_t rows, int64_t columns,
                                            Begin begin, int64_t ahead = 0) {
   for (; rows >= kRows; rows -= kRows, a.words += kRows * a.row, out += kRows * out_row)
-    product_rows<T, kRows, Asks>(a, b, b_step, steps, out, out_row, columns, begin, ahead);
-  switch (rows) {
-    case 5:
-      return product_rows<T, 5, Asks>(a, b, b_step, steps, out, out_row, columns, begin, ahead);
-    case 4:
-      return product_rows<T, 4, Asks>(a, b, b_step, steps, out, out_row, columns, begin, ahead);
-    case 3:
-      return product_rows<T, 3, Asks>(a, b, b_step, steps, out, out_row, columns, begin, ahead);
-    case 2:
-      return product_rows<T, 2, Asks>(a, b, b_step, steps, out, out_row, columns, begin, ahead);
-    case 1:
-      return product_rows<T, 1, Asks>(a, b, b_step, steps, out, out_row, columns, begin, ahead);
-  }
+    product_rows<T, kRows, Prefetch>(a, b, b_step, steps, out, out_row, columns, begin, ahead);
+  with_rows(rows, [&](auto left) __attribute__((always_inline)) {
+    product_rows<T, left, Prefetch>(a, b, b_step, steps, out, out_row, columns, begin, ahead);
+  });
 }
 
 // The longest packed document that a thread takes by itself, a kv head at a time with all its tokens, so that
@@ -314,7 +326,7 @@ inline E* room(int64_t n) {
     unsigned char bytes[64];
   };
   thread_local std::vector<Line> memory;
-  const size_t lines = (n * sizeof(E) + sizeof(Line) - 1) / sizeof(Line);
+  const size_t lines = ceil_div(n * (int64_t)sizeof(E), sizeof(Line));
   if (memory.size() < lines) memory.resize(lines);
   return reinterpret_cast<E*>(memory.data());
 }

@@ -15,6 +15,7 @@
 #include <limits>
 
 #include "attention.h"
+#include "integers.h"
 #include "ops.h"
 #include "parallel.h"
 
@@ -41,9 +42,9 @@ struct Head {
   float *dk, *dv;  // length rounded up to pages, rows of padded(dim)
 
   // What the tile reads and writes that begins at a row.
-  void add_rows(Ahead& later, int64_t begin) const {
+  void add_rows(Prefetcher& soon, int64_t begin) const {
     const int64_t count = std::min<int64_t>(kPage, length - begin);
-    for (const T* rows : {q, dout, out, (const T*)dq}) later.add(rows + begin * row, dim, row, count);
+    for (const T* rows : {q, dout, out, (const T*)dq}) soon.add(rows + begin * row, dim, row, count);
   }
 };
 
@@ -141,11 +142,11 @@ void backward_head(const Head<T>& head, F&& then) {
   float* dq = room<float, kQueryGradients>(kPage * width);
   alignas(64) float s[kRows * kPage] = {}, dp[kRows * kPage] = {};
   float lse[kPage] = {}, pull[kPage] = {};
-  const int64_t pages = (head.length + kPage - 1) / kPage;
+  const int64_t pages = ceil_div(head.length, kPage);
 
   for (int64_t tile = 0; tile < pages; ++tile) {
     const int64_t begin = tile * kPage, count = std::min<int64_t>(kPage, head.length - begin);
-    const int64_t steps = (count + kSteps - 1) / kSteps;
+    const int64_t steps = ceil_div(count, kSteps);
     const T *q = head.q + begin * head.row, *dout = head.dout + begin * head.row;
     write_rows(q, head.row, dim, count, q_rows);
     write_rows(dout, head.row, dim, count, dout_rows);
@@ -155,25 +156,25 @@ void backward_head(const Head<T>& head, F&& then) {
       lse[i] = head.lse[(begin + i) * head.lse_row] * 1.44269504f;
       pull[i] = dot(dout + i * head.row, head.out + (begin + i) * head.row, dim);
     }
-    Ahead later;
+    Prefetcher soon;
     if (tile + 1 < pages) {
-      head.add_rows(later, begin + kPage);
+      head.add_rows(soon, begin + kPage);
     } else {
-      then(later);
+      then(soon);
     }
-    later.share(2 * (tile + 1) * ((count + kRows - 1) / kRows));
+    soon.spread(2 * (tile + 1) * ceil_div(count, kRows));
     for (int64_t page = 0; page <= tile; ++page) {
       const bool own = page == tile;
       const Word<T>* k = head.k_across + page * head.across;
       const Word<T>* v = head.v_across + page * head.across;
       for (int64_t r = 0; r < count; r += kRows) {
         const int64_t strip = std::min<int64_t>(kRows, count - r);
-        auto columns = [&](int64_t unit) { return own ? (r + strip + unit - 1) / unit * unit : kPage; };
+        auto columns = [&](int64_t unit) { return own ? round_up(r + strip, unit) : kPage; };
         product<T>({q_rows + r * words, words, 1}, k, kPage, words, s, kPage, strip, columns(kLanes), {true});
-        later.more();
+        soon.step();
         product<T>({dout_rows + r * words, words, 1}, v, kPage, words, dp, kPage, strip, columns(kLanes),
                    {true});
-        later.more();
+        soon.step();
         slopes(s, dp, {lse, pull, head.scale}, r, strip, columns(kSteps * kLanes), own ? r + 1 : kPage, p, ds);
       }
       float *dk = head.dk + page * kPage * width, *dv = head.dv + page * kPage * width;
@@ -192,7 +193,7 @@ void backward_head(const Head<T>& head, F&& then) {
       const Word<T>* k_along = head.k_along + page * head.along;
       for (int64_t r = 0; r < count; r += own ? kRows : kPage) {
         const int64_t n = std::min<int64_t>(own ? kRows : kPage, count - r);
-        const int64_t seen = own ? (r + n + kSteps - 1) / kSteps : kPage / kSteps;
+        const int64_t seen = own ? ceil_div(r + n, kSteps) : kPage / kSteps;
         product<T>({ds.by_rows + r * kPage / kSteps, kPage / kSteps, 1}, k_along, width, seen, dq + r * width,
                    width, n, width, {page == 0});
       }
@@ -227,8 +228,7 @@ void attention_backward(const T* dout, const T* q, const T* k, const T* v, const
   std::vector<Document> owned, shared;
   int64_t total = 0;  // pages that are shared
   for (int64_t b : longest_first(cu_seqlens, documents)) {
-    const int64_t first = cu_seqlens[b], length = cu_seqlens[b + 1] - first,
-                  pages = (length + kPage - 1) / kPage;
+    const int64_t first = cu_seqlens[b], length = cu_seqlens[b + 1] - first, pages = ceil_div(length, kPage);
     if (length <= most) {
       owned.push_back({first, length, pages, 0});
     } else {
@@ -292,9 +292,9 @@ void attention_backward(const T* dout, const T* q, const T* k, const T* v, const
   parallel::parallel_for(units * group, threads, [&](int64_t i) {
     const Document& of = shared[i / heads];
     const int64_t head = i % heads, kv_head = head / group;
-    backward_head(query_head(of, head, place(of, kv_head)), [&](Ahead& later) {
+    backward_head(query_head(of, head, place(of, kv_head)), [&](Prefetcher& soon) {
       if (i + threads < units * group)
-        query_head(shared[(i + threads) / heads], (i + threads) % heads, {}).add_rows(later, 0);
+        query_head(shared[(i + threads) / heads], (i + threads) % heads, {}).add_rows(soon, 0);
     });
   });
   parallel::parallel_for(units, threads, [&](int64_t i) {
@@ -311,17 +311,17 @@ void attention_backward(const T* dout, const T* q, const T* k, const T* v, const
                    dk_sums, dk_sums + group * of.pages * rows, of.pages * rows};
     pack(of, kv_head, at);
     for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head)
-      backward_head(query_head(of, head, at), [&](Ahead& later) {
-        if ((head + 1) % group) return query_head(of, head + 1, at).add_rows(later, 0);
+      backward_head(query_head(of, head, at), [&](Prefetcher& soon) {
+        if ((head + 1) % group) return query_head(of, head + 1, at).add_rows(soon, 0);
         auto add_keys = [&](const T* rows, const Document& from, int64_t of_head) {
-          later.add(rows + (from.first * kv_heads + of_head) * dim, dim, kv_heads * dim, from.length);
+          soon.add(rows + (from.first * kv_heads + of_head) * dim, dim, kv_heads * dim, from.length);
         };
         add_keys(dk, of, kv_head), add_keys(dv, of, kv_head);
         if (i + threads >= tasks) return;
         const Document& next = owned[(i + threads) / kv_heads];
         const int64_t next_head = (i + threads) % kv_heads;
         add_keys(k, next, next_head), add_keys(v, next, next_head);
-        query_head(next, next_head * group, {}).add_rows(later, 0);
+        query_head(next, next_head * group, {}).add_rows(soon, 0);
       });
     add_group(of, kv_head, at);
   });

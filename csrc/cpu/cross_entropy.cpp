@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "gemm.h"
+#include "integers.h"
 #include "logsumexp.h"
 #include "ops.h"
 #include "parallel.h"
@@ -31,8 +32,8 @@ constexpr int64_t kRows = 56;  // rows a task at most: 56 x 1024 logits are 224 
 // Calls body(first row, rows) for tasks of almost equal size, as many for each thread.
 template <class F>
 void each_task(int64_t rows, int threads, F&& body) {
-  const int64_t most = std::clamp<int64_t>((rows + 4 * threads - 1) / (4 * threads), 1, kRows);
-  const int64_t tasks = std::min(rows, ((rows + most - 1) / most + threads - 1) / threads * threads);
+  const int64_t most = std::clamp<int64_t>(ceil_div(rows, 4 * threads), 1, kRows);
+  const int64_t tasks = std::min(rows, round_up(ceil_div(rows, most), threads));
   parallel::parallel_shares(tasks, threads, [&](int64_t task) {
     const int64_t row0 = task * rows / tasks;
     body(row0, (task + 1) * rows / tasks - row0);

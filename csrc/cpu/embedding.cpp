@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "integers.h"
 #include "ops.h"
 #include "parallel.h"
 
@@ -18,7 +19,7 @@ int64_t embedding_forward(const T* table, const int64_t* ids, float* y, int64_t 
   for (int64_t t = 0; t < tokens; ++t)
     if (ids[t] < 0 || ids[t] >= vocabulary) return t;
   if (tokens * channels < 1 << 16) threads = 1;
-  parallel::parallel_for((tokens + kRows - 1) / kRows, threads, [&](int64_t task) {
+  parallel::parallel_for(ceil_div(tokens, kRows), threads, [&](int64_t task) {
     for (int64_t t = task * kRows; t < std::min(tokens, (task + 1) * kRows); ++t) {
       const T* row = table + ids[t] * channels;
       float* out = y + t * channels;
@@ -38,7 +39,7 @@ void embedding_backward(const float* dy, const int64_t* ids, T* dtable, int64_t 
   for (int64_t v = 0; v < vocabulary; ++v) first[v + 1] += first[v];
   std::vector<int64_t> next(first.begin(), first.end() - 1);
   for (int64_t t = 0; t < tokens; ++t) order[next[ids[t]]++] = t;
-  parallel::parallel_for((vocabulary + kRows - 1) / kRows, threads, [&](int64_t block) {
+  parallel::parallel_for(ceil_div(vocabulary, kRows), threads, [&](int64_t block) {
     for (int64_t v = block * kRows; v < std::min(vocabulary, (block + 1) * kRows); ++v) {
       T* out = dtable + v * channels;
       each_vector(channels, [&](int64_t i, int n) {

@@ -14,16 +14,14 @@
 #include <type_traits>
 #include <utility>
 
-#include "ahead.h"
+#include "integers.h"
 #include "parallel.h"
+#include "prefetch.h"
 
 using namespace simd;
 
 namespace gemm {
 namespace {
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t multiple_of(int64_t unit, int64_t least) { return divide_up(least, unit) * unit; }
 
 // What one step of k reads: a float, or a pair of bf16.
 template <class T>
@@ -50,7 +48,7 @@ template <class T>
 using Unit = typename Step<T>::Unit;
 template <class T>
 int64_t steps_of(int64_t k) {
-  return divide_up(k, Step<T>::kNumbers);
+  return ceil_div(k, Step<T>::kNumbers);
 }
 
 constexpr int kVectors = kPanel / kLanes;                       // vectors in a row of a panel
@@ -221,9 +219,199 @@ void each_strip(Matrix<T> in, int64_t k, F&& body) {
 // What each_strip() will read of `numbers` of each of `rows` rows: a dozen rows or more at once, which is more
 // than the processor looks ahead in, so that packing would wait for each line.
 template <class T>
-void add_rows(Ahead& ahead, Matrix<T> in, int64_t rows, int64_t numbers) {
-  in.column == 1 ? ahead.add(in.data, numbers, in.row, rows) : ahead.add(in.data, rows, in.column, numbers);
+void add_rows(Prefetcher& soon, Matrix<T> in, int64_t rows, int64_t numbers) {
+  in.column == 1 ? soon.add(in.data, numbers, in.row, rows) : soon.add(in.data, rows, in.column, numbers);
 }
+
+// One call of multiply(); b is packed.
+template <class T, class Out>
+struct Product {
+  Matrix<T> a;
+  const Unit<T>* b;
+  int64_t n, k;
+  Out* c;
+  int64_t row_stride;
+  const T* bias;
+  bool accumulate;
+  Part part;
+};
+
+// How a product is divided among threads and caches. Rows of A are divided into tiles of almost equal height,
+// tiles into row blocks, and the panels of B into column blocks. A task is one row block times one column
+// block.
+struct Plan {
+  int64_t m, tiles, row_blocks;
+  int64_t panels, width, column_blocks;  // width: panels in a column block, but for the last
+  int64_t group;                         // panels that meet all tiles of a task while they are in the cache
+  int64_t steps, sweep;                  // steps of k in all, and those for which a task packs A at once
+
+  int64_t first_row(int64_t tile) const { return tile * m / tiles; }
+  int64_t first_tile(int64_t row_block) const { return row_block * tiles / row_blocks; }
+};
+
+template <class T>
+Plan make_plan(int64_t m, int64_t n, int64_t k, int threads) {
+  Plan plan;
+  plan.m = m, plan.panels = padded(n) / kPanel, plan.steps = steps_of<T>(k);
+
+  // With enough rows, every thread gets as many tiles as the others, of the same height: the last thread to end
+  // is waited for. With few rows, threads divide the columns instead, and A is packed again for each column
+  // block.
+  const int64_t fewest_tiles = ceil_div(m, kRows), tasks = 8 * threads;
+  const bool few = fewest_tiles < tasks;
+  plan.tiles = few ? fewest_tiles : round_up(fewest_tiles, threads);
+
+  // A is packed for one block of k at a time where such a block of all of B stays in L2 from one row block to
+  // the next. Otherwise it is packed for several, so that the sums that a panel carries from one block of k to
+  // the next stay near.
+  const bool narrow = plan.panels * kPanel * kSteps * (int64_t)sizeof(Unit<T>) <= kBlockBytes;
+  plan.sweep = narrow && !few ? kSteps : kSweep;
+
+  // A row block is what fits into L2, beside the rows that are packed next.
+  const int64_t tile_bytes = kRows * std::clamp<int64_t>(plan.steps, 1, plan.sweep) * (int64_t)sizeof(Unit<T>);
+  const int64_t fit = (few ? kBlockBytes : kBlockBytes / 2) / tile_bytes;
+  const int64_t height = std::clamp<int64_t>(few ? fit : std::min(fit, plan.tiles / tasks), 1, kTiles);
+  plan.row_blocks = round_up(ceil_div(plan.tiles, height), few ? 1 : threads);
+
+  // Low tiles take more columns at a time, so several panels make a group.
+  plan.group = std::max(1, columns_of((int)ceil_div(m, plan.tiles)) / kVectors);
+
+  if (few && parallel::members() > 1) {  // members of a team never take each other's tasks: one for each
+    plan.width = ceil_div(plan.panels, ceil_div(parallel::members(), plan.row_blocks));
+  } else {
+    // Tasks that only wait for memory are made smaller, of whole groups, so that threads end together.
+    const bool waits = few && (m == 1 || plan.group > 1);
+    const int64_t shares = few && threads > 1 ? ceil_div(waits ? 2 * tasks : tasks / 2, plan.row_blocks) : 1;
+    const int64_t least = std::min(std::max<int64_t>(plan.group, 2), plan.panels);
+    const int64_t wide = ceil_div(plan.panels, shares);
+    plan.width = std::max(waits ? wide / plan.group * plan.group : wide, least);
+  }
+  plan.column_blocks = ceil_div(plan.panels, plan.width);
+  return plan;
+}
+
+// A task: packs its rows of A for a sweep over some blocks of k, then has each group of panels meet all tiles,
+// one block of k after the other.
+template <class T, class Out>
+class Task {
+ public:
+  Task(const Product<T, Out>& product, const Plan& plan, int64_t number)
+      : of_(product),
+        plan_(plan),
+        row_block_(number / plan.column_blocks),
+        tile0_(plan.first_tile(row_block_)),
+        tile1_(plan.first_tile(row_block_ + 1)),
+        row0_(plan.first_row(tile0_)),
+        rows_(plan.first_row(tile1_) - row0_),
+        panel0_(number % plan.column_blocks * plan.width),
+        panel1_(std::min(plan.panels, panel0_ + plan.width)) {
+    sums_of_all_ = of_.accumulate || plan.steps > plan.sweep;
+    sums_stride_ = of_.row_stride;
+    if (std::is_same_v<Out, float> && sums_of_all_) {
+      sums_ = (float*)of_.c + row0_ * of_.row_stride;
+    } else if (plan.steps > kSteps) {
+      sums_stride_ = (sums_of_all_ ? plan.panels : plan.group) * kPanel;
+      sums_ = (float*)scratch(kPartial, rows_ * sums_stride_ * sizeof(float));
+    }
+    const int64_t most = std::min(plan.steps, plan.sweep);
+    packed_ = (Unit<T>*)scratch(kPackedA, (rows_ * most + (tile1_ - tile0_) * kLanes) * sizeof(Unit<T>));
+  }
+
+  void run() {
+    for (int64_t sweep0 = 0; sweep0 == 0 || sweep0 < plan_.steps; sweep0 += plan_.sweep) {
+      const int64_t swept = std::min(plan_.sweep, plan_.steps - sweep0);
+      pack_tiles(sweep0, swept);
+      Prefetcher soon = read_next(sweep0, swept);
+      for (int64_t panel = panel0_; panel < panel1_; panel += plan_.group)
+        for (int64_t block = 0; block == 0 || block < swept; block += kSteps) {
+          const int64_t steps = std::min(kSteps, swept - block);
+          for (int64_t tile = tile0_; tile < tile1_; ++tile) {
+            soon.step();
+            multiply_tile(tile, packed_tile(tile, swept) + block * height(tile), panel, sweep0 + block, steps);
+          }
+        }
+    }
+  }
+
+ private:
+  int64_t height(int64_t tile) const { return plan_.first_row(tile + 1) - plan_.first_row(tile); }
+
+  // Where a tile's rows are packed, for a sweep of so many steps. Its last step may be written as a whole
+  // vector, so tiles lie one apart.
+  Unit<T>* packed_tile(int64_t tile, int64_t swept) const {
+    return packed_ + (plan_.first_row(tile) - row0_) * swept + (tile - tile0_) * kLanes;
+  }
+
+  void pack_tiles(int64_t sweep0, int64_t swept) const {
+    constexpr int64_t kNumbers = Step<T>::kNumbers;
+    const int64_t numbers = std::min(of_.k - sweep0 * kNumbers, swept * kNumbers);
+    each_strip(of_.a, numbers, [&](int64_t step, int64_t some) {
+      for (int64_t tile = tile0_; tile < tile1_; ++tile) {
+        const int64_t high = height(tile);
+        pack_rows(from(of_.a, plan_.first_row(tile), sweep0 + step), high, some,
+                  packed_tile(tile, swept) + step * high, high);
+      }
+    });
+  }
+
+  // The part of A that this thread packs next: more of these rows, or those of the task that it most likely
+  // takes next. Each tile of the sweep at hand asks for its share.
+  Prefetcher read_next(int64_t sweep0, int64_t swept) const {
+    constexpr int64_t kNumbers = Step<T>::kNumbers;
+    const bool more = sweep0 + plan_.sweep < plan_.steps;  // of these rows
+    const int64_t next0 = tile1_, next1 = plan_.first_tile(std::min(row_block_ + 2, plan_.row_blocks));
+    const int64_t step = more ? sweep0 + plan_.sweep : 0, row = more ? row0_ : plan_.first_row(next0);
+    const int64_t rows = plan_.column_blocks > 1 ? 0 : more ? rows_ : plan_.first_row(next1) - row;
+    Prefetcher soon;
+    add_rows(soon, from(of_.a, row, step), rows, std::min(of_.k - step * kNumbers, plan_.sweep * kNumbers));
+    soon.spread(ceil_div(panel1_ - panel0_, plan_.group) * ceil_div(swept, kSteps) * (tile1_ - tile0_));
+    return soon;
+  }
+
+  // One tile, whose rows are packed in `a`, times a group of panels, in `steps` steps of k from step0 on.
+  void multiply_tile(int64_t tile, const Unit<T>* a, int64_t panel, int64_t step0, int64_t steps) const {
+    const int64_t row = plan_.first_row(tile), high = height(tile), total = plan_.steps;
+    const int64_t vectors = std::min(plan_.group, panel1_ - panel) * kVectors;
+    const int64_t origin = sums_of_all_ ? 0 : panel * kPanel;  // the column of C that is sums_[0]'s
+    const bool last = step0 + kSteps >= total, continued = of_.accumulate || step0 > 0;
+    // The first tile asks for what is read of B after this. Single panels lie one behind the other, so that one
+    // distance meets all of B, where what follows a short last block would be met in part.
+    const int64_t next = (last && plan_.group > 1 ? plan_.group * total - step0 : kSteps) * kPanel;
+    const int64_t ahead = tile == tile0_ ? next : 0;
+    const int full = columns_of((int)high), low = std::min(full, kVectors);
+    for (int64_t v = 0; v < vectors;) {
+      const bool wide = v + full <= vectors;
+      const int64_t column = panel * kPanel + v * kLanes;
+      if (of_.part == kLower && column >= row + high) break;
+      const bool single = of_.part == kLower && column + kLanes >= row + high;  // reaches the diagonal
+      const Unit<T>* b = of_.b + column / kPanel * kPanel * total + step0 * kPanel + column % kPanel;
+      float* sums = sums_ ? sums_ + (row - row0_) * sums_stride_ + column - origin : nullptr;
+      auto run = [&](auto* out, int64_t stride, const T* bias, const auto& kernels) {
+        using Result = std::remove_pointer_t<decltype(out)>;
+        const Target<T, Result> to{out, stride, of_.n - column, bias, continued ? sums : nullptr, sums_stride_};
+        const auto& sized = single ? kernels.single : wide ? kernels.wide : kernels.narrow;
+        sized[high - 1](steps, a, b, kPanel * total, ahead, to);
+      };
+      if (last)
+        run(of_.c + row * of_.row_stride + column, of_.row_stride, of_.bias ? of_.bias + column : nullptr,
+            kKernels<T, Out>);
+      else
+        run(sums, sums_stride_, (const T*)nullptr, kKernels<T, float>);
+      v += single ? 1 : wide ? full : low;
+    }
+  }
+
+  const Product<T, Out>& of_;
+  const Plan& plan_;
+  const int64_t row_block_, tile0_, tile1_, row0_, rows_, panel0_, panel1_;
+  Unit<T>* packed_;
+  // Sums between two blocks of k, or null where there is one block: of the panels at hand, or of all panels
+  // where k takes several sweeps. Of all they are in C itself if it is float. Of the panels at hand never, as
+  // C's rows may lie a multiple of 4 KiB apart, and of such lines L1 keeps eight.
+  float* sums_ = nullptr;
+  int64_t sums_stride_;
+  bool sums_of_all_;
+};
 
 }  // namespace
 
@@ -261,11 +449,11 @@ void pack(Matrix<T> b, int64_t n, int64_t k, T* packed, int threads) {
   if (n * k < 1 << 18) threads = 1;
   if (b.column == 1) {
     const int64_t group = std::clamp<int64_t>(panels / (2 * threads), 1, 4);  // panels a task
-    parallel::parallel_shares(divide_up(panels, group), threads, [&](int64_t task) {
+    parallel::parallel_shares(ceil_div(panels, group), threads, [&](int64_t task) {
       pack_part(task * group, std::min(panels, (task + 1) * group), 0, k);
     });
   } else {  // a strip of columns is one piece of memory, which the processor reads ahead
-    parallel::parallel_shares(divide_up(k, kStripNumbers), threads, [&](int64_t strip) {
+    parallel::parallel_shares(ceil_div(k, kStripNumbers), threads, [&](int64_t strip) {
       pack_part(0, panels, strip * kStrip, std::min(kStripNumbers, k - strip * kStripNumbers));
     });
   }
@@ -275,122 +463,12 @@ template <class T, class Out>
 void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out* c, int64_t row_stride,
               const T* bias, bool accumulate, int threads, Part part) {
   if (m == 0 || n == 0) return;
-  const int64_t steps = steps_of<T>(k), panels = padded(n) / kPanel;
-  const auto* b = reinterpret_cast<const Unit<T>*>(packed);
   if (m * n * k < 1 << 17 && parallel::members() == 1) threads = 1;
-  // Rows in tiles of almost equal height, as many for each thread, tiles in blocks that fit L2, as many and as
-  // high for each thread: the last to end is waited for. Where there are too few rows for that, a block takes
-  // all it can, and several threads divide columns (A is packed again for each share of them).
-  const int64_t highest = divide_up(m, kRows), tasks = 8 * threads;
-  const bool few = highest < tasks;
-  const int64_t tiles = few ? highest : multiple_of(threads, highest);
-  // A is packed for a sweep over k at a time: a block of k where such a block of all of B stays in L2 between
-  // two blocks of rows, else several, so that a panel's sums between them are near. Beside the rows at hand L2
-  // holds those that are packed next.
-  const bool narrow = panels * kPanel * kSteps * (int64_t)sizeof(Unit<T>) <= kBlockBytes;
-  const int64_t sweep_steps = narrow && !few ? kSteps : kSweep;
-  const int64_t tile_bytes = kRows * std::clamp<int64_t>(steps, 1, sweep_steps) * (int64_t)sizeof(Unit<T>);
-  const int64_t fit = (few ? kBlockBytes : kBlockBytes / 2) / tile_bytes;
-  const int64_t height = std::clamp<int64_t>(few ? fit : std::min(fit, tiles / tasks), 1, kTiles);
-  const int64_t row_blocks = multiple_of(few ? 1 : threads, divide_up(tiles, height));
-  // A group of panels meets all tiles of a block while it is in cache: one, or more where tiles are low.
-  const int64_t group = std::max(1, columns_of((int)divide_up(m, tiles)) / kVectors);
-  // Rows that only wait for memory have smaller shares, of whole groups, so that threads end together.
-  const bool waits = few && (m == 1 || group > 1);
-  const int64_t shares = few && threads > 1 ? divide_up(waits ? 2 * tasks : tasks / 2, row_blocks) : 1;
-  const int64_t least = std::min(std::max<int64_t>(group, 2), panels), wide = divide_up(panels, shares);
-  // Members of a team, who never take each other's tasks, have one each.
-  const bool fixed = few && parallel::members() > 1;
-  const int64_t width = fixed ? divide_up(panels, divide_up(parallel::members(), row_blocks))
-                              : std::max(waits ? wide / group * group : wide, least);
-  const int64_t column_blocks = divide_up(panels, width);
-  auto first_row = [&](int64_t tile) { return tile * m / tiles; };
-  auto first_tile = [&](int64_t block) { return block * tiles / row_blocks; };
-
-  parallel::parallel_shares(row_blocks * column_blocks, threads, [&](int64_t task) {
-    const int64_t row_block = task / column_blocks;
-    const int64_t tile0 = first_tile(row_block), tile1 = first_tile(row_block + 1);
-    const int64_t panel0 = task % column_blocks * width, panel1 = std::min(panels, panel0 + width);
-    const int64_t row0 = first_row(tile0), rows = first_row(tile1) - row0;
-    // Sums between two blocks of k: of the panels at hand, or of all where k takes several sweeps. Of all they
-    // are in C itself if it is float; of the panels at hand never, as C's rows may lie a multiple of 4 KiB
-    // apart, and of such lines L1 keeps eight.
-    const bool of_all = accumulate || steps > sweep_steps;
-    float* partial = nullptr;
-    int64_t partial_stride = row_stride;
-    if (std::is_same_v<Out, float> && of_all) {
-      partial = (float*)c + row0 * row_stride;
-    } else if (steps > kSteps) {
-      partial_stride = (of_all ? panels : group) * kPanel;
-      partial = (float*)scratch(kPartial, rows * partial_stride * sizeof(float));
-    }
-    const int64_t most = std::min(steps, sweep_steps);
-    auto* packed_a = (Unit<T>*)scratch(kPackedA, (rows * most + (tile1 - tile0) * kLanes) * sizeof(Unit<T>));
-    // The rows that this thread will most likely meet next.
-    const int64_t next0 = tile1, next1 = first_tile(std::min(row_block + 2, row_blocks));
-
-    for (int64_t sweep = 0; sweep == 0 || sweep < steps; sweep += sweep_steps) {
-      const int64_t swept = std::min(sweep_steps, steps - sweep);
-      // A tile's last step may be written as a whole vector, so tiles lie one apart.
-      auto packed_tile = [&](int64_t tile) {
-        return packed_a + (first_row(tile) - row0) * swept + (tile - tile0) * kLanes;
-      };
-      const int64_t numbers = std::min(k - sweep * Step<T>::kNumbers, swept * Step<T>::kNumbers);
-      each_strip(a, numbers, [&](int64_t step, int64_t some) {
-        for (int64_t tile = tile0; tile < tile1; ++tile) {
-          const int64_t row = first_row(tile), high = first_row(tile + 1) - row;
-          pack_rows(from(a, row, sweep + step), high, some, packed_tile(tile) + step * high, high);
-        }
-      });
-      const bool more = sweep + sweep_steps < steps;  // of these rows
-      const int64_t then = more ? sweep + sweep_steps : 0, then_row = more ? row0 : first_row(next0);
-      const int64_t then_rows = column_blocks > 1 ? 0 : more ? rows : first_row(next1) - then_row;
-      Ahead later;
-      add_rows(later, from(a, then_row, then), then_rows,
-               std::min(k - then * Step<T>::kNumbers, sweep_steps * Step<T>::kNumbers));
-      later.share(divide_up(panels, group) * divide_up(swept, kSteps) * (tile1 - tile0));
-      for (int64_t panel = panel0; panel < panel1; panel += group) {
-        const int64_t vectors = std::min(group, panel1 - panel) * kVectors;
-        const int64_t origin = of_all ? 0 : panel * kPanel;  // of partial
-        for (int64_t block = 0; block == 0 || block < swept; block += kSteps) {
-          const int64_t step0 = sweep + block, count = std::min(kSteps, swept - block);
-          const bool last = step0 + kSteps >= steps, continued = accumulate || step0 > 0;
-          // What is read after this. Single panels lie one behind the other, so that one distance meets all of
-          // B, where what follows a short last block would be met in part.
-          const int64_t next = (last && group > 1 ? group * steps - step0 : kSteps) * kPanel;
-          for (int64_t tile = tile0; tile < tile1; ++tile) {
-            later.more();
-            const int64_t row = first_row(tile), high = first_row(tile + 1) - row;
-            const Unit<T>* rows_of_a = packed_tile(tile) + block * high;
-            const int full = columns_of((int)high), low = std::min(full, kVectors);
-            for (int64_t v = 0; v < vectors;) {
-              const bool wide = v + full <= vectors;
-              const int64_t column = panel * kPanel + v * kLanes;
-              if (part == kLower && column >= row + high) break;
-              const bool single = part == kLower && column + kLanes >= row + high;  // reaches the diagonal
-              const auto* columns = b + column / kPanel * kPanel * steps + step0 * kPanel + column % kPanel;
-              float* sums = partial ? partial + (row - row0) * partial_stride + column - origin : nullptr;
-              auto run = [&](auto* out, int64_t stride, const T* added, const auto& kernels) {
-                using Result = std::remove_pointer_t<decltype(out)>;
-                Target<T, Result> to{out,           stride, n - column, added, continued ? sums : nullptr,
-                                     partial_stride};
-                const int64_t ahead = tile == tile0 ? next : 0;
-                (single ? kernels.single
-                 : wide ? kernels.wide
-                        : kernels.narrow)[high - 1](count, rows_of_a, columns, kPanel * steps, ahead, to);
-              };
-              if (last)
-                run(c + row * row_stride + column, row_stride, bias ? bias + column : nullptr,
-                    kKernels<T, Out>);
-              else
-                run(sums, partial_stride, (const T*)nullptr, kKernels<T, float>);
-              v += single ? 1 : wide ? full : low;
-            }
-          }
-        }
-      }
-    }
-  });
+  const Product<T, Out> product{
+      a, reinterpret_cast<const Unit<T>*>(packed), n, k, c, row_stride, bias, accumulate, part};
+  const Plan plan = make_plan<T>(m, n, k, threads);
+  parallel::parallel_shares(plan.row_blocks * plan.column_blocks, threads,
+                            [&](int64_t task) { Task<T, Out>(product, plan, task).run(); });
 }
 
 #define INSTANTIATE(T, Out)                                                                               \

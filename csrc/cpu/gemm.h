@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "integers.h"
 #include "simd.h"
 
 namespace gemm {
@@ -31,11 +32,11 @@ struct Matrix {
   int64_t row, column;
 };
 
-inline int64_t padded(int64_t n) { return (n + kPanel - 1) / kPanel * kPanel; }
+inline int64_t padded(int64_t n) { return round_up(n, kPanel); }
 // Numbers in a packed B of n rows: whole panels, whole pairs.
 template <class T>
 int64_t packed_size(int64_t n, int64_t k) {
-  return padded(n) * (sizeof(T) == 2 ? (k + 1) / 2 * 2 : k);
+  return padded(n) * (sizeof(T) == 2 ? round_up(k, 2) : k);
 }
 
 template <class T>

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "integers.h"
 #include "ops.h"
 #include "parallel.h"
 
@@ -21,7 +22,7 @@ void copy_blocks(const char* source, char* out, int64_t blocks, int64_t block_by
 template <class T>
 void add(const T* a, const T* b, T* out, int64_t count, int threads) {
   constexpr int64_t kBlock = 1 << 14;  // numbers a task
-  parallel::parallel_shares((count + kBlock - 1) / kBlock, threads, [&](int64_t task) {
+  parallel::parallel_shares(ceil_div(count, kBlock), threads, [&](int64_t task) {
     const int64_t first = task * kBlock;
     each_vector(std::min(kBlock, count - first), [&](int64_t i, int n) {
       put(out + first + i, get(a + first + i, n) + get(b + first + i, n), n);

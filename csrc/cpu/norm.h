@@ -13,18 +13,24 @@ namespace norm {
 
 using namespace simd;
 
-// out = in rstd weight; returns rstd.
-template <class T, class S>
-inline float normalise(const S* in, const T* weight, T* out, int64_t channels, float eps) {
+// 1 / sqrt(mean(x^2) + eps) of a row of `channels`.
+template <class X>
+inline float inverse_rms(const X* x, int64_t channels, float eps) {
   f32 squares = zero();
   each_vector(channels, [&](int64_t i, int n) {
-    f32 v = get(in + i, n);
+    f32 v = get(x + i, n);
     squares = fma(v, v, squares);
   });
-  const float scale = 1.0f / std::sqrt(sum(squares) / channels + eps);
+  return 1.0f / std::sqrt(sum(squares) / channels + eps);
+}
+
+// out = in rstd weight; returns rstd, which is the row's inverse_rms().
+template <class T, class X, class Y>
+inline float normalise(const X* in, const T* weight, Y* out, int64_t channels, float eps) {
+  const float rstd = inverse_rms(in, channels, eps);
   each_vector(channels,
-              [&](int64_t i, int n) { put(out + i, get(in + i, n) * set(scale) * get(weight + i, n), n); });
-  return scale;
+              [&](int64_t i, int n) { put(out + i, get(in + i, n) * set(rstd) * get(weight + i, n), n); });
+  return rstd;
 }
 
 template <class X>

@@ -68,7 +68,7 @@ int64_t attention_append(const T* q, const T* k, int64_t k_stride, const T* v, i
                          float scale, T* out, int threads);
 
 // rope_forward(), then attention_append(); q and k are room for its queries and keys. Of decoded tokens the
-// task that reads a head turns it. Also returns, past both, the token whose position is outside the table.
+// task that reads a head rotates it. Also returns, past both, the token whose position is outside the table.
 template <class T, class P>
 int64_t rope_append(const T* qkv, const int32_t* positions, const T* q_weight, const T* k_weight,
                     const float* table, int64_t length, float eps, T* q, T* k, P* k_pages, P* v_pages,

@@ -12,6 +12,7 @@
 // T is the type of weight and y, X that of x, S of what is normalised: the sum with a residual is always float.
 #include <algorithm>
 
+#include "integers.h"
 #include "norm.h"
 #include "ops.h"
 #include "parallel.h"
@@ -24,7 +25,7 @@ void rmsnorm_forward(const X* x, const float* residual, const T* weight, T* y, f
   auto normalise = [&](const auto* in, int64_t row) {
     rstd[row] = norm::normalise(in, weight, y + row * channels, channels, eps);
   };
-  parallel::parallel_shares((rows + kNormBlock - 1) / kNormBlock, threads, [&](int64_t block) {
+  parallel::parallel_shares(ceil_div(rows, kNormBlock), threads, [&](int64_t block) {
     for (int64_t row = block * kNormBlock; row < std::min(rows, (block + 1) * kNormBlock); ++row) {
       const X* in = x + row * channels;
       if (!residual) {
@@ -42,7 +43,7 @@ template <class T, class S, class X>
 void rmsnorm_backward(const T* dy, const float* dsummed, const S* s, const T* weight, const float* rstd, X* dx,
                       float* dresidual, T* dweight, float* partial, int64_t rows, int64_t channels,
                       int threads) {
-  int64_t blocks = (rows + kNormBlock - 1) / kNormBlock;
+  int64_t blocks = ceil_div(rows, kNormBlock);
   parallel::parallel_shares(blocks, threads, [&](int64_t block) {
     float* dw = partial + block * channels;
     std::fill(dw, dw + channels, 0.0f);
@@ -68,7 +69,7 @@ void rmsnorm_backward(const T* dy, const float* dsummed, const S* s, const T* we
       });
     }
   });
-  int64_t strips = (channels + kLanes - 1) / kLanes;
+  int64_t strips = ceil_div(channels, kLanes);
   parallel::parallel_shares(strips, channels * blocks < 65536 ? 1 : threads, [&](int64_t strip) {
     int64_t i = strip * kLanes;
     int n = (int)std::min<int64_t>(kLanes, channels - i);

@@ -2,19 +2,20 @@
 //
 // The input is what one projection makes, a token's query heads, key heads and value heads side by side;
 // queries, keys and values come out apart, as attention reads them, and backward joins their gradients: no
-// copies before or after. A row (one head of one token) of D numbers is read, normalised, turned and written
+// copies before or after. A row (one head of one token) of D numbers is read, normalised, rotated and written
 // while it is in L1; the table of cosines and sines is shared by all heads and layers. So the bound is one read
 // and one write.
 //
 //   n = x r w, r = 1 / sqrt(mean(x^2) + eps)        (a, b) halves of n:  y = (a cos - b sin, b cos + a sin)
 //
-// Backward turns the gradient the other way, then goes through the norm as in rmsnorm.cpp; the weights'
+// Backward rotates the gradient the other way, then goes through the norm as in rmsnorm.cpp; the weights'
 // gradients are summed over blocks of 16 tokens, blocks in order.
 #include "rope.h"
 
 #include <algorithm>
 #include <cmath>
 
+#include "integers.h"
 #include "ops.h"
 #include "parallel.h"
 
@@ -24,18 +25,19 @@ using namespace rope;
 namespace {
 
 constexpr int64_t kBlock = 16;  // tokens a task; also the unit of the weight gradients' partial sums
+
 template <class T>
 void backward_heads(const T* dy, const T* x, const T* weight, const float* cosine, const float* sine,
                     int64_t heads, int64_t dim, float eps, T* dx, float* dweight) {
   float g[kMostDim];
   for (int64_t h = 0; h < heads; ++h, dy += dim, dx += dim) {
     if (!weight) {
-      turn(dy, cosine, sine, -1.0f, dim / 2, dx);
+      rotate(dy, cosine, sine, -1.0f, dim / 2, dx);
       continue;
     }
     const T* row = x + h * dim;
-    turn(dy, cosine, sine, -1.0f, dim / 2, g);
-    float r = inverse_rms(row, dim, eps);
+    rotate(dy, cosine, sine, -1.0f, dim / 2, g);
+    float r = norm::inverse_rms(row, dim, eps);
     f32 dot = zero();
     each_vector(dim,
                 [&](int64_t i, int n) { dot = fma(get(g + i, n) * get(weight + i, n), get(row + i, n), dot); });
@@ -56,7 +58,7 @@ int64_t rope_forward(const T* qkv, const int32_t* positions, const T* q_weight, 
                      int64_t kv_heads, int64_t dim, float eps, int threads) {
   const int64_t half = dim / 2, q_row = heads * dim, k_row = kv_heads * dim;
   if (tokens * (heads + kv_heads) * dim < 4096) threads = 1;
-  parallel::parallel_shares((tokens + kBlock - 1) / kBlock, threads, [&](int64_t block) {
+  parallel::parallel_shares(ceil_div(tokens, kBlock), threads, [&](int64_t block) {
     for (int64_t t = block * kBlock; t < std::min(tokens, (block + 1) * kBlock); ++t) {
       const float *cosine = table + positions[t] * half, *sine = cosine + length * half;
       const T* in = qkv + t * (q_row + 2 * k_row);
@@ -78,7 +80,7 @@ int64_t rope_backward(const T* dq, const T* dk, const T* dv, const int32_t* posi
                       const T* q_weight, const T* k_weight, const float* table, int64_t length, T* dqkv,
                       float* partial, T* dq_weight, T* dk_weight, int64_t tokens, int64_t heads,
                       int64_t kv_heads, int64_t dim, float eps, int threads) {
-  const int64_t wrong = outside(positions, tokens, length), blocks = (tokens + kBlock - 1) / kBlock;
+  const int64_t wrong = outside(positions, tokens, length), blocks = ceil_div(tokens, kBlock);
   const int64_t half = dim / 2, q_row = heads * dim, k_row = kv_heads * dim, row = q_row + 2 * k_row;
   if (wrong >= 0) return wrong;
   parallel::parallel_shares(blocks, threads, [&](int64_t block) {

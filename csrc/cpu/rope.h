@@ -1,10 +1,10 @@
-// Turning heads to their positions, for the op and for the attention that does so on its way.
+// Rotary position embedding of one token's heads, for the op itself and for attention, which can rotate a head
+// just before it reads it (rope_append).
 #pragma once
 
-#include <algorithm>
-#include <cmath>
 #include <cstdint>
 
+#include "norm.h"
 #include "simd.h"
 
 namespace rope {
@@ -13,19 +13,9 @@ using namespace simd;
 
 constexpr int64_t kMostDim = 1024;  // of a head: its row is on the stack
 
-template <class T>
-inline float inverse_rms(const T* x, int64_t dim, float eps) {
-  f32 squares = zero();
-  each_vector(dim, [&](int64_t i, int n) {
-    f32 v = get(x + i, n);
-    squares = fma(v, v, squares);
-  });
-  return 1.0f / std::sqrt(sum(squares) / dim + eps);
-}
-
-// y = x turned by the angles (by their negatives where `sign` is -1); x and y may be the same.
+// y = x rotated by the angles (by their negatives where `sign` is -1); x and y may be the same.
 template <class From, class To>
-inline void turn(const From* x, const float* cosine, const float* sine, float sign, int64_t half, To* y) {
+inline void rotate(const From* x, const float* cosine, const float* sine, float sign, int64_t half, To* y) {
   each_vector(half, [&](int64_t i, int n) {
     f32 a = get(x + i, n), b = get(x + half + i, n), c = get(cosine + i, n), s = get(sine + i, n) * set(sign);
     put(y + i, a * c - b * s, n);
@@ -33,18 +23,19 @@ inline void turn(const From* x, const float* cosine, const float* sine, float si
   });
 }
 
+// y = `heads` rows of dim numbers of one token, each normalised with `weight` (or not, where it is null), then
+// rotated.
 template <class T>
 void forward_heads(const T* x, const T* weight, const float* cosine, const float* sine, int64_t heads,
                    int64_t dim, float eps, T* y) {
   float normed[kMostDim];
   for (int64_t h = 0; h < heads; ++h, x += dim, y += dim) {
     if (!weight) {
-      turn(x, cosine, sine, 1.0f, dim / 2, y);
+      rotate(x, cosine, sine, 1.0f, dim / 2, y);
       continue;
     }
-    f32 r = set(inverse_rms(x, dim, eps));
-    each_vector(dim, [&](int64_t i, int n) { put(normed + i, get(x + i, n) * r * get(weight + i, n), n); });
-    turn(normed, cosine, sine, 1.0f, dim / 2, y);
+    norm::normalise(x, weight, normed, dim, eps);
+    rotate(normed, cosine, sine, 1.0f, dim / 2, y);
   }
 }
 
@@ -55,7 +46,7 @@ inline int64_t outside(const int32_t* positions, int64_t tokens, int64_t length)
   return -1;
 }
 
-// Tokens whose heads are turned one by one, as attention comes to them: qkv (tokens, heads + 2 kv_heads, dim)
+// Tokens whose heads are rotated one by one, as attention comes to them: qkv (tokens, heads + 2 kv_heads, dim)
 // becomes q (tokens, heads, dim) and k (tokens, kv_heads, dim); all positions are in the table.
 template <class T>
 struct Tokens {
@@ -72,7 +63,7 @@ struct Tokens {
   const T* values() const { return qkv + (heads + kv_heads) * dim; }
 
   // `count` key heads of a token from `head` on, and the query heads that read them.
-  void turn_heads(int64_t token, int64_t head, int64_t count) const {
+  void rotate_heads(int64_t token, int64_t head, int64_t count) const {
     const int64_t group = heads / kv_heads;
     const float *cosine = table + positions[token] * (dim / 2), *sine = cosine + length * (dim / 2);
     const T* in = qkv + token * stride();

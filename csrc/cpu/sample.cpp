@@ -9,6 +9,7 @@
 #include <cmath>
 #include <vector>
 
+#include "integers.h"
 #include "logsumexp.h"
 #include "ops.h"
 #include "parallel.h"
@@ -64,7 +65,7 @@ struct Row {
   float floor = kNone;
   double light = 0.0;
 
-  int64_t blocks() const { return (size + kBlock - 1) / kBlock; }
+  int64_t blocks() const { return ceil_div(size, kBlock); }
   float y(int64_t i) const { return x[i] * scale; }
 
   // body(i, y) for each vector of a block; beyond the row y is -inf.
@@ -468,7 +469,7 @@ void adjust_logits(const float* logits, const int32_t* ids, const int32_t* start
       y[ids[e]] = (v > 0 ? v * (1.0f / repetition[e]) : v * repetition[e]) + added[e];
     }
     if (!allowed) return;
-    const int32_t* words = allowed + row * ((size + 31) / 32);
+    const int32_t* words = allowed + row * ceil_div(size, 32);
     for (int64_t i = 0; i < size; i += kLanes) {
       const uint32_t bits = (uint32_t)words[i / 32] >> (i % 32);
       if ((bits & ((1ull << kLanes) - 1)) == ((1ull << kLanes) - 1)) continue;

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 
+#include "integers.h"
 #include "ops.h"
 #include "parallel.h"
 
@@ -22,7 +23,7 @@ constexpr int64_t kBlock = 1 << 12;  // numbers of output a task: some 2 us
 template <class F>
 void each_row(int64_t rows, int64_t features, int threads, F&& body) {
   const int64_t step = std::max<int64_t>(1, kBlock / std::max<int64_t>(features, 1));
-  parallel::parallel_shares((rows + step - 1) / step, threads, [&](int64_t task) {
+  parallel::parallel_shares(ceil_div(rows, step), threads, [&](int64_t task) {
     for (int64_t row = task * step; row < std::min(rows, (task + 1) * step); ++row) body(row);
   });
 }

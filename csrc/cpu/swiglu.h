@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "gemm.h"
+#include "integers.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -30,8 +31,8 @@ template <class T, class F>
 void of_product(int64_t rows, int64_t outputs, int64_t panel, int64_t least, T* y, int threads, F&& product) {
   const int64_t panels = outputs / panel, members = parallel::members();
   const int64_t tasks = members > 1 ? members : std::clamp<int64_t>(panels / least, 2 * threads, 4 * threads);
-  const int64_t width = (panels + tasks - 1) / tasks;
-  parallel::parallel_for((panels + width - 1) / width, threads, [&](int64_t task) {
+  const int64_t width = ceil_div(panels, tasks);
+  parallel::parallel_for(ceil_div(panels, width), threads, [&](int64_t task) {
     const int64_t first = task * width * panel, count = std::min(outputs - first, width * panel);
     T* both = static_cast<T*>(gemm::scratch(gemm::kGated, rows * 2 * count * sizeof(T)));
     product(first, count, both, 2 * count);

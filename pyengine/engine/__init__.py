@@ -1,7 +1,8 @@
 """The inference engine: paged KV cache, continuous batching, sampling, tools. See engine.py."""
 
+from .constraint import Grammar, Matcher
 from .engine import Engine, Stats, Token
-from .sampling import Completion, Detail, Grammar, Matcher, SamplingParams
+from .sampling import Completion, Detail, SamplingParams
 from .tools import Tools
 
 __all__ = [

@@ -20,6 +20,7 @@ from os import PathLike
 from typing import Any, NamedTuple
 
 from .cache import PAGE, PagePool
+from .constraint import await_any
 from .draft import PromptLookup
 from .sampling import Choices, Completion, Detail, SamplingParams
 from .scheduler import Plan, Request, Scheduler
@@ -29,6 +30,7 @@ DRAFT_ROWS = 16  # guesses in one step at most
 # at most computed at once where nobody looks in between: what Python does then has left the caches
 STEPS = 64
 PATIENCE = 0.1  # seconds that they may take, about; an interrupt waits for them
+MOMENT = 0.005  # seconds that a step waits at most where it has nothing to compute; an arrival waits for it
 
 
 class Token(NamedTuple):
@@ -153,12 +155,12 @@ class Engine:
     def add(self, prompt: Sequence[int], params: SamplingParams) -> Request:
         """Queue a request; one that cannot be answered is done at once, with its reason."""
         state = self.tools.start() if self.tools and params.tools else None
-        choices = None if params.plain else Choices(params, prompt)
+        vocabulary = self._runner.vocabulary
+        choices = None if params.plain else Choices(params, prompt, vocabulary)
         lookup = PromptLookup(self._draft) if self._draft and choices is None else None
         request = Request(self._arrivals, list(prompt), params, params.chosen_seed(), state, choices, lookup)
         self._arrivals += 1
         self.stats.requests += 1
-        vocabulary = self._runner.vocabulary
         if not request.ids:
             self._refuse(request, "the prompt is empty")
         elif len(request.ids) >= self.max_context:
@@ -214,7 +216,7 @@ class Engine:
 
     def step(self, most: int = 1) -> list[Request]:
         """Compute one step, or up to `most` of them where each request gets one token a step and needs nobody between;
-        the requests that got a token or ended in it."""
+        the requests that got a token or ended in it. Where all wait for their constraints it waits a moment for one."""
         start = time.perf_counter()
         if self._runner.refresh():
             self._scheduler.forget()
@@ -239,13 +241,18 @@ class Engine:
                     self._accept(request, *next(rows))
             self.stats.sampled += len(ready) * steps
             self.stats.steps += steps
+        elif held := self._scheduler.held:
+            await_any(held, MOMENT)
         seconds = time.perf_counter() - start
         self.stats.seconds += seconds
         self._unseen = max(1, min(STEPS, int(steps * PATIENCE / max(seconds, 1e-6))))
         return ready
 
     def _extend(self, plan: Plan, most: int) -> None:
-        """Let a plan go on for as many steps as no request of it can end in, but by what it samples."""
+        """Let a plan go on for as many steps as no request of it can end in, but by what it samples, unless others are
+        held that would join the next."""
+        if len(plan.ready) < self.running:
+            return
         for request in plan.ready:
             if not request.alone:
                 return
@@ -343,6 +350,8 @@ class Engine:
 
     def _finish(self, request: Request, reason: str) -> None:
         request.completion.finish_reason = reason
+        if request.constraint:
+            request.constraint.drop()
         self.stats.cached += request.cached
         self.stats.preemptions += request.preemptions
         self._scheduler.finish(request)

@@ -9,13 +9,14 @@ import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from ..errors import UserError
 from ..ranges import AT_LEAST_0, AT_LEAST_1, Range
+from .constraint import Constraint, Grammar
 
 MAX_TOP = 20  # runners-up that a request may ask to see
 STUCK = "the constraint cannot be kept to any further:"
@@ -33,24 +34,6 @@ RANGES = {
     "frequency_penalty": Range(ge=-100, le=100, why="0 is none"),
     "logprobs": Range(ge=0, le=MAX_TOP),
 }
-
-
-class Matcher(Protocol):
-    """Follows one answer and says which ids may come next."""
-
-    def allow(self, words: np.ndarray) -> None:
-        """Fill int32 words: bit i % 32 of word i // 32 is 1 where id i may come next."""
-        ...
-
-    def accept(self, token: int) -> None:
-        """The next id."""
-        ...
-
-
-class Grammar(Protocol):
-    """Makes a Matcher for each answer that must keep to it."""
-
-    def start(self) -> Matcher: ...
 
 
 @dataclass(frozen=True)
@@ -166,11 +149,12 @@ class Completion:
 
 
 class Choices:
-    """What choosing the next token of one request takes beyond a row of logits: follows its answer."""
+    """What choosing the next token of one request takes beyond a row of logits: follows its answer. vocabulary: ids of
+    the model."""
 
-    def __init__(self, params: SamplingParams, prompt: Sequence[int]):
+    def __init__(self, params: SamplingParams, prompt: Sequence[int], vocabulary: int):
         self.params = params
-        self.matcher = params.grammar.start() if params.grammar else None
+        self.constraint = Constraint(params.grammar.start(), vocabulary) if params.grammar else None
         self.detail: Detail | None = None  # of the token sampled last
         self.error = ""  # why the answer cannot go on
         self._bias = params.logit_bias
@@ -180,18 +164,19 @@ class Choices:
         self.repetition: list[float] = []
         self.added: list[float] = []
         self._sampled = 0
+        self._held_back = () if self.constraint else params.held_back  # by `added`, where allow() does not
         for token in params.logit_bias:
             self._entry(token)
-        for token in params.held_back:
+        for token in self._held_back:
             self.added[self._entry(token)] = -math.inf
         if params.repetition_penalty != 1:
             for token in set(prompt):
                 self._repeat(token)
 
     def allow(self, words: np.ndarray) -> None:
-        """Matcher.allow(), less what is held back; an error where that leaves nothing."""
-        assert self.matcher
-        self.matcher.allow(words)
+        """Constraint.allow(), less what is held back; an error where that leaves nothing."""
+        assert self.constraint
+        self.constraint.allow(words)
         held = self.params.held_back if self._sampled < self.params.min_tokens else ()
         for token in held:
             words.view(np.uint32)[token // 32] &= ~np.uint32(1 << token % 32)
@@ -202,11 +187,11 @@ class Choices:
         """A sampled token."""
         self._sampled += 1
         if self._sampled == self.params.min_tokens:
-            for held in self.params.held_back:
+            for held in self._held_back:
                 self.added[self._places[held]] = self._bias.get(held, 0.0)
-        if self.matcher:
+        if self.constraint:
             try:
-                self.matcher.accept(token)
+                self.constraint.accept(token)
             except ValueError as error:
                 self.error = f"{STUCK} {error}"
         if self.params.changes:
@@ -239,7 +224,7 @@ def choose(
     """draw() for rows of which some have Choices, whose `detail` is set."""
 
     changed = logits
-    if any(c and (c.ids or c.matcher) for c in choices):
+    if any(c and (c.ids or c.constraint) for c in choices):
         changed = _changed(logits, choices)
     drawn = draw(changed, u, filters, scored)
     _show(logits, drawn[0], choices)
@@ -264,10 +249,10 @@ def _changed(logits: torch.Tensor, choices: Sequence[Choices | None]) -> torch.T
     repetition = [r for c in choices if c for r in c.repetition]
     added = [a for c in choices if c for a in c.added]
     allowed = None
-    if any(c and c.matcher for c in choices):
+    if any(c and c.constraint for c in choices):
         words = np.full((len(choices), -(-logits.shape[1] // 32)), -1, np.int32)
         for row, c in zip(words, choices, strict=True):
-            if c and c.matcher:
+            if c and c.constraint:
                 c.allow(row)
         allowed = to_device(torch.from_numpy(words), logits.device)
     entries = (

@@ -6,6 +6,7 @@ So there is no prefill and no decode here, only `pending` tokens:
 
     each step:  admit waiting requests while there is room
                 every request with one pending token gets it computed       (nobody's stream stalls)
+                    but where it is not yet known what may follow it        (constraint.py)
                 guesses of what follows it are computed along (draft.py)    (if there is room)
                 the others share the rest of the step's budget, oldest first (chunks)
                 if pages run out, the youngest gives up its own and waits     (the oldest always gets on)
@@ -18,6 +19,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from .cache import PAGE, PagePool, Prefix
+from .constraint import Constraint
 from .draft import PromptLookup
 from .sampling import Choices, Completion, SamplingParams
 from .tools import ToolState
@@ -49,6 +51,7 @@ class Request:
         self.prompt = tuple(self.ids)
         self.completion = Completion(self.prompt)
 
+        self.constraint = self.choices.constraint if self.choices else None
         # nothing but its ids has to know of a token before the next is computed
         self.alone = not (self.tool_state or self.choices or self.lookup)
 
@@ -59,6 +62,11 @@ class Request:
     @property
     def done(self) -> bool:
         return bool(self.completion.finish_reason)
+
+    @property
+    def held(self) -> bool:
+        """Whether its last id cannot be computed yet, for nothing could be sampled from its logits."""
+        return self.constraint is not None and self.constraint.held
 
 
 @dataclass
@@ -100,7 +108,7 @@ class Scheduler:
         plan = Plan()
         if self.waiting:
             self._admit(plan)
-        all_pending = [len(request.ids) - request.computed for request in self.running]
+        all_pending = [len(request.ids) - request.computed - request.held for request in self.running]
         room = self.step_tokens - all_pending.count(1)
         for request, pending in zip(self.running[:], all_pending, strict=True):
             if not request.running:
@@ -116,9 +124,15 @@ class Scheduler:
             if count and self._reserve(request, request.computed + tokens):
                 plan.chunks.append((request, count))
                 plan.tokens += tokens
-                if count == pending:
+                if request.computed + count == len(request.ids):
                     plan.ready.append(request)
         return plan
+
+    @property
+    def held(self) -> list[Constraint]:
+        """What the requests wait for, running or not, of which it is not yet known what may follow their last id."""
+        constraints = [request.constraint for request in (*self.running, *self.waiting)]
+        return [one for one in constraints if one is not None and one.held]
 
     def extend(self, plan: Plan, steps: int) -> None:
         """Let a plan of one token a request go on for `steps` steps, or for half as many and so on, down to what pages
@@ -159,7 +173,9 @@ class Scheduler:
         later = []
         while self.waiting and len(self.running) < self.max_batch:
             request = self.waiting.popleft()
-            if request.prompt in busy and not request.preemptions:
+            if request.held:
+                later.append(request)  # pages that it shares are copied in a step that it is in
+            elif request.prompt in busy and not request.preemptions:
                 later.append(request)  # its twin is computing the prompt: take it over when it is done
             elif self._start(request, plan):
                 busy.add(request.prompt)

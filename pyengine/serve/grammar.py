@@ -4,8 +4,8 @@ which ids may come next, from llguidance (`pip install pyengine-llm[grammar]`).
     grammar = Grammars(tokenizer, end).json(schema)      # goes into SamplingParams.grammar
 
 The library reads the vocabulary once; compiling takes milliseconds, a mask tens of microseconds. What it would die of,
-or take long for, is refused by a worker process that compiles each constraint first (vetting.py); where a later mask
-takes so long that others would notice, the answer ends.
+or take long for, is refused by a worker process that compiles each constraint first (vetting.py). A later mask that
+takes long is computed beside the engine's steps (engine/constraint.py); where it takes far too long, the answer ends.
 """
 
 import json

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import threading
 import time
 from importlib.util import find_spec
 
@@ -13,7 +14,7 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("openai")
 import openai
 
-from pyengine.engine import Engine, SamplingParams
+from pyengine.engine import Engine, SamplingParams, constraint
 from pyengine.engine.sampling import STUCK
 from pyengine.errors import UserError
 from pyengine.model import ModelConfig, Transformer
@@ -278,6 +279,42 @@ def test_a_constraint_that_takes_too_long_is_refused_or_ends_the_answer(served, 
         grammars.regex("[0-9]*")
     (ended,) = engine.generate([[1, 2]], params)
     assert ended.finish_reason == "refused" and ended.error == f"{STUCK} it is too large"
+
+
+def test_a_constraint_that_takes_long_holds_up_its_own_answer_alone(served, client, monkeypatch):
+    """The library's, streamed; and whoever leaves meanwhile is not waited for."""
+    asked = dict(model="small", messages=WHO, seed=3, max_tokens=30, stream=True)
+    rule = {"extra_body": {"guided_regex": "[a-z]{4}( [a-z]{4}){3}"}}
+
+    def text(stream):
+        return "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+
+    plain, kept = (
+        text(client.chat.completions.create(**asked)),
+        text(client.chat.completions.create(**asked, **rule)),
+    )
+    allow, begun, opened = grammar.Follower.allow, threading.Event(), threading.Event()
+
+    def held_up(self, words):
+        if threading.current_thread().name != "engine":
+            begun.set()
+            assert opened.wait(60)
+        allow(self, words)
+
+    monkeypatch.setattr(grammar.Follower, "allow", held_up)
+    monkeypatch.setattr(constraint, "QUICK", 0.0)  # the engine's thread computes the first mask, and no other
+    try:
+        held, left = (client.chat.completions.create(**asked, **rule) for _ in range(2))
+        assert begun.wait(60)
+        assert text(client.chat.completions.create(**asked)) == plain
+        left.close()
+        ends = time.monotonic() + 60
+        while served.engine.unfinished > 1:
+            assert time.monotonic() < ends
+            time.sleep(0.01)
+    finally:
+        opened.set()
+    assert text(held) == kept and re.fullmatch("[a-z]{4}( [a-z]{4}){3}", kept)
 
 
 @pytest.mark.parametrize("expression", ["(a{1000}){1000}", "b(a{1000}){1000}", "(?:a?){500}a{500}"])

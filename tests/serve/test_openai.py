@@ -475,6 +475,7 @@ def test_models_tokens_health_metrics(served, client, url):
     chat = httpx.post(f"{url}/tokenize", json={"messages": WHO}).json()
     assert chat["tokens"] == served.format.prompt(WHO)
     assert httpx.get(f"{url}/health").json()["status"] == "ok"
+    client.chat.completions.create(model="small", messages=WHO, max_tokens=3)
     metrics = httpx.get(f"{url}/metrics").text
     numbers = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if not line.startswith("#"))
     assert float(numbers["pyengine_generated_tokens_total"]) > 0 and numbers["pyengine_pages_held"] == "0"

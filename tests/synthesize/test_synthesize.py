@@ -1,5 +1,6 @@
 """The command: a small model, here and behind our own server; kills; filters; what endpoints may do wrong."""
 
+import email.utils
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from pyengine.model import save
 from pyengine.serve import open_model
 from pyengine.synthesize import Endpoint, Sampling, Talk, speakers
 from pyengine.synthesize.__main__ import Command, main, synthesize
-from pyengine.synthesize.finish import Filters, finish
+from pyengine.synthesize.finish import Filters, answers_of, finish
 from pyengine.synthesize.talk import Ask, once
 from pyengine.text import Tokenizer
 from tests.serve.live import TEXT, serving, small_model
@@ -130,10 +131,10 @@ def test_every_reason_is_told(tmp_path):
     tested = tmp_path / "test.jsonl"
     tested.write_text(json.dumps({"prompt": "Who was the first to found Tavor?"}))
     made = [
-        row(0, "Who?", words),
-        row(1, "who?", words.upper()),
-        row(2, "Who?", f"{words} indeed"),
-        row(3, "Who?", ""),
+        row(0, "Who?", ""),
+        row(1, "Who?", words),
+        row(2, "who?", words.upper()),
+        row(3, "Who?", f"{words} indeed"),
         row(4, "Who?", "Ada", cut=True),
         row(5, "Who?", "x" * 500),
         row(6, "Who?", "As an AI I cannot."),
@@ -148,17 +149,24 @@ def test_every_reason_is_told(tmp_path):
         out, aside = tmp_path / "out.jsonl", tmp_path / "aside.jsonl"
         summary = finish(journal, failed, out, aside, filters, {"seed": 1})
         plain = finish(journal, failed, tmp_path / "b", tmp_path / "c", Filters(exact=False, near=False), {})
-    assert [row["provenance"]["number"] for row in rows(out)] == [0, 9] and summary.kept == 2
+    assert [row["provenance"]["number"] for row in rows(out)] == [1, 9] and summary.kept == 2
     told = {row["provenance"]["number"]: (row["reason"], row["detail"]) for row in rows(aside)}
     assert told == {
-        1: ("exact duplicate", "of number 0"), 2: ("near duplicate", "of number 0"),
-        3: ("empty", "assistant said nothing"), 4: ("cut off", "assistant had not ended"),
+        0: ("empty", "assistant said nothing"), 2: ("exact duplicate", "of number 1"),
+        3: ("near duplicate", "of number 1"), 4: ("cut off", "assistant had not ended"),
         5: ("too long", "500 characters"), 6: ("phrase", "as an ai"),
         7: ("held out", "a question to be tested with"), 8: ("failed", "no room"),
     }  # fmt: skip
     assert summary.removed == Counter(reason for reason, _ in told.values())
     assert summary.distinct == [1.0, 1.0, 1.0]  # 41 words, all different
     assert plain.removed == {"failed": 1, "empty": 1, "cut off": 1}
+
+
+def test_what_is_said_with_a_search_is_no_answer():
+    search = {"role": "assistant", "content": "I look.", "tool_calls": [{"function": {"name": "search"}}]}
+    last = {"role": "assistant", "content": "Ada."}
+    talk = [{"role": "user", "content": "Who?"}, search, {"role": "tool", "content": "Ada."}, last]
+    assert answers_of(talk) == ["Ada."]
 
 
 class Server:
@@ -205,6 +213,21 @@ def test_what_may_pass_is_tried_again(monkeypatch):
         "model": "m", "messages": [{"role": "user", "content": "Who?"}], "seed": 5, "temperature": 0.8, "top_p": 1.0,
         "top_k": 3, "max_tokens": 512,
     }  # fmt: skip
+
+
+def test_an_endpoint_that_says_when_to_ask_again_is_asked_then(monkeypatch):
+    date = email.utils.formatdate(time.time() + 30, usegmt=True)
+    asked = [httpx.Response(429, headers={"Retry-After": when}) for when in ("7", "1e9", date)]
+    Server(monkeypatch, *asked, 503, answer("Ada."))
+    monkeypatch.setattr(speakers, "LONGEST_WAIT", 60.0)
+    waits = []
+
+    async def sleep(seconds):
+        waits.append(seconds)
+
+    monkeypatch.setattr(speakers.asyncio, "sleep", sleep)
+    assert ask(Endpoint("http://host/v1", "m", Sampling(), 1)).messages[-1]["content"] == "Ada."
+    assert waits[:2] == [7, 60] and 20 < waits[2] <= 30 and 2 <= waits[3] <= 4
 
 
 @pytest.mark.parametrize("answers, told", [

@@ -23,7 +23,7 @@ from pyengine.synthesize.__main__ import Command, main, synthesize
 from pyengine.synthesize.finish import Filters, answers_of, finish
 from pyengine.synthesize.talk import Ask, once
 from pyengine.text import Tokenizer
-from tests.serve.live import TEXT, serving, small_model
+from tests.serve.live import TEXT, served_model, serving, small_model
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +167,19 @@ def test_what_is_said_with_a_search_is_no_answer():
     last = {"role": "assistant", "content": "Ada."}
     talk = [{"role": "user", "content": "Who?"}, search, {"role": "tool", "content": "Ada."}, last]
     assert answers_of(talk) == ["Ada."]
+
+
+def test_who_may_not_search_is_stopped_by_it(tmp_path, monkeypatch):
+    served = served_model(tmp_path, search=True)
+    asked, add = [], served.engine.add
+    monkeypatch.setattr(served.engine, "add", lambda ids, params: asked.append(params) or add(ids, params))
+    talks = [
+        Talk(n, once(Ask([{"role": "user", "content": "Who?"}], 5, may)))
+        for n, may in enumerate((True, False))
+    ]
+    speakers.Local(served, "small", Sampling(max_tokens=4), 2).work(talks, lambda talk, made: None)
+    assert [params.tools for params in asked] == [True, False]
+    assert [served.format.search in params.stop for params in asked] == [False, True]
 
 
 class Server:

@@ -52,6 +52,8 @@ def test_a_frequent_token_loses_nothing(backend):
 
 def test_sums_are_rounded_as_torch_rounds(backend):
     """To bfloat16, numbers under 2^-126 included, which vcvtneps2bf16 takes for 0, beside others and alone."""
+    if backend.variant == "interpreter":
+        pytest.skip("Triton's interpreter rounds halves up, and numbers under 2^-126 to others")
     bits = torch.randint(-(2**31), 2**31, (40, 67), generator=torch.Generator().manual_seed(3))
     dy = bits.to(torch.int32).view(torch.float32)
     dy[::3] = dy[::3].abs().clamp(max=1e-39)  # rows of such numbers only

@@ -34,6 +34,9 @@ constexpr int64_t kRowBytes = 1 << 18;       // of quantised x a task: a quarter
 constexpr int64_t kMostTiles = 64;           // of rows a task
 constexpr int64_t kTaskBytes = 1 << 15;  // of W times rows of x, at least: a task costs a line of cache its way
 constexpr int64_t kSweepBytes = 1 << 14;  // of a panel that meets all tiles of a task: half of L1
+// Panels one after the other that the one tile of a task meets before their sums become outputs: to begin and
+// end each by itself takes one row as long as two records.
+constexpr int64_t kRun = 8;
 
 // One way to store codes. Groups: scales an output has in a block.
 template <int Bits_, int Groups_, class Scale_, bool Minimum_>
@@ -164,124 +167,126 @@ inline bytes take(const uint8_t* w, int v, Ask& ask) {
   return load_bytes(w);
 }
 
-// Blocks [from, to) of a tile of R rows of x times kTile vectors of outputs of a panel, added to what earlier
-// blocks left in sums (R, kPanel).
+// Blocks [from, to) of a tile of R rows of x times kTile vectors of outputs of each of a run of panels, added
+// to what earlier blocks left in sums (R, stride), where a panel's lie beside those of the one before.
 template <class F, int R>
-void tile(const Rows& x, Span rows, int64_t from, int64_t to, const uint8_t* panel, int64_t vector, Ask first,
-          float* sums) {
+void tile(const Rows& x, Span rows, int64_t from, int64_t to, const uint8_t* panel, int64_t run, int64_t vector,
+          Ask ask, float* sums, int64_t stride) {
   using Scale = typename F::Scale;
   constexpr int kSteps = kBlock / 4 / F::Groups;  // of four k in a group
-  f32 y[R][kTile];
+  const int64_t whole = x.blocks * F::kRecord;
+  for (; run > 0; --run, panel += whole, ask.next += whole, sums += kPanel) {
+    f32 y[R][kTile];
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
+    for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-    for (int v = 0; v < kTile; ++v) y[r][v] = from ? load(sums + r * kPanel + v * kLanes) : simd::zero();
-  panel += from * F::kRecord;
-  for (int64_t b = from; b < to; ++b, panel += F::kRecord) {
-    Ask ask{first.next + (b - from) * F::kRecord, first.step};
-    const int64_t place = x.place(rows, b);
-    const int8_t* codes = x.codes + place * kBlock;
-    const float* x_scale = x.scale + place;
-    const uint8_t* w = panel + F::kCodes + vector * kLanes * 4;
+      for (int v = 0; v < kTile; ++v) y[r][v] = from ? load(sums + r * stride + v * kLanes) : simd::zero();
+    const uint8_t* record = panel + from * F::kRecord;
+    for (int64_t b = from; b < to; ++b, record += F::kRecord) {
+      Ask asked{ask.next + (b - from) * F::kRecord, ask.step};
+      const int64_t place = x.place(rows, b);
+      const int8_t* codes = x.codes + place * kBlock;
+      const float* x_scale = x.scale + place;
+      const uint8_t* w = record + F::kCodes + vector * kLanes * 4;
 #pragma GCC unroll 2
-    for (int g = 0; g < F::Groups; ++g) {
-      const int64_t at = place * F::Groups + g * R;
-      i32 sum[R][kTile];
+      for (int g = 0; g < F::Groups; ++g) {
+        const int64_t at = place * F::Groups + g * R;
+        i32 sum[R][kTile];
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r)
+        for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-        for (int v = 0; v < kTile; ++v) sum[r][v] = F::Minimum ? i32{} : set(x.start[at + r]);
-      if constexpr (F::Bits == 4) {
-        // One row leaves room to add up upper halves where they stand, which saves a shift for each load.
-        constexpr bool kStanding = kWholeBytes && R == 1;
-        i32 upper[R][kTile] = {};
+          for (int v = 0; v < kTile; ++v) sum[r][v] = F::Minimum ? i32{} : set(x.start[at + r]);
+        if constexpr (F::Bits == 4) {
+          // One row leaves room to add up upper halves where they stand, which saves a shift for each load.
+          constexpr bool kStanding = kWholeBytes && R == 1;
+          i32 upper[R][kTile] = {};
 #pragma GCC unroll 4
-        for (int s = 0; s < kSteps / 2; ++s) {
-          bytes both[kTile];
+          for (int s = 0; s < kSteps / 2; ++s) {
+            bytes both[kTile];
 #pragma GCC unroll 2
-          for (int v = 0; v < kTile; ++v)
-            both[v] = in_register(take<F, R>(w + s * kPanel * 4 + v * kLanes * 4, v, ask));
+            for (int v = 0; v < kTile; ++v)
+              both[v] = in_register(take<F, R>(w + s * kPanel * 4 + v * kLanes * 4, v, asked));
 #pragma GCC unroll 8
-          for (int r = 0; r < R; ++r) {
-            const uint32_t low = four(codes + r * kBlock + s * 4), high = four(codes + r * kBlock + 16 + s * 4);
+            for (int r = 0; r < R; ++r) {
+              const uint32_t low = four(codes + r * kBlock + s * 4),
+                             high = four(codes + r * kBlock + 16 + s * 4);
 #pragma GCC unroll 2
-            for (int v = 0; v < kTile; ++v) {
-              sum[r][v] = dot_small_bytes(sum[r][v], low_nibbles(both[v]), low);
-              if constexpr (kStanding)
-                upper[r][v] = dot_bytes(upper[r][v], standing_nibbles(both[v]), high);
-              else
-                sum[r][v] = dot_small_bytes(sum[r][v], high_nibbles(both[v]), high);
+              for (int v = 0; v < kTile; ++v) {
+                sum[r][v] = dot_small_bytes(sum[r][v], low_nibbles(both[v]), low);
+                if constexpr (kStanding)
+                  upper[r][v] = dot_bytes(upper[r][v], standing_nibbles(both[v]), high);
+                else
+                  sum[r][v] = dot_small_bytes(sum[r][v], high_nibbles(both[v]), high);
+              }
+            }
+          }
+          if constexpr (kStanding)
+#pragma GCC unroll 2
+            for (int v = 0; v < kTile; ++v) sum[0][v] += upper[0][v] >> 4;
+        } else {
+#pragma GCC unroll 8
+          for (int s = 0; s < kSteps; ++s) {
+            bytes whole[kTile];
+#pragma GCC unroll 2
+            for (int v = 0; v < kTile; ++v)
+              whole[v] = take<F, R>(w + (g * kSteps + s) * kPanel * 4 + v * kLanes * 4, v, asked);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r) {
+              const uint32_t values = four(codes + r * kBlock + (g * kSteps + s) * 4);
+#pragma GCC unroll 2
+              for (int v = 0; v < kTile; ++v) sum[r][v] = dot_bytes(sum[r][v], whole[v], values);
             }
           }
         }
-        if constexpr (kStanding)
+        const auto* scales = reinterpret_cast<const Scale*>(record) + g * kPanel + vector * kLanes;
 #pragma GCC unroll 2
-          for (int v = 0; v < kTile; ++v) sum[0][v] += upper[0][v] >> 4;
-      } else {
+        for (int v = 0; v < kTile; ++v) {
+          const f32 scale = load(scales + v * kLanes);
 #pragma GCC unroll 8
-        for (int s = 0; s < kSteps; ++s) {
-          bytes whole[kTile];
-#pragma GCC unroll 2
-          for (int v = 0; v < kTile; ++v)
-            whole[v] = take<F, R>(w + (g * kSteps + s) * kPanel * 4 + v * kLanes * 4, v, ask);
+          for (int r = 0; r < R; ++r) y[r][v] = fma(to_float(sum[r][v]) * scale, set(x_scale[r]), y[r][v]);
+          if constexpr (F::Minimum) {
+            const f32 minimum = load(scales + F::kMinima / sizeof(Scale) + v * kLanes);
 #pragma GCC unroll 8
-          for (int r = 0; r < R; ++r) {
-            const uint32_t values = four(codes + r * kBlock + (g * kSteps + s) * 4);
-#pragma GCC unroll 2
-            for (int v = 0; v < kTile; ++v) sum[r][v] = dot_bytes(sum[r][v], whole[v], values);
+            for (int r = 0; r < R; ++r) y[r][v] = fma(minimum, set(x.sum[at + r]), y[r][v]);
           }
         }
       }
-      const auto* scales = reinterpret_cast<const Scale*>(panel) + g * kPanel + vector * kLanes;
-#pragma GCC unroll 2
-      for (int v = 0; v < kTile; ++v) {
-        const f32 scale = load(scales + v * kLanes);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) y[r][v] = fma(to_float(sum[r][v]) * scale, set(x_scale[r]), y[r][v]);
-        if constexpr (F::Minimum) {
-          const f32 minimum = load(scales + F::kMinima / sizeof(Scale) + v * kLanes);
-#pragma GCC unroll 8
-          for (int r = 0; r < R; ++r) y[r][v] = fma(minimum, set(x.sum[at + r]), y[r][v]);
-        }
-      }
     }
-  }
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
+    for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-    for (int v = 0; v < kTile; ++v) store(sums + r * kPanel + v * kLanes, y[r][v]);
+      for (int v = 0; v < kTile; ++v) store(sums + r * stride + v * kLanes, y[r][v]);
+  }
 }
 
 template <class F>
-void any_tile(const Rows& x, Span rows, int64_t from, int64_t to, const uint8_t* panel, int64_t vector, Ask ask,
-              float* sums) {
+void any_tile(const Rows& x, Span rows, int64_t from, int64_t to, const uint8_t* panel, int64_t run,
+              int64_t vector, Ask ask, float* sums, int64_t stride) {
   switch (rows.high) {
     case 1:
-      return tile<F, 1>(x, rows, from, to, panel, vector, ask, sums);
+      return tile<F, 1>(x, rows, from, to, panel, run, vector, ask, sums, stride);
     case 2:
-      return tile<F, 2>(x, rows, from, to, panel, vector, ask, sums);
+      return tile<F, 2>(x, rows, from, to, panel, run, vector, ask, sums, stride);
     case 3:
-      return tile<F, 3>(x, rows, from, to, panel, vector, ask, sums);
+      return tile<F, 3>(x, rows, from, to, panel, run, vector, ask, sums, stride);
     case 4:
-      return tile<F, 4>(x, rows, from, to, panel, vector, ask, sums);
+      return tile<F, 4>(x, rows, from, to, panel, run, vector, ask, sums, stride);
     case 5:
-      return tile<F, std::min(5, kRows)>(x, rows, from, to, panel, vector, ask, sums);
+      return tile<F, std::min(5, kRows)>(x, rows, from, to, panel, run, vector, ask, sums, stride);
     case 6:
-      return tile<F, std::min(6, kRows)>(x, rows, from, to, panel, vector, ask, sums);
+      return tile<F, std::min(6, kRows)>(x, rows, from, to, panel, run, vector, ask, sums, stride);
   }
 }
 
-// The finished sums (rows, kPanel) of a panel, of which `columns` exist, to `out`.
+// The finished sums (rows, pitch) of some panels, of which `columns` exist, to `out`.
 template <class T, class Out>
-void finish(const float* sums, int rows, int64_t columns, const T* bias, Out* out, int64_t stride) {
-  for (int64_t at = 0; at < columns; at += kLanes) {
-    const int lanes = (int)std::min<int64_t>(kLanes, columns - at);
-    const f32 added = bias ? load_n(bias + at, lanes) : simd::zero();
-    for (int r = 0; r < rows; ++r) {
-      const f32 sum = load(sums + r * kPanel + at);
-      put(out + r * stride + at, bias ? sum + added : sum, lanes);
-    }
-  }
+void finish(const float* sums, int64_t pitch, int rows, int64_t columns, const T* bias, Out* out,
+            int64_t stride) {
+  for (int r = 0; r < rows; ++r, sums += pitch, out += stride)
+    if (bias)
+      each_vector(columns, [&](int64_t i, int n) { put(out + i, load(sums + i) + get(bias + i, n), n); });
+    else
+      each_vector(columns, [&](int64_t i, int n) { put(out + i, load(sums + i), n); });
 }
 
 // An output's 32 weights in a record, as the numbers they stand for.
@@ -327,11 +332,13 @@ void multiply(const Rows& x, const uint8_t* weight, const T* bias, Out* out, int
       parallel::members() > 1 ? parallel::members() : std::clamp<int64_t>(work, 2 * threads, 16 * threads);
   const int64_t width = divide_up(panels * row_blocks, tasks);
   const int64_t shares = divide_up(panels, width);
-  const int64_t sweep = divide_up(blocks, divide_up(blocks * F::kRecord, kSweepBytes));
+  const bool once = row_blocks == tiles && kPasses == 1;  // a panel meets nothing but one tile
+  const int64_t sweep = once ? blocks : divide_up(blocks, divide_up(blocks * F::kRecord, kSweepBytes));
+  const int64_t run = once ? kRun : 1, pitch = run * kPanel;  // of panels, and of their sums
   parallel::parallel_shares(row_blocks * shares, threads, [&](int64_t task) {
     const int64_t tile0 = task / shares * tiles / row_blocks, tile1 = (task / shares + 1) * tiles / row_blocks;
     const int64_t panel1 = std::min(panels, (task % shares + 1) * width), passes = (tile1 - tile0) * kPasses;
-    alignas(64) float sums[kParts][kMostTiles][kRows * kPanel];
+    alignas(64) float sums[kParts][kMostTiles * kRows * kPanel];  // of the tiles, or of a run of panels
     // No division below: one row computes a panel in the time of a few.
     Span spans[kMostTiles];
     for (int64_t t = tile0; t < tile1; ++t) spans[t - tile0] = x.tile(t);
@@ -340,10 +347,12 @@ void multiply(const Rows& x, const uint8_t* weight, const T* bias, Out* out, int
     const int64_t left = passes == 1 ? F::kCodes : 0, asked = F::kRecord - left, share = asked / passes;
     const int64_t step = divide_up(asked, kLoads * passes);
     const bool many = passes > kPasses;
-    for (int64_t panel = task % shares * width; panel < panel1; ++panel) {
+    for (int64_t panel = task % shares * width; panel < panel1; panel += run) {
+      const int64_t count = std::min(run, panel1 - panel);
       auto record = [&](int64_t part) { return weight + (part * panels + panel) * blocks * F::kRecord; };
       for (int part = 0; part < kParts; ++part) {
-        const uint8_t* next = part + 1 < kParts ? record(part + 1) : record(0) + blocks * F::kRecord;
+        const bool other = run == 1 && part + 1 < kParts;
+        const uint8_t* next = other ? record(part + 1) : record(run == 1 ? 0 : part) + blocks * F::kRecord;
         for (int64_t from = 0; from < blocks; from += sweep) {
           const int64_t to = std::min(blocks, from + sweep);
           Ask ask{next + from * F::kRecord + left, step};
@@ -356,23 +365,26 @@ void multiply(const Rows& x, const uint8_t* weight, const T* bias, Out* out, int
             }
             for (int64_t pass = 0; pass < kPasses; ++pass, ask.next += share) {
               const int64_t vector = pass * kTile;
-              any_tile<F>(x, spans[t], from, to, record(part), vector, ask, sums[part][t] + vector * kLanes);
+              any_tile<F>(x, spans[t], from, to, record(part), count, vector, ask,
+                          sums[part] + t * kRows * kPanel + vector * kLanes, pitch);
             }
           }
         }
       }
-      const int64_t column = panel * kPanel, columns = std::min<int64_t>(kPanel, n - column);
+      const int64_t column = panel * kPanel, columns = std::min(count * kPanel, n - column);
       for (int64_t t = 0; t < tile1 - tile0; ++t) {
         Out* to = out + spans[t].first * stride + column;
+        auto finished = [&](int part, auto* results, int64_t results_stride) {
+          finish(sums[part] + t * kRows * kPanel, pitch, spans[t].high, columns,
+                 bias ? bias + part * n + column : nullptr, results, results_stride);
+        };
         if constexpr (Gated) {
-          T both[kParts][kRows * kPanel];
-          for (int part = 0; part < kParts; ++part)
-            finish(sums[part][t], spans[t].high, columns, bias ? bias + part * n + column : nullptr, both[part],
-                   kPanel);
+          T both[kParts][kRows * kRun * kPanel];
+          for (int part = 0; part < kParts; ++part) finished(part, both[part], pitch);
           for (int r = 0; r < spans[t].high; ++r)
-            swiglu::forward_row(both[0] + r * kPanel, both[1] + r * kPanel, to + r * stride, columns);
+            swiglu::forward_row(both[0] + r * pitch, both[1] + r * pitch, to + r * stride, columns);
         } else {
-          finish(sums[0][t], spans[t].high, columns, bias ? bias + column : nullptr, to, stride);
+          finished(0, to, stride);
         }
       }
     }

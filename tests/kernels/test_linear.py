@@ -202,7 +202,14 @@ def test_a_norm_before_and_a_gate_behind_a_packed_weight_change_no_bits(isa, kin
     dtype = torch.float32 if kind == "f32" or kind[0] == "Q" else torch.bfloat16
     stream = torch.float32 if "first" in kind else dtype
     try:
-        for m, n, k in ((1, 192, 1312), (3, 448, 544), (16, 64, 96), (17, 128, 160), (199, 128, 2592)):
+        for m, n, k in (
+            (1, 192, 1312),
+            (3, 448, 544),
+            (2, 1344, 64),
+            (16, 64, 96),
+            (17, 128, 160),
+            (199, 128, 2592),
+        ):
             x, norm, bias = (torch.randn(s, generator=make) for s in ((m, k), (k,), (n,)))
             x, norm, bias, weight = x.to(stream), norm.to(dtype), bias.to(dtype), torch.randn(n, k).to(dtype)
             packed = pack_quantized(*quantised(kind, n, k)) if kind[0] == "Q" else pack_weight(weight)

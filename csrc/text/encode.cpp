@@ -14,7 +14,7 @@ constexpr size_t most_pieces = 256 + piece_slack;  // in one batch
 constexpr size_t least_part = 6;                   // bytes of a piece that is cut, but for its last part
 // After a batch, so many places that wait are enough to learn what belongs there. A piece of 15 bytes is up to
 // 5 characters, so cutting makes at most 5 of it; their ids have room for 35 more.
-constexpr size_t enough_places = 72, most_places = enough_places + most_pieces, most_unknown = 6 * most_places,
+constexpr size_t enough_places = 108, most_places = enough_places + most_pieces, most_unknown = 6 * most_places,
                  most_unknown_ids = most_places * (Merger::most_in_windows + 4 + 35);
 
 Unknowns::Unknowns() : ids(new uint32_t[most_unknown_ids]) {
@@ -106,9 +106,11 @@ bool Encoder::in_windows(const uint8_t* p, size_t size) const {
 }
 
 // Notes a piece whose ids are not at hand.
-__attribute__((noinline)) static void note(Unknowns& unknown, const uint8_t* p, size_t size, wide::Key key,
-                                           ShortPieces::Line* line, size_t at) {
-  unknown.gaps.push_back({at, unknown.note(p, size, key, line, false)});
+__attribute__((noinline)) static void note(Unknowns& unknown, const uint8_t* p, size_t size,
+                                           const wide::Key& key, ShortPieces::Line* line, size_t at) {
+  Unknowns::Place& gap = unknown.gaps.emplace_back();
+  gap.at = at;
+  gap.piece = unknown.note(p, size, key, line, false);
 }
 
 // Long pieces are rare; apart, they leave the loops over the others tight.
@@ -219,12 +221,12 @@ void Encoder::learn(Workspace& w) const {
     }
     collect(longs, long_of);
   }
-  Lanes<15> shorts[2];
-  Unknown* short_of[2][shorts[0].most];
+  Lanes<15> shorts[Merger::groups];
+  Unknown* short_of[Merger::groups][shorts[0].most];
   size_t group = 0;
   auto merge_shorts = [&] {
     vocabulary.merger().merge(shorts);
-    for (size_t i : {0, 1}) {
+    for (size_t i = 0; i < Merger::groups; i++) {
       collect(shorts[i], short_of[i]);
       shorts[i].clear();
     }
@@ -232,7 +234,7 @@ void Encoder::learn(Workspace& w) const {
   };
   for (uint32_t u : of_size) {
     for (; u; u = all[u - 1].like) {
-      if (shorts[group].count == shorts[0].most && ++group == 2) merge_shorts();
+      if (shorts[group].count == shorts[0].most && ++group == Merger::groups) merge_shorts();
       Unknown& piece = all[u - 1];
       short_of[group][shorts[group].count] = &piece;
       vocabulary.merger().add(piece.p, piece.size, shorts[group]);

@@ -96,10 +96,17 @@ class Unknowns {
   std::vector<End> ends;
   std::unique_ptr<uint32_t[]> ids;
 
-  void add(const uint8_t* p, size_t size, wide::Key key, ShortPieces::Line* line, bool met) {
+  void add(const uint8_t* p, size_t size, const wide::Key& key, ShortPieces::Line* line, bool met) {
     const uint32_t at = pieces.empty() ? 0 : pieces.back().ids + pieces.back().size + 4;
     const uint32_t number = uint32_t(pieces.size());
-    pieces.push_back({p, key, line, uint32_t(size), met, at, 0, number, 0, 0, 0, 0, 0});
+    Unknown& piece = pieces.emplace_back();  // filled where it is: a copy would wait for what was just stored
+    piece.p = p;
+    piece.key = key;
+    piece.line = line;
+    piece.size = uint32_t(size);
+    piece.met = met;
+    piece.ids = at;
+    piece.same = number;
   }
   // The number of a piece equal to this one that was entered before; else enters this one and returns its own.
   uint32_t enter(uint32_t number) {
@@ -116,7 +123,7 @@ class Unknowns {
     return number;
   }
   // Notes a piece of the text, if none waits that is equal to it; returns the number of the one or the other.
-  uint32_t note(const uint8_t* p, size_t size, wide::Key key, ShortPieces::Line* line, bool met) {
+  uint32_t note(const uint8_t* p, size_t size, const wide::Key& key, ShortPieces::Line* line, bool met) {
     const uint32_t number = uint32_t(pieces.size());
     add(p, size, key, line, met);
     const uint32_t same = size > LongPieces::most_bytes ? number : enter(number);
@@ -129,7 +136,7 @@ class Unknowns {
   }
 
  private:
-  static constexpr int bucket_bits = 7;
+  static constexpr int bucket_bits = 10;
   static constexpr size_t buckets = size_t(1) << bucket_bits;
   uint32_t newest_[buckets] = {};  // of each bucket, one more than the number of the piece entered last
 };

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <iterator>
 
 namespace text {
 
@@ -177,13 +178,13 @@ void Merger::merge(Lanes<bytes>& lanes) const {
 }
 
 // In columns, a round costs the same for one piece as for 16.
-void Merger::merge(Lanes<15> (&two)[2]) const {
+void Merger::merge(Lanes<15> (&several)[groups]) const {
 #ifdef TEXT_AVX512
   constexpr size_t few = 6;
 #else
   constexpr size_t few = Lanes<15>::most + 1;
 #endif
-  for (Lanes<15>& lanes : two) {
+  for (Lanes<15>& lanes : several) {
     if (lanes.count > 0 && lanes.count < few) merge(lanes);
   }
 #ifdef TEXT_AVX512
@@ -191,16 +192,23 @@ void Merger::merge(Lanes<15> (&two)[2]) const {
     const size_t count = lanes.count < few ? 0 : lanes.count;
     return wide::Columns(lanes.symbols, lanes.ranks, lanes.alive, count, lanes.longest);
   };
-  wide::Columns columns[2] = {columns_of(two[0]), columns_of(two[1])};
-  while (columns[0].merging() || columns[1].merging()) {
-    uint32_t wanted[2];
-    for (int i : {0, 1}) wanted[i] = columns[i].merging() ? pairs_.merge_lowest(columns[i], no_symbol) : 0;
-    for (int i : {0, 1}) pairs_.prefetch(columns[i], wanted[i]);
-    for (int i : {0, 1}) {
-      if (columns[i].merging()) pairs_.set_ranks(columns[i], wanted[i]);
+  wide::Columns columns[] = {columns_of(several[0]), columns_of(several[1]), columns_of(several[2]),
+                             columns_of(several[3])};
+  static_assert(std::size(columns) == groups);
+  for (bool merging = true; merging;) {
+    uint32_t wanted[groups];
+    for (size_t i = 0; i < groups; i++) {
+      wanted[i] = columns[i].merging() ? pairs_.merge_lowest(columns[i], no_symbol) : 0;
+      pairs_.prefetch(columns[i], wanted[i]);
+    }
+    for (size_t i = 0; i < groups; i++) pairs_.find_ranks(columns[i], wanted[i]);
+    merging = false;
+    for (size_t i = 0; i < groups; i++) {
+      if (columns[i].merging()) columns[i].set_ranks();
+      merging |= columns[i].merging();
     }
   }
-  for (int i : {0, 1}) columns[i].get_alive(two[i].alive);
+  for (size_t i = 0; i < groups; i++) columns[i].get_alive(several[i].alive);
 #endif
 }
 

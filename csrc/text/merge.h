@@ -59,7 +59,7 @@ class PairTable {
   }
 #ifdef TEXT_AVX512
   // A round of merging, in three steps that may take turns with those of another: the new pairs of which the
-  // set leaves it open that they are there, their lines asked for, and their ranks.
+  // set leaves it open that they are there, their lines asked for, and their ranks found.
   uint32_t merge_lowest(wide::Columns& columns, uint32_t outer) const {
     return columns.merge_lowest(set_.data(), set_shift_, outer);
   }
@@ -67,12 +67,11 @@ class PairTable {
     for (; wanted; wanted &= wanted - 1)
       __builtin_prefetch(&entries_[size_t(columns.buckets[wide::lowest_bit(wanted)]) * 8]);
   }
-  void set_ranks(wide::Columns& columns, uint32_t wanted) const {
+  void find_ranks(wide::Columns& columns, uint32_t wanted) const {
     for (; wanted; wanted &= wanted - 1) {
       const int i = wide::lowest_bit(wanted);
       columns.ranks[i] = find_from(columns.buckets[i], columns.keys[i]);
     }
-    columns.set_ranks();
   }
 #endif
 
@@ -145,9 +144,10 @@ class Merger {
   // Merges them all. The tokens of lane i are symbols[byte + 1][i] for each byte of lanes.starts(i).
   template <size_t bytes>
   void merge(Lanes<bytes>& lanes) const;
-  // The same for two groups of short pieces, of which one is merged while the other's look-ups are on their
+  // The same for some groups of short pieces, of which one is merged while the others' look-ups are on their
   // way.
-  void merge(Lanes<15> (&two)[2]) const;
+  static constexpr size_t groups = 4;
+  void merge(Lanes<15> (&several)[groups]) const;
   // The tokens of a piece whose windows begin with this lane, to out, where n have room; returns their end and
   // moves the lane behind the last window.
   uint32_t* join_windows(const uint8_t* p, size_t n, const Lanes<62>& lanes, size_t& lane, MergeScratch& s,

@@ -198,12 +198,12 @@ class Api:
                     for index in unfinished:
                         yield index, self._ended(Piece(), "length", start)
                     return
-                if first:
+                if first and tokens:
                     self.metrics.first_token.observe(time.monotonic() - start)
                     first = False
                 writer, piece = writers[index], Piece()
                 for token in tokens:
-                    piece.add(writer.push(token))
+                    writer.push(token, piece)
                     self.metrics.generated_tokens += not token.forced
                     if writer.ended:
                         answers.leave(index)

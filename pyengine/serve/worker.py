@@ -179,9 +179,9 @@ class Worker:
     # On the engine's thread
 
     def listen(self, answers: Answers, requests: Iterable[Request]) -> None:
-        """Tell `answers` of its requests, now and after each step."""
+        """Tell `answers` of each of its requests, after the steps in which it got a token, and when it is done."""
         self._listeners.update((request, (answers, index)) for index, request in enumerate(requests))
-        self._tell(requests)
+        self._tell(request for request in requests if request.done)
 
     def cancel(self, requests: Iterable[Request]) -> None:
         """Stop requests that are not done; they are told once more."""
@@ -198,11 +198,12 @@ class Worker:
                     return
                 wish()
             try:
-                self.engine.step()
+                told = self.engine.step()
             except Exception as error:
                 LOG.exception("a step of the engine failed")
                 self.engine.fail_all(f"the engine failed: {type(error).__name__}")
-            self._tell(list(self._listeners))
+                told = list(self._listeners)
+            self._tell(told)
 
     def _tell(self, requests: Iterable[Request]) -> None:
         """Wake each event loop that waits for any of these requests, once."""

@@ -66,13 +66,13 @@ class Writer:
         """Whether the answer is over, whatever else the model would write."""
         return self.stopped or (self._asked.single and CLOSE in self._calls)
 
-    def push(self, token: Token) -> Piece:
-        """What a token adds, which may be nothing yet."""
-        piece = Piece(sampled=not token.forced)
+    def push(self, token: Token, piece: Piece) -> None:
+        """Add to a piece what a token adds, which may be nothing yet."""
+        piece.sampled += not token.forced
         if token.id in self._asked.ends and not token.forced:
             if self._asked.events:
                 piece.tokens.append(self._token(token, self._reader.kind, ""))
-            return piece
+            return
         name = self._spelled(token.id) if self._asked.calls else ""
         if name == OPEN:
             self._inside = True
@@ -85,13 +85,12 @@ class Writer:
         elif event and event.kind == "query":
             self._query += text
         elif event and event.kind == "text":
-            piece.text = self._show(text)
+            piece.text += self._show(text)
         shown = kind == "text" and not token.forced and not self._tokenizer.is_special(token.id)
         if self._asked.logprobs and shown and token.detail:
             piece.logprobs.append(entry_of(self._tokenizer, token.id, token.detail))
         if self._asked.events:
             piece.tokens.append(self._token(token, kind, text))
-        return piece
 
     def finish(self) -> Piece:
         """What was held back, at the end of the answer."""

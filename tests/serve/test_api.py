@@ -224,6 +224,28 @@ def test_a_stopped_stream_frees_the_engine(tokenizer, tmp_path):
         assert engine.unfinished == 0 and client.get("/health").json()["unfinished"] == 0
 
 
+def test_the_first_token_is_timed_when_it_comes(client, engine):
+    run, begun, go = engine._runner.run, threading.Event(), threading.Event()
+
+    def waits(plan, ready):
+        begun.set()
+        assert go.wait(60)
+        return run(plan, ready)
+
+    def timed() -> str:
+        return re.search("first_token_seconds_count (.*)", client.get("/metrics").text)[1]
+
+    engine._runner.run = waits
+    asking = threading.Thread(target=ask, args=(client,))
+    asking.start()
+    try:
+        assert begun.wait(60) and timed() == "0"
+    finally:
+        go.set()
+        asking.join()
+    assert timed() == "1"
+
+
 def test_a_step_that_fails_is_survived(client, engine):
     """The requests of that moment get an error, later ones their answer."""
     run = engine._runner.run

@@ -87,7 +87,7 @@ def test_one_call_ends_the_answer_where_several_are_not_wanted(served):
         )
         writer, shown = Writer(asked, served.tokenizer), Piece()
         for i in ids:
-            shown.add(writer.push(Token(i, 0.0, False)))
+            writer.push(Token(i, 0.0, False), shown)
             if writer.ended:
                 break
         shown.add(writer.finish())

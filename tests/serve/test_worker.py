@@ -47,8 +47,7 @@ async def last(answers):
 async def held(worker, slow, seconds: float = PATIENT):
     """Answers of one request whose mask is being found out."""
     async with worker.answers([HELD], [params(slow)], seconds) as answers:
-        while not slow.begun.is_set():
-            await anext(answers)
+        assert await asyncio.to_thread(slow.begun.wait, PATIENT)
         yield answers
 
 
@@ -64,11 +63,14 @@ def run(work) -> None:
 def test_others_are_answered_meanwhile(worker, slow, model):
     async def work():
         async with held(worker, slow) as answers:
+            told, tell = [], answers.tell
+            answers.tell = lambda *news: told.append(tell(*news))
             async with worker.answers([OTHER], [PLAIN]) as others:
                 assert same(await last(others), alone(model, OTHER))
             assert await worker.call(lambda: worker.engine.unfinished) == 1
             slow.opened.set()
             assert same(await last(answers), alone(model, HELD, grammar=Multiples(3)))
+            assert len(told) == PLAIN.max_tokens - 1, "told of its tokens, not of others' steps"
 
     run(work())
 

@@ -23,10 +23,10 @@ from ..command import run
 from ..data import Prompt, read_guideline, read_prompts
 from ..errors import UserError
 from ..files import Journal, file_hash
-from ..ranges import AT_LEAST_0, AT_LEAST_1, Range, check_ranges
+from ..ranges import AT_LEAST_0, AT_LEAST_1, POSITIVE, Range, check_ranges
 from ..train.progress import Progress, note, note_left_out
 from .finish import Filters, Row, Summary, finish
-from .speakers import Sampling, Speaker, open_speaker
+from .speakers import TIMEOUT, Sampling, Speaker, open_speaker
 from .talk import Made, Script, Talk, converse
 
 FLUSH = 2.0  # seconds of work that a power cut may cost
@@ -71,6 +71,8 @@ class Command:
     """where a local model computes: cpu, cuda or cuda:N"""
     retries: Annotated[int, AT_LEAST_0] = 6
     """times that an endpoint is asked again, each time after a longer wait"""
+    timeout: Annotated[float, POSITIVE] = TIMEOUT
+    """seconds that an endpoint may take over one answer"""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """show the traceback of a mistake"""
 
@@ -96,7 +98,7 @@ def synthesize(command: Command) -> None:
     )  # fmt: skip
     speaker = open_speaker(
         command.model, command.sampling, command.parallel, name=command.name, searches=command.search,
-        device=command.device, retries=command.retries,
+        device=command.device, retries=command.retries, timeout=command.timeout,
     )  # fmt: skip
     with Journal(beside(command.out, "journal"), FLUSH) as journal:
         stamp = {

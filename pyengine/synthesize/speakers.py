@@ -31,6 +31,7 @@ from ..files import file_hash
 from ..serve import Served, TextFormat, open_model
 from ..serve.conversation import Reader
 from ..serve.worker import call
+from ..train.progress import note
 from .talk import Made, Reply, Talk
 
 Done = Callable[[Talk, Made], None]
@@ -38,6 +39,7 @@ KEY = "OPENAI_API_KEY"  # environment variable with what an endpoint asks for
 PASSING = (408, 409, 425, 429, 500, 502, 503, 504)  # statuses that another try may not meet
 NOT_OURS = (401, 403, 404)  # nor will the next conversation fare better
 LONGEST_WAIT = 60.0  # seconds between two tries
+TIMEOUT = 600.0  # seconds that one answer may take
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,11 @@ class Speaker(Protocol):
 
 def open_speaker(
     model: str, sampling: Sampling, parallel: int = 32, *, name: str = "", searches: bool = True,
-    device: str = "cpu", retries: int = 6,
+    device: str = "cpu", retries: int = 6, timeout: float = TIMEOUT,
 ) -> Speaker:  # fmt: skip
     """The speaker of a path (as pyengine.serve.open_model has it) or of a base URL. name: the model's there."""
     if model.startswith(("http://", "https://")):
-        return Endpoint(model, name, sampling, parallel, os.environ.get(KEY, ""), retries)
+        return Endpoint(model, name, sampling, parallel, os.environ.get(KEY, ""), retries, timeout)
     served = open_model(Path(model), parallel, with_search=searches, device=device)
     return Local(served, name or Path(model).resolve().name, sampling, parallel)
 
@@ -167,16 +169,18 @@ class Local:
 
 class Endpoint:
     """A model behind OpenAI's /chat/completions. base: its URL up to there, as https://host/v1. name: which model; by
-    default the only one. key: what it asks for."""
+    default the only one. key: what it asks for. timeout: seconds that it may take over an answer."""
 
     def __init__(
-        self, base: str, name: str, sampling: Sampling, parallel: int, key: str = "", retries: int = 6
-    ):
+        self, base: str, name: str, sampling: Sampling, parallel: int, key: str = "", retries: int = 6,
+        timeout: float = TIMEOUT,
+    ):  # fmt: skip
         if urlsplit(base).username is not None:
             raise UserError(
                 f"keep what the endpoint asks for out of its URL, in the environment variable {KEY}"
             )
         self._base, self._parallel, self._retries = base.rstrip("/"), parallel, retries
+        self._timeout, self._told = timeout, set[str]()  # problems that were told already
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._sampling = {
             option: value
@@ -261,6 +265,8 @@ class Endpoint:
             wait = min(LONGEST_WAIT, 0.5 * 2**tried) * random.uniform(0.5, 1)
             try:
                 response = await client.request(method, self._base + path, json=body)
+            except (httpx.ReadTimeout, httpx.WriteTimeout):
+                problem = f"no answer within {self._timeout:g} s"
             except httpx.TransportError as error:
                 problem = str(error) or type(error).__name__
             else:
@@ -271,6 +277,9 @@ class Endpoint:
                 problem = _said(response)
                 wait = max(wait, _asked_wait(response))
             if tried < self._retries:
+                if problem not in self._told:
+                    self._told.add(problem)
+                    note(f"{self._base}: {problem}; asking again")
                 await asyncio.sleep(wait)
         raise UserError(
             f"{self._base}: no answer in {self._retries + 1} tries, the last: {problem}; "
@@ -279,7 +288,8 @@ class Endpoint:
 
     def _client(self) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=self._parallel, max_keepalive_connections=self._parallel)
-        return httpx.AsyncClient(headers=self._headers, timeout=httpx.Timeout(600, connect=10), limits=limits)
+        timeout = httpx.Timeout(self._timeout, connect=10)
+        return httpx.AsyncClient(headers=self._headers, timeout=timeout, limits=limits)
 
 
 def _said(response: httpx.Response) -> str:

@@ -4,6 +4,7 @@ import email.utils
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -215,7 +216,7 @@ def ask(endpoint):
     return made[0]
 
 
-def test_what_may_pass_is_tried_again(monkeypatch):
+def test_what_may_pass_is_told_and_tried_again(monkeypatch, capsys):
     late = httpx.Response(429, headers={"Retry-After": "7"}, text="slow down")
     server = Server(
         monkeypatch, late, 503, httpx.ConnectError("refused"), httpx.ReadTimeout("late"), answer(" Ada. ")
@@ -226,6 +227,17 @@ def test_what_may_pass_is_tried_again(monkeypatch):
         "model": "m", "messages": [{"role": "user", "content": "Who?"}], "seed": 5, "temperature": 0.8, "top_p": 1.0,
         "top_k": 3, "max_tokens": 512,
     }  # fmt: skip
+    problems = ["429 slow down", "503 busy", "refused", "no answer within 600 s"]
+    assert capsys.readouterr().out == "".join(f"  http://host/v1: {p}; asking again\n" for p in problems)
+
+
+def test_an_endpoint_that_keeps_silent_is_not_waited_for_without_end():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = Endpoint(
+            f"http://127.0.0.1:{silent.getsockname()[1]}/v1", "m", Sampling(), 1, retries=0, timeout=0.2
+        )
+        with pytest.raises(UserError, match=r"the last: no answer within 0.2 s; give the command again"):
+            ask(endpoint)
 
 
 def test_an_endpoint_that_says_when_to_ask_again_is_asked_then(monkeypatch):

@@ -5,6 +5,7 @@ directory gives what is in it.
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,7 +33,7 @@ class Served:
 
 
 def open_model(
-    path: Path,
+    path: str | os.PathLike,
     max_batch: int = 16,
     with_search: bool = True,
     pages: int | None = None,
@@ -43,7 +44,7 @@ def open_model(
 
     pages: of the cache; kv_dtype: what they hold. device: where it computes, "cpu", "cuda" or "cuda:N".
     """
-    place = device_of(device)
+    path, place = Path(path), device_of(device)
     if (path / "config.json").exists() or (path.suffix == ".gguf" and path.is_file()):
         folder, base, index = path, False, None
     elif (path / "stages").is_dir():

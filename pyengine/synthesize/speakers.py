@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol
-from urllib.parse import urlsplit
 
 import httpx
 
@@ -37,7 +36,11 @@ from .talk import Made, Reply, Talk
 Done = Callable[[Talk, Made], None]
 KEY = "OPENAI_API_KEY"  # environment variable with what an endpoint asks for
 PASSING = (408, 409, 425, 429, 500, 502, 503, 504)  # statuses that another try may not meet
-NOT_OURS = (401, 403, 404)  # nor will the next conversation fare better
+NOT_OURS = {  # nor will the next conversation fare better
+    401: f"the key is read from {KEY}",
+    403: f"the key is read from {KEY}",
+    404: "expected a base URL as https://host/v1, and a --name that the endpoint knows",
+}
 LONGEST_WAIT = 60.0  # seconds between two tries
 TIMEOUT = 600.0  # seconds that one answer may take
 
@@ -175,10 +178,18 @@ class Endpoint:
         self, base: str, name: str, sampling: Sampling, parallel: int, key: str = "", retries: int = 6,
         timeout: float = TIMEOUT,
     ):  # fmt: skip
-        if urlsplit(base).username is not None:
+        try:
+            place = httpx.URL(base)
+        except httpx.InvalidURL as error:
+            raise UserError(f"{base}: not a URL ({error}); expected one as https://host/v1") from None
+        if not place.host:
+            raise UserError(f"{base}: no host in it; expected a URL as https://host/v1")
+        if place.userinfo:
             raise UserError(
                 f"keep what the endpoint asks for out of its URL, in the environment variable {KEY}"
             )
+        if not (key.isascii() and key.isprintable()):
+            raise UserError(f"{KEY}: a key has letters, digits and signs of ASCII only, this one has others")
         self._base, self._parallel, self._retries = base.rstrip("/"), parallel, retries
         self._timeout, self._told = timeout, set[str]()  # problems that were told already
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -271,7 +282,7 @@ class Endpoint:
                 problem = str(error) or type(error).__name__
             else:
                 if response.status_code in NOT_OURS:
-                    raise UserError(f"{self._base}: {_said(response)}; the key is read from {KEY}")
+                    raise UserError(f"{self._base}: {_said(response)}; {NOT_OURS[response.status_code]}")
                 if response.status_code not in PASSING:
                     return response
                 problem = _said(response)

@@ -258,12 +258,27 @@ def test_an_endpoint_that_says_when_to_ask_again_is_asked_then(monkeypatch):
 @pytest.mark.parametrize("answers, told", [
     ([503, 503, httpx.ConnectError("refused")], "no answer in 3 tries, the last: refused; give the command again"),
     ([401], "401 busy; the key is read from OPENAI_API_KEY"),
+    ([404], "404 busy; expected a base URL as https://host/v1"),
     ([httpx.Response(200, text="<html>")], "expected an answer in OpenAI's form, got '<html>'"),
 ])  # fmt: skip
 def test_what_will_not_pass_ends_the_run(monkeypatch, answers, told):
     Server(monkeypatch, *answers)
     with pytest.raises(UserError, match=told):
         ask(Endpoint("http://host/v1", "m", Sampling(), 2, retries=2))
+
+
+@pytest.mark.parametrize("base, key, told", [
+    ("http://", "", "no host in it"),
+    ("http://[::1", "", "not a URL"),
+    ("http://host:port/v1", "", "not a URL"),
+    ("http://me:secret@host/v1", "", "keep what the endpoint asks for out of its URL"),
+    ("http://host/v1", "s\u00e9same", "OPENAI_API_KEY: a key has"),
+    ("http://host/v1", "sesame\n", "OPENAI_API_KEY: a key has"),
+])  # fmt: skip
+def test_a_mistaken_url_or_key_is_told_before_any_try(base, key, told):
+    with pytest.raises(UserError) as caught:
+        Endpoint(base, "m", Sampling(), 1, key)
+    assert told in str(caught.value) and "sesame" not in str(caught.value)
 
 
 def test_what_one_conversation_cannot_have_is_its_own_matter(monkeypatch):
@@ -285,8 +300,6 @@ def test_the_only_model_needs_no_name(monkeypatch):
     }
     with pytest.raises(UserError, match="give --name, one of one, two"):
         Endpoint("http://host/v1", "", Sampling(), 1)
-    with pytest.raises(UserError, match="keep what the endpoint asks for out of its URL"):
-        Endpoint("http://me:secret@host/v1", "m", Sampling(), 1)
 
 
 def test_failures_are_asked_for_again_and_all_failing_is_said(model, prompts, tmp_path, capsys):

@@ -457,7 +457,7 @@ def tool_choice(body: Mapping[str, Any]) -> tuple[str, set[str] | None]:
 def check_messages(messages: Any) -> None:
     """ApiError unless these are messages in OpenAI's shape, whatever the model's format makes of them."""
     if not isinstance(messages, list) or not messages:
-        raise ApiError("messages: expected a list of messages", param="messages")
+        raise ApiError("messages: expected a list of at least one message", param="messages")
     for i, message in enumerate(messages):
         where = f"messages[{i}]"
         if not isinstance(message, dict) or message.get("role") not in ROLES:

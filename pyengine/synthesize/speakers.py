@@ -90,7 +90,7 @@ def open_speaker(
     """The speaker of a path (as pyengine.serve.open_model has it) or of a base URL. name: the model's there."""
     if model.startswith(("http://", "https://")):
         return Endpoint(model, name, sampling, parallel, os.environ.get(KEY, ""), retries, timeout)
-    served = open_model(Path(model), parallel, with_search=searches, device=device)
+    served = open_model(model, parallel, with_search=searches, device=device)
     return Local(served, name or Path(model).resolve().name, sampling, parallel)
 
 

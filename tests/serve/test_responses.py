@@ -148,7 +148,7 @@ def test_calls_are_items_of_their_own(tmp_path, choice):
         ({"input": None}, "input: expected a text or a list of items"),
         ({"input": [{"type": "reasoning"}]}, "input[0]: expected a message, a function_call or"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0]: expected parts"),
-        ({"input": []}, "input: expected a list of messages"),
+        ({"input": []}, "input: expected a list of at least one message"),
         ({"max_output_tokens": 0}, "max_tokens = 0: expected at least 1"),
     ],
 )

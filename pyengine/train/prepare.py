@@ -19,6 +19,7 @@ from ..web import CleanConfig, CrawlConfig
 from ..web import clean as clean_pages
 from ..web import crawl as crawl_site
 from ..web.clean import read_jsonl
+from ..web.crawl import check_read
 from ..web.evaluate import measure
 from ..world import serve
 from .progress import Progress, note
@@ -114,10 +115,7 @@ def _crawl(run: Run, seeds: list[str], folder: str, manners: CrawlConfig) -> int
             seeds, run.path(folder), manners, lambda pages, size, url: progress.update(pages, url)
         )
     note(f"{result.pages:,} pages, {result.bytes:,} bytes from {seeds[0]}; {result.stopped or 'all of it'}")
-    if not result.pages:
-        raise UserError(
-            f"{seeds[0]}: not one page could be read; {run.path(folder, 'manifest.json')} says why"
-        )
+    check_read(result, seeds[0], "--web.allow-private")
     return result.pages
 
 

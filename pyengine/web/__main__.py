@@ -17,7 +17,7 @@ from tyro.conf import Positional
 from ..command import run
 from ..errors import UserError
 from .clean import CleanConfig, clean
-from .crawl import CrawlConfig, crawl
+from .crawl import CrawlConfig, check_read, crawl
 from .filters import FILTERS, FilterConfig
 from .index import SearchIndex
 
@@ -43,6 +43,7 @@ class Crawl:
             print(f"{row['count']:>8,}  {row['state']:<8} {row['reason'] or 'read'}    e.g. {row['example']}")
         left = "" if result.complete else f"; stopped by {result.stopped or 'a full host'}, more is queued"
         print(f"{result.pages:,} pages, {result.bytes / 1e6:,.1f} MB in {len(result.warcs)} WARC files{left}")
+        check_read(result, self.urls[0], "--allow-private")
 
 
 @dataclass

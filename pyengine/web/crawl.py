@@ -88,6 +88,20 @@ class CrawlResult:
     counts: list[dict]  # addresses by state, reason and status
 
 
+UNREACHABLE = "robots.txt unreachable"
+PRIVATE = "private address"  # as fetch.py refuses it, too
+
+
+def check_read(result: CrawlResult, seed: str, allow: str) -> None:
+    """Raise UserError, with the commonest reason, if a crawl holds no page. allow: what lets in private addresses."""
+    if result.pages:
+        return
+    met = max(result.counts, key=lambda row: row["count"])
+    hint = f"; {allow} lets in addresses of your own network" if met["reason"] == PRIVATE else ""
+    why = " ".join(str(met[name]) for name in ("reason", "status") if met[name])
+    raise UserError(f"{seed}: not one page could be read: {why}{hint}")
+
+
 Progress = Callable[[int, int, str], None]  # pages, bytes, the address just read
 
 
@@ -152,6 +166,10 @@ class _Crawl:
         try:
             for seed in self.seeds:
                 self._add(seed, 0)
+            for host in self.scope:  # another run may find a host up, or let in
+                self.frontier.take_back(host, UNREACHABLE)
+                if config.allow_private:
+                    self.frontier.take_back(host, PRIVATE)
             self.frontier.commit()
             async with Fetcher(
                 config.user_agent(), config.max_page_bytes, config.page_seconds, private
@@ -201,7 +219,7 @@ class _Crawl:
         """Read all queued pages of one host."""
         rules = await self._robots(host)
         if rules is None:
-            return self.frontier.drop_queued(host, "robots.txt unreachable")
+            return self.frontier.drop_queued(host, UNREACHABLE)
         pause = max(self.config.delay, min(rules.crawl_delay, self.config.max_delay))
         while not self._limit(host):
             entry = self.frontier.next(host, time.time())
@@ -378,7 +396,7 @@ class _Crawl:
         name = (urlsplit(host).hostname or "").strip("[]")
         try:
             if not urls.is_public(name) and not (known and self.config.allow_private):
-                return "private address"
+                return PRIVATE
         except ValueError:  # a name, judged when it is resolved
             pass
         return "" if known or self.config.scope == "any" else "out of scope"

@@ -122,6 +122,13 @@ class Frontier:
             (reason, host, *values),
         )
 
+    def take_back(self, host: str, reason: str) -> None:
+        """Queue again what was skipped at a host for this reason."""
+        self.db.execute(
+            "UPDATE urls SET state = 'queued', reason = '' WHERE host = ? AND state = 'skipped' AND reason = ?",
+            (host, reason),
+        )
+
     def hosts_waiting(self) -> list[str]:
         """Hosts that have queued addresses."""
         return [row[0] for row in self.db.execute("SELECT DISTINCT host FROM urls WHERE state = 'queued'")]

@@ -5,12 +5,14 @@ import gzip
 import json
 import sqlite3
 import time
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import pytest
 
 from pyengine.errors import UserError
 from pyengine.web import CrawlConfig, crawl, read_documents
+from pyengine.web.crawl import check_read
 from pyengine.web.frontier import Frontier
 from pyengine.web.warc import WarcFile
 from tests.web.small_site import HTML, page, serve
@@ -127,6 +129,21 @@ def test_private_addresses_are_refused_unless_asked_for(tmp_path):
         port = urlsplit(site.base).port
         result = crawl([f"http://localhost:{port}/"], tmp_path / "name", CrawlConfig(delay=0, retries=0))
         assert result.pages == 0 and site.asked == []
+
+
+def test_what_was_not_let_in_or_not_up_is_asked_again_by_another_run(tmp_path):
+    with serve({"/": page()}) as site:
+        refused = crawl([site.base + "/"], tmp_path, CrawlConfig(delay=0))
+        with pytest.raises(UserError, match=r"not one page could be read: private address; --allow lets in"):
+            check_read(refused, site.base, "--allow")
+        assert crawl([site.base + "/"], tmp_path, FAST).pages == 1
+    answers = {"/robots.txt": (503, HTML, b""), "/": page()}
+    with serve(answers) as site:
+        silent = crawl([site.base + "/"], tmp_path / "down", replace(FAST, retries=0))
+        with pytest.raises(UserError, match="not one page could be read: robots.txt unreachable$"):
+            check_read(silent, site.base, "--allow")
+        answers["/robots.txt"] = (404, HTML, b"")
+        check_read(crawl([site.base + "/"], tmp_path / "down", FAST), site.base, "--allow")
 
 
 def test_sizes_types_and_bombs(tmp_path):

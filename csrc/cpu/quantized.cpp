@@ -289,20 +289,22 @@ void finish(const float* sums, int64_t pitch, int rows, int64_t columns, const T
       each_vector(columns, [&](int64_t i, int n) { put(out + i, load(sums + i), n); });
 }
 
-// An output's 32 weights in a record, as the numbers they stand for.
+// An output's 32 weights in a record, as the numbers they stand for: codes together first, which are then
+// converted side by side.
 template <class F>
 void decode_block(const uint8_t* record, int64_t column, int zero, float* out) {
-  constexpr int kEach = kBlock / F::Groups;
+  constexpr int kEach = kBlock / F::Groups, kBytes = kBlock * F::Bits / 8;
   const auto* scales = reinterpret_cast<const typename F::Scale*>(record) + column;
-  const uint8_t* codes = record + F::kCodes + column * 4;
+  const uint8_t* from = record + F::kCodes + column * 4;
+  uint8_t codes[kBlock];
+  for (int j = 0; j < kBytes; j += 4) std::memcpy(codes + j, from + j * kPanel, 4);
+  if constexpr (F::Bits == 4)
+    for (int j = 0; j < kBytes; ++j) codes[j + kBytes] = codes[j] >> 4, codes[j] &= 15;
   for (int g = 0; g < F::Groups; ++g) {
     const float scale = to_float(scales[g * kPanel]);
     const float minimum = F::Minimum ? to_float(scales[kPanel * F::Groups + g * kPanel]) : 0.0f;
     for (int j = g * kEach; j < (g + 1) * kEach; ++j) {
-      const int place = F::Bits == 4 ? j % 16 : j;
-      int code = codes[place / 4 * kPanel * 4 + place % 4];
-      if (F::Bits == 4) code = j < 16 ? code & 15 : code >> 4;
-      const float value = scale * (float)(code - zero);
+      const float value = scale * (float)(codes[j] - zero);
       out[j] = F::Minimum ? value + minimum : value;
     }
   }

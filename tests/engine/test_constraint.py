@@ -11,12 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyengine.engine import Engine, SamplingParams, constraint
+from pyengine.engine import Engine, SamplingParams, Tools, constraint
 from pyengine.engine.constraint import Constraint
 
 from .fake import FakeRunner, expected
 from .test_exact import make, prompts
 from .test_sampling import Multiples
+from .test_tools import ASSISTANT, CONTROLS, END, RESULT, SEARCH, USER, Script
 
 PLAIN = SamplingParams(max_tokens=12, seed=5)
 PATIENT = 60  # seconds, far beyond what anything here takes
@@ -265,6 +266,23 @@ def test_held_or_not_each_gets_the_answer_it_would_get_alone(work, pages, max_ba
         assert request.completion.ids == expected(request.prompt, request.params, 50, engine.max_context)
     engine._scheduler.pool.check()
     assert engine.pages_held == 0
+
+
+@pytest.mark.parametrize("step_tokens", [2, 3, 64])
+def test_what_a_tool_put_in_is_computed_while_it_is_held(monkeypatch, step_tokens):
+    """All but the last token, from whose logits one is sampled."""
+    monkeypatch.setattr("pyengine.engine.sampling.Constraint", Sometimes)
+    tools = Tools(lambda query: [10 + i for i in query], SEARCH, END, RESULT, ASSISTANT, CONTROLS)
+    runner = Script([SEARCH, 5, 6, END, 7, END])
+    engine = Engine(None, tools=tools, runner=runner, max_batch=2, step_tokens=step_tokens)
+    params = SamplingParams(50, seed=0, stop=(END,), grammar=Looks([9]))
+    request, left = engine.add([USER, 1, END, ASSISTANT], params), set()
+    while not request.done:
+        engine.step()
+        if request.constraint.left > 0:
+            left.add(request.pending)
+    assert 1 in left and runner.widest <= step_tokens
+    assert request.completion.ids == [SEARCH, 5, 6, END, RESULT, 15, 16, END, ASSISTANT, 7, END]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

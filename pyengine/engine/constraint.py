@@ -49,7 +49,8 @@ class Constraint:
         """Whether allow() would have to wait for a thread, which begins now if it has not; RuntimeError if there is no
         such thread, for the process was forked since."""
         if self._found is None and self._owed:
-            self._found, self._process = _threads.submit(self._find), os.getpid()
+            words = np.empty(self._size, np.int32)
+            self._found, self._process = _threads.submit(self._find, words), os.getpid()
         if self._found is None or self._found.done():
             return False
         if self._process != os.getpid():
@@ -58,7 +59,9 @@ class Constraint:
 
     def allow(self, words: np.ndarray) -> None:
         """Matcher.allow(), and what it raises."""
-        words[:], seconds = self._found.result() if self._found else self._find()
+        found, seconds = self._found.result() if self._found else self._find(words)
+        if found is not words:
+            words[:] = found
         self._owed = max(0.0, self._owed + seconds - QUICK)
 
     def accept(self, token: int) -> None:
@@ -71,9 +74,9 @@ class Constraint:
         if self._found:
             self._found.cancel()
 
-    def _find(self) -> tuple[np.ndarray, float]:
-        """(what may come next, seconds of a processor that it took)."""
-        start, words = time.thread_time(), np.empty(self._size, np.int32)
+    def _find(self, words: np.ndarray) -> tuple[np.ndarray, float]:
+        """(the words, filled; seconds of a processor that it took)."""
+        start = time.thread_time()
         self._matcher.allow(words)
         return words, time.thread_time() - start
 

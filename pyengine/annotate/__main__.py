@@ -23,7 +23,7 @@ from ..data.rows import Skipped
 from ..errors import UserError
 from ..files import Journal
 from ..ranges import AT_LEAST_0, AT_LEAST_1, SHARE, Range, check_ranges
-from ..serve.address import KEEP_ALIVE, LOOPBACK, base_url, listen
+from ..serve.address import KEEP_ALIVE, LOOPBACK, listen, open_at
 from ..synthesize import Sampling, open_speaker
 from ..train.progress import note, note_left_out
 from ..world import guidelines
@@ -112,7 +112,7 @@ def annotate(command: Command) -> None:
                 store, guideline, speaker, command.answers, seed=command.seed, by=command.by
             )
             app = make_app(annotation, command.out, command.api_key or None, LOOPBACK if local else None)
-            note(f"{len(store.items)} prompts; decide at {base_url(command.host, listener)}/, Ctrl-C ends")
+            note(f"{len(store.items)} prompts; decide at {open_at(command.host, listener)}/, Ctrl-C ends")
             config = uvicorn.Config(
                 app, log_level="warning", timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=2
             )

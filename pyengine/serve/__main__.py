@@ -15,7 +15,7 @@ from ..command import run
 from ..errors import UserError
 from ..kernels._memory import trim
 from ..ranges import AT_LEAST_0, AT_LEAST_1, POSITIVE, Range, check_ranges
-from .address import KEEP_ALIVE, LOOPBACK, base_url, listen
+from .address import KEEP_ALIVE, LOOPBACK, listen, open_at
 from .loading import KvDtype, open_model
 
 
@@ -92,7 +92,7 @@ def serve(command: Command) -> None:
         app = make_app(
             served, name, limits, command.api_key or None, LOOPBACK if local else None, command.cors
         )  # fmt: skip
-        base = base_url(command.host, listener, "https" if command.tls_cert else "http")
+        base = open_at(command.host, listener, "https" if command.tls_cert else "http")
         print(f"{name}: talk to it at {base}/, clients at {base}/v1", flush=True)
         uvicorn.Server(uvicorn.Config(app, **options(command))).run(sockets=[listener])
 

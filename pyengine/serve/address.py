@@ -11,7 +11,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket bound to the address, before the model is loaded: who cannot have it is told at once."""
+    """A socket bound to the address, before the model is loaded: who cannot have it is told at once. It takes no
+    connections yet."""
     try:
         family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind)
@@ -25,7 +26,9 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def base_url(host: str, listener: socket.socket, scheme: str = "http") -> str:
-    """The address as a browser takes it."""
+def open_at(host: str, listener: socket.socket, scheme: str = "http") -> str:
+    """Let connections wait for the server, so that who is told the address is not refused; returns it as a browser
+    takes it."""
+    listener.listen()
     shown = f"[{host}]" if ":" in host else host
     return f"{scheme}://{shown}:{listener.getsockname()[1]}"

@@ -14,7 +14,7 @@ pytest.importorskip("uvicorn")
 from pyengine import chat, quantize
 from pyengine.errors import UserError
 from pyengine.serve.__main__ import Command, check, main, options
-from pyengine.serve.address import listen
+from pyengine.serve.address import listen, open_at
 
 from .live import served_model, serving
 
@@ -32,6 +32,14 @@ def test_an_address_that_cannot_be_had_is_told_before_the_model_is_loaded(capsys
 def test_any_free_port_is_taken_for_0():
     with listen("127.0.0.1", 0) as listener:
         assert listener.family == socket.AF_INET and listener.getsockname()[1] > 0
+
+
+def test_who_is_told_the_address_may_connect():
+    with listen("127.0.0.1", 0) as listener:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(listener.getsockname())
+        assert open_at("127.0.0.1", listener) == f"http://127.0.0.1:{listener.getsockname()[1]}"
+        socket.create_connection(listener.getsockname()).close()
 
 
 def test_a_model_that_is_none_is_told(tmp_path, capsys):

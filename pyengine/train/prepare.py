@@ -63,6 +63,11 @@ def clean(run: Run) -> dict[str, Any]:
         _clean(run, run.path("web", "later"), run.path("web", "later"), index=False)
         later = [run.path("web", "later", f"{name}.jsonl") for name in ("documents", "heldout")]
     stats = _clean(run, out if crawled else Path(settings.source), out, also_index=later)
+    if not any(stats[name]["count"] for name in ("documents", "heldout")):
+        raise UserError(
+            f"{settings.source}: none of {stats['steps'][0]['pages_in']:,} documents is kept; "
+            f"{out / 'removed.jsonl'} says why"
+        )
     if settings.source == "world":
         _gates(run)
     return {name: value for name, value in stats.items() if isinstance(value, int | float)}
@@ -83,7 +88,8 @@ def shards(run: Run) -> dict[str, Any]:
         rows = list(read_jsonl(run.path("web", f"{name}.jsonl")))
         if not rows:
             raise UserError(
-                f"{run.path('web', name)}.jsonl is empty: no document for {split}; see web/removed.jsonl"
+                f"{run.path('web', name)}.jsonl is empty: too few documents to hold out --web.heldout = "
+                f"{run.config.web.heldout:g} of them and train on the rest; give more (a file or a row of JSONL each)"
             )
         texts = [row["text"] for row in rows]
         manifest = write_shards(run.path("shards", split), texts, run.tokenizer, threads=run.threads)

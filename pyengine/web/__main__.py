@@ -40,7 +40,8 @@ class Crawl:
         )  # fmt: skip
         line.end()
         for row in result.counts:
-            print(f"{row['count']:>8,}  {row['state']:<8} {row['reason'] or 'read'}    e.g. {row['example']}")
+            told = row["reason"] or ("read" if row["state"] == "done" else "")
+            print(f"{row['count']:>8,}  {row['state']:<8} {told}    e.g. {row['example']}")
         left = "" if result.complete else f"; stopped by {result.stopped or 'a full host'}, more is queued"
         print(f"{result.pages:,} pages, {result.bytes / 1e6:,.1f} MB in {len(result.warcs)} WARC files{left}")
         check_read(result, self.urls[0], "--allow-private")
@@ -89,7 +90,10 @@ class Search:
     max_chars: int = 400  # of a passage
 
     def run(self) -> None:
-        for hit in SearchIndex(self.index).search(self.query, self.k, self.max_chars):
+        hits = SearchIndex(self.index).search(self.query, self.k, self.max_chars)
+        if not hits:
+            print("nothing found")
+        for hit in hits:
             print(f"{hit.title}  ({hit.url}, {hit.score:.2f})\n{hit.text}\n")
 
 

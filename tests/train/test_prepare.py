@@ -27,6 +27,14 @@ def go(root, **settings) -> Run:
     return run
 
 
+def prose(dice):
+    return " ".join(
+        f"The {dice.choice(ADJECTIVES)} {dice.choice(NOUNS)} was {dice.choice(ADJECTIVES)}"
+        f" in the year {dice.randrange(1000, 2000)}, and nobody in the {dice.choice(NOUNS)} knew why."
+        for _ in range(20)
+    )
+
+
 def rows(run, *path):
     return [json.loads(line) for line in run.path(*path).read_text("utf-8").splitlines()]
 
@@ -78,11 +86,7 @@ def test_a_folder_of_pages_is_read_as_it_is(tmp_path):
     folder.mkdir()
     dice = random.Random(0)
     for i in range(30):
-        sentences = " ".join(
-            f"The {dice.choice(ADJECTIVES)} {dice.choice(NOUNS)} was {dice.choice(ADJECTIVES)}"
-            f" in the year {dice.randrange(1000, 2000)}, and nobody in the {dice.choice(NOUNS)} knew why."
-            for _ in range(20)
-        )
+        sentences = prose(dice)
         (folder / f"{i}.html").write_text(
             f"<html><title>Page {i}</title><body><p>{sentences}</p></body></html>"
         )
@@ -91,3 +95,12 @@ def test_a_folder_of_pages_is_read_as_it_is(tmp_path):
     assert "and nobody in the" in rows(run, "web", "documents.jsonl")[0]["text"]
     with pytest.raises(UserError, match="nowhere"):
         go(tmp_path, web=WebConfig(source=str(tmp_path / "nowhere")))
+
+
+def test_too_few_documents_are_told_with_what_to_give(tmp_path):
+    (tmp_path / "none.txt").write_text("Too short.")
+    with pytest.raises(UserError, match=r"none.txt: none of 1 documents is kept; .*removed.jsonl says why"):
+        go(tmp_path / "a", web=WebConfig(source=str(tmp_path / "none.txt")))
+    (tmp_path / "one.txt").write_text(prose(random.Random(0)))
+    with pytest.raises(UserError, match=r"jsonl is empty: too few documents to hold out --web.heldout = 0.5"):
+        go(tmp_path / "b", web=WebConfig(source=str(tmp_path / "one.txt"), heldout=0.5))

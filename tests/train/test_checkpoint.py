@@ -57,7 +57,7 @@ def test_a_road_killed_in_any_stage_ends_with_the_same_bits(tmp_path, seed):
 def killed(folder, seed, work):
     """The digest that work killed again and again comes to in the end, how often it was killed, what it told."""
     command = [sys.executable, "-m", "tests.train.killed", str(folder), str(seed), work]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=540)
     assert done.returncode == 0, done.stderr
     digest, kills = done.stdout.strip().splitlines()[-1].split()
     return digest, int(kills), done.stdout

@@ -2,7 +2,17 @@
 
 import pytest
 import torch
-from pyengine.kernels import _native, linear, linear_quantized, pack_quantized, set_threads, stack_quantized
+from pyengine.kernels import (
+    _native,
+    linear,
+    linear_quantized,
+    norm_linear,
+    pack_quantized,
+    rmsnorm,
+    set_threads,
+    stack_quantized,
+    swiglu,
+)
 from pyengine.kernels._capture import capture
 from pyengine.kernels.quantized import reference
 
@@ -174,6 +184,22 @@ def test_extremes_stay_in_their_row(backend, layout):
         x = inputs(3, 64) * size
         exact = (reference.rounded(x) @ w.double().T).float()
         torch.testing.assert_close(linear(x, packed), exact, rtol=1e-4, atol=1e-4 * size)
+
+
+def test_tiny_results_are_kept(backend):
+    """The processor's own rounding to bfloat16 takes numbers under 2^-126 for 0; ours keeps them, as torch does."""
+    if backend.name != "cpu":
+        pytest.skip("about the CPU's instructions")
+    codes, zero, scale, _ = weight("Q6_K", 128, 64)
+    scale *= torch.tensor([1e-3, 1e36]).repeat_interleave(64)[:, None]  # tiny gates let something through
+    x, norm = inputs(7, 64, torch.bfloat16), (inputs(1, 64)[0] * 1e-35).bfloat16()
+    packed, h = pack_quantized(codes, zero, scale), rmsnorm(x, norm, 1e-5)
+    y, exact = linear(h, packed), linear(h, packed, out_dtype=torch.float32)
+    assert torch.equal(y, exact.bfloat16())
+    for some in (y[:, :64], swiglu(y)):
+        assert ((some != 0) & (some.abs() < 2**-126)).any()
+    assert torch.equal(linear(h, pack_quantized(codes[:70], zero, scale[:70])), y[:, :70])
+    assert torch.equal(norm_linear(x, norm, packed, None, 1e-5, None, True), swiglu(y))
 
 
 def test_a_captured_step_follows(layout):

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "attention.h"
 #include "integers.h"
@@ -72,7 +73,8 @@ float dot(const T* a, const T* b, int64_t n) {
 
 // What a strip's rows need besides their scores.
 struct Rows {
-  const float *lse, *pull;  // lse in units of log 2
+  const float *lse,
+      *pull;  // lse in units of log 2; pull: sum(dout out), which every gradient of a score is less
   float scale;
 };
 
@@ -129,80 +131,260 @@ inline void slopes(const float* s, const float* dp, const Rows& of, int64_t firs
     }
 }
 
-// What comes after the head is added to its argument by `then`: its last tile brings that near.
-template <class T, class F>
-void backward_head(const Head<T>& head, F&& then) {
-  constexpr int kSteps = Words<T>::kSteps;
-  constexpr int64_t kBlock = kPage * kPage / kSteps;  // words
-  const int64_t dim = head.dim, width = padded(dim), words = across_rows<T>(dim);
-  Word<T>* memory = room<Word<T>, kRowsOfTile>(2 * kPage * words + 2 * along_size<T>(dim));
-  Word<T>*q_rows = memory, *dout_rows = q_rows + kPage * words, *q_along = dout_rows + kPage * words;
-  Word<T>*dout_along = q_along + along_size<T>(dim), *blocks = room<Word<T>, kBlocks>(3 * kBlock);
-  const Block<T> p{nullptr, blocks}, ds{kSteps == 1 ? blocks + kBlock : blocks + 2 * kBlock, blocks + kBlock};
-  float* dq = room<float, kQueryGradients>(kPage * width);
-  alignas(64) float s[kRows * kPage] = {}, dp[kRows * kPage] = {};
-  float lse[kPage] = {}, pull[kPage] = {};
-  const int64_t pages = ceil_div(head.length, kPage);
+// The way of one query head through its document: tile by tile of 64 queries, and for each page by page of
+// keys. What a thread needs on the way is made once for all its heads (room()), or lies here, on its stack.
+template <class T>
+class Walk {
+ public:
+  explicit Walk(const Head<T>& head) : head_(head), words_(across_rows<T>(head.dim)), width_(padded(head.dim)) {
+    q_rows_ = room<Word<T>, kRowsOfTile>(2 * kPage * words_ + 2 * along_size<T>(head.dim));
+    dout_rows_ = q_rows_ + kPage * words_;
+    q_along_ = dout_rows_ + kPage * words_;
+    dout_along_ = q_along_ + along_size<T>(head.dim);
+    constexpr int64_t kBlock = kPage * kPage / kSteps;  // words
+    Word<T>* blocks = room<Word<T>, kBlocks>(3 * kBlock);
+    p_ = {nullptr, blocks};
+    ds_ = {kSteps == 1 ? blocks + kBlock : blocks + 2 * kBlock, blocks + kBlock};
+    dq_ = room<float, kQueryGradients>(kPage * width_);
+  }
 
-  for (int64_t tile = 0; tile < pages; ++tile) {
-    const int64_t begin = tile * kPage, count = std::min<int64_t>(kPage, head.length - begin);
-    const int64_t steps = ceil_div(count, kSteps);
-    const T *q = head.q + begin * head.row, *dout = head.dout + begin * head.row;
-    write_rows(q, head.row, dim, count, q_rows);
-    write_rows(dout, head.row, dim, count, dout_rows);
-    zero_and_write<T>(q, head.row, dim, count, nullptr, q_along);
-    zero_and_write<T>(dout, head.row, dim, count, nullptr, dout_along);
-    for (int64_t i = 0; i < count; ++i) {
-      lse[i] = head.lse[(begin + i) * head.lse_row] * 1.44269504f;
-      pull[i] = dot(dout + i * head.row, head.out + (begin + i) * head.row, dim);
-    }
-    Prefetcher soon;
-    if (tile + 1 < pages) {
-      head.add_rows(soon, begin + kPage);
-    } else {
-      then(soon);
-    }
-    soon.spread(2 * (tile + 1) * ceil_div(count, kRows));
-    for (int64_t page = 0; page <= tile; ++page) {
-      const bool own = page == tile;
-      const Word<T>* k = head.k_across + page * head.across;
-      const Word<T>* v = head.v_across + page * head.across;
-      for (int64_t r = 0; r < count; r += kRows) {
-        const int64_t strip = std::min<int64_t>(kRows, count - r);
-        auto columns = [&](int64_t unit) { return own ? round_up(r + strip, unit) : kPage; };
-        product<T>({q_rows + r * words, words, 1}, k, kPage, words, s, kPage, strip, columns(kLanes), {true});
-        soon.step();
-        product<T>({dout_rows + r * words, words, 1}, v, kPage, words, dp, kPage, strip, columns(kLanes),
-                   {true});
-        soon.step();
-        slopes(s, dp, {lse, pull, head.scale}, r, strip, columns(kSteps * kLanes), own ? r + 1 : kPage, p, ds);
+  // While the last tile is computed, what add_next(Prefetcher&) adds is prefetched: the rows that come after
+  // this head.
+  template <class F>
+  void run(F&& add_next) {
+    const int64_t tiles = ceil_div(head_.length, kPage);
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      load_tile(tile);
+      Prefetcher soon;
+      if (tile + 1 < tiles) {
+        head_.add_rows(soon, (tile + 1) * kPage);
+      } else {
+        add_next(soon);
       }
-      float *dk = head.dk + page * kPage * width, *dv = head.dv + page * kPage * width;
-      const int64_t keys = own ? count : kPage;
-      // On the diagonal, queries before a strip's first key give it nothing. The diagonal is also where a
-      // page's sums begin.
-      auto add_transposed = [&](const Block<T>& left, const Word<T>* right, float* sums) {
-        for (int64_t j = 0; j < keys; j += own ? kRows : kPage) {
-          const int64_t from = own ? j / kSteps : 0, n = own ? std::min<int64_t>(kRows, keys - j) : kPage;
-          product<T>({left.by_columns + j + from * kPage, 1, kPage}, right + from * width, width, steps - from,
-                     sums + j * width, width, n, width, {own});
-        }
-      };
-      add_transposed(p, dout_along, dv);
-      add_transposed(ds, q_along, dk);
-      const Word<T>* k_along = head.k_along + page * head.along;
-      for (int64_t r = 0; r < count; r += own ? kRows : kPage) {
-        const int64_t n = std::min<int64_t>(own ? kRows : kPage, count - r);
-        const int64_t seen = own ? ceil_div(r + n, kSteps) : kPage / kSteps;
-        product<T>({ds.by_rows + r * kPage / kSteps, kPage / kSteps, 1}, k_along, width, seen, dq + r * width,
-                   width, n, width, {page == 0});
+      soon.spread(2 * (tile + 1) * ceil_div(count_, kRows));
+      for (int64_t page = 0; page <= tile; ++page) {
+        find_slopes(page, page == tile, soon);
+        add_key_gradients(page, page == tile);
+        add_query_gradients(page, page == tile);
       }
+      write_query_gradients();
     }
-    for (int64_t i = 0; i < count; ++i)
-      each_vector(dim, [&](int64_t d, int n) {
-        put(head.dq + (begin + i) * head.row + d, load(dq + i * width + d) * set(head.scale), n);
+  }
+
+ private:
+  static constexpr int kSteps = Words<T>::kSteps;
+
+  // The tile's queries and the gradients of their outputs, as left factors and as right ones; and for each row
+  // its log-sum-exp and sum(dout out).
+  void load_tile(int64_t tile) {
+    begin_ = tile * kPage, count_ = std::min<int64_t>(kPage, head_.length - begin_);
+    const T *q = head_.q + begin_ * head_.row, *dout = head_.dout + begin_ * head_.row;
+    write_rows(q, head_.row, head_.dim, count_, q_rows_);
+    write_rows(dout, head_.row, head_.dim, count_, dout_rows_);
+    zero_and_write<T>(q, head_.row, head_.dim, count_, nullptr, q_along_);
+    zero_and_write<T>(dout, head_.row, head_.dim, count_, nullptr, dout_along_);
+    for (int64_t i = 0; i < count_; ++i) {
+      lse_[i] = head_.lse[(begin_ + i) * head_.lse_row] * 1.44269504f;
+      pull_[i] = dot(dout + i * head_.row, head_.out + (begin_ + i) * head_.row, head_.dim);
+    }
+  }
+
+  // p and ds of the tile's queries and a page's keys, a strip of rows at a time. `own`: the page lies on the
+  // diagonal.
+  void find_slopes(int64_t page, bool own, Prefetcher& soon) {
+    const Word<T>* k = head_.k_across + page * head_.across;
+    const Word<T>* v = head_.v_across + page * head_.across;
+    for (int64_t r = 0; r < count_; r += kRows) {
+      const int64_t strip = std::min<int64_t>(kRows, count_ - r);
+      auto columns = [&](int64_t unit) { return own ? round_up(r + strip, unit) : kPage; };
+      product<T>({q_rows_ + r * words_, words_, 1}, k, kPage, words_, s_, kPage, strip, columns(kLanes),
+                 {true});
+      soon.step();
+      product<T>({dout_rows_ + r * words_, words_, 1}, v, kPage, words_, dp_, kPage, strip, columns(kLanes),
+                 {true});
+      soon.step();
+      slopes(s_, dp_, {lse_, pull_, head_.scale}, r, strip, columns(kSteps * kLanes), own ? r + 1 : kPage, p_,
+             ds_);
+    }
+  }
+
+  // dv += p^T dout and dk += ds^T q of a page's keys. The diagonal is where their sums begin, and there queries
+  // before a strip's first key give it nothing.
+  void add_key_gradients(int64_t page, bool own) {
+    const int64_t keys = own ? count_ : kPage, steps = ceil_div(count_, kSteps);
+    auto add = [&](const Block<T>& left, const Word<T>* right, float* sums) {
+      for (int64_t j = 0; j < keys; j += own ? kRows : kPage) {
+        const int64_t from = own ? j / kSteps : 0, n = own ? std::min<int64_t>(kRows, keys - j) : kPage;
+        product<T>({left.by_columns + j + from * kPage, 1, kPage}, right + from * width_, width_, steps - from,
+                   sums + j * width_, width_, n, width_, {own});
+      }
+    };
+    add(p_, dout_along_, head_.dv + page * kPage * width_);
+    add(ds_, q_along_, head_.dk + page * kPage * width_);
+  }
+
+  // dq += ds k of the tile's queries.
+  void add_query_gradients(int64_t page, bool own) {
+    const Word<T>* k = head_.k_along + page * head_.along;
+    for (int64_t r = 0; r < count_; r += own ? kRows : kPage) {
+      const int64_t n = std::min<int64_t>(own ? kRows : kPage, count_ - r);
+      const int64_t seen = own ? ceil_div(r + n, kSteps) : kPage / kSteps;
+      product<T>({ds_.by_rows + r * kPage / kSteps, kPage / kSteps, 1}, k, width_, seen, dq_ + r * width_,
+                 width_, n, width_, {page == 0});
+    }
+  }
+
+  void write_query_gradients() {
+    for (int64_t i = 0; i < count_; ++i)
+      each_vector(head_.dim, [&](int64_t d, int n) {
+        put(head_.dq + (begin_ + i) * head_.row + d, load(dq_ + i * width_ + d) * set(head_.scale), n);
       });
   }
+
+  const Head<T>& head_;
+  const int64_t words_, width_;  // of a row, as a left factor and as a right one
+  Word<T>*q_rows_, *dout_rows_, *q_along_, *dout_along_;
+  Block<T> p_, ds_;
+  float* dq_;
+  int64_t begin_ = 0, count_ = 0;  // the tile's first row, and how many
+  alignas(64) float s_[kRows * kPage] = {};
+  alignas(64) float dp_[kRows * kPage] = {};
+  float lse_[kPage] = {}, pull_[kPage] = {};  // of the tile's rows, lse in units of log 2
+};
+
+// Some tokens of the call: a packed document.
+struct Document {
+  int64_t first, length, pages;  // its first token; how many tokens and pages
+  int64_t page;                  // its first page among those of all documents that threads share
+};
+
+// Where what is made of one kv head of a document lies: its pages, and the sums of its query heads, which are
+// `next` apart.
+template <class T>
+struct Place {
+  Word<T>*k_across, *v_across, *k_along;
+  float *dk, *dv;
+  int64_t next;
+};
+
+// The tensors of one call of attention_backward().
+template <class T>
+struct Call {
+  const T *dout, *q, *k, *v, *out;
+  const float* lse;
+  int64_t heads, kv_heads, dim;
+  float scale;
+  T *dq, *dk, *dv;
+
+  int64_t group() const { return heads / kv_heads; }
+  int64_t across() const { return across_size<T>(dim); }
+  int64_t along() const { return along_size<T>(dim); }
+  int64_t page_words() const { return 2 * across() + along(); }  // keys both ways, and values
+  int64_t page_sums() const { return kPage * padded(dim); }      // dk or dv of one query head
+
+  // Packs the keys and values of a kv head.
+  void pack(const Document& of, int64_t kv_head, const Place<T>& to) const {
+    for (int64_t page = 0; page < of.pages; ++page) {
+      const int64_t t = page * kPage, count = std::min<int64_t>(kPage, of.length - t);
+      const int64_t row = ((of.first + t) * kv_heads + kv_head) * dim;
+      zero_and_write(k + row, kv_heads * dim, dim, count, to.k_across + page * across(),
+                     to.k_along + page * along());
+      zero_and_write<T>(v + row, kv_heads * dim, dim, count, to.v_across + page * across(), nullptr);
+    }
+  }
+
+  Head<T> query_head(const Document& of, int64_t head, const Place<T>& at) const {
+    const int64_t row = (of.first * heads + head) * dim, skip = head % group() * at.next;
+    return {q + row,     out + row,  dout + row,  lse + of.first * heads + head,
+            heads * dim, heads,      of.length,   dim,
+            at.k_across, at.k_along, at.v_across, across(),
+            along(),     scale,      dq + row,    at.dk + skip,
+            at.dv + skip};
+  }
+
+  // dk and dv of a kv head: the sums of its query heads, in order.
+  void add_group(const Document& of, int64_t kv_head, const Place<T>& at) const {
+    const int64_t row = (of.first * kv_heads + kv_head) * dim, width = padded(dim);
+    auto add = [&](const float* from, float unit, T* to) {
+      for (int64_t t = 0; t < of.length; ++t, from += width, to += kv_heads * dim)
+        each_vector(dim, [&](int64_t d, int n) {
+          f32 value = zero();
+          for (int64_t g = 0; g < group(); ++g) value += load(from + g * at.next + d);
+          put(to + d, value * set(unit), n);
+        });
+    };
+    add(at.dk, scale, dk + row), add(at.dv, 1.0f, dv + row);
+  }
+};
+
+// Documents that are too long for one thread's cache: packing, query heads and the sums of groups are loops
+// over all of them, with memory for everything that the caller gives. There pages of a kv head are neighbours:
+// all its keys across, its values across, its keys along.
+template <class T>
+void backward_shared(const Call<T>& call, const std::vector<Document>& documents, int64_t total, T* pages,
+                     float* partial, int threads) {
+  const int64_t heads = call.heads, kv_heads = call.kv_heads, group = call.group(), sums = call.page_sums();
+  auto place = [&](const Document& of, int64_t kv_head) -> Place<T> {
+    auto* k_across = reinterpret_cast<Word<T>*>(pages);
+    auto* v_across = k_across + kv_heads * total * call.across();
+    auto* k_along = v_across + kv_heads * total * call.across();
+    const int64_t at = kv_head * total + of.page;
+    float* dk = partial + (kv_head * group * total + of.page) * sums;
+    return {k_across + at * call.across(), v_across + at * call.across(),
+            k_along + at * call.along(),   dk,
+            dk + heads * total * sums,     total * sums};
+  };
+  const int64_t units = (int64_t)documents.size() * kv_heads;
+  parallel::parallel_for(units, threads, [&](int64_t i) {
+    const Document& of = documents[i / kv_heads];
+    call.pack(of, i % kv_heads, place(of, i % kv_heads));
+  });
+  parallel::parallel_for(units * group, threads, [&](int64_t i) {
+    const Document& of = documents[i / heads];
+    const int64_t head = i % heads;
+    const Head<T> here = call.query_head(of, head, place(of, head / group));
+    Walk<T>(here).run([&](Prefetcher& soon) {
+      const int64_t next = i + threads;
+      if (next < units * group) call.query_head(documents[next / heads], next % heads, {}).add_rows(soon, 0);
+    });
+  });
+  parallel::parallel_for(units, threads, [&](int64_t i) {
+    const Document& of = documents[i / kv_heads];
+    call.add_group(of, i % kv_heads, place(of, i % kv_heads));
+  });
+}
+
+// Documents short enough that a task does a kv head with all its query heads, and keeps what it makes near.
+template <class T>
+void backward_owned(const Call<T>& call, const std::vector<Document>& documents, int threads) {
+  const int64_t kv_heads = call.kv_heads, group = call.group(), dim = call.dim;
+  const int64_t tasks = (int64_t)documents.size() * kv_heads;
+  parallel::parallel_for(tasks, threads, [&](int64_t i) {
+    const Document& of = documents[i / kv_heads];
+    const int64_t kv_head = i % kv_heads, sums = of.pages * call.page_sums();
+    auto* packed = room<Word<T>, kPacked>(of.pages * call.page_words());
+    auto* dk = room<float, kKeyGradients>(2 * group * sums);
+    const Place<T> at{
+        packed, packed + of.pages * call.across(), packed + 2 * of.pages * call.across(), dk, dk + group * sums,
+        sums};
+    call.pack(of, kv_head, at);
+    for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+      const Head<T> here = call.query_head(of, head, at);
+      Walk<T>(here).run([&](Prefetcher& soon) {
+        if ((head + 1) % group) return call.query_head(of, head + 1, at).add_rows(soon, 0);
+        auto add_keys = [&](const T* rows, const Document& from, int64_t of_head) {
+          soon.add(rows + (from.first * kv_heads + of_head) * dim, dim, kv_heads * dim, from.length);
+        };
+        add_keys(call.dk, of, kv_head), add_keys(call.dv, of, kv_head);
+        if (i + threads >= tasks) return;
+        const Document& next = documents[(i + threads) / kv_heads];
+        const int64_t next_head = (i + threads) % kv_heads;
+        add_keys(call.k, next, next_head), add_keys(call.v, next, next_head);
+        call.query_head(next, next_head * group, {}).add_rows(soon, 0);
+      });
+    }
+    call.add_group(of, kv_head, at);
+  });
 }
 
 }  // namespace
@@ -214,117 +396,24 @@ template <class T>
 void attention_backward(const T* dout, const T* q, const T* k, const T* v, const T* out, const float* lse,
                         const int32_t* cu_seqlens, int64_t documents, int64_t heads, int64_t kv_heads,
                         int64_t dim, float scale, T* pages, float* partial, T* dq, T* dk, T* dv, int threads) {
-  const int64_t group = heads / kv_heads, width = padded(dim), across = across_size<T>(dim),
-                along = along_size<T>(dim), rows = kPage * width;
-  // What is made of a page of a kv head: its keys both ways and its values, and the sums of the query heads.
-  const int64_t words = 2 * across + along, sums = 2 * group * rows;
-  const int64_t most = group == 1 ? std::numeric_limits<int64_t>::max()
-                                  : most_owned(cu_seqlens, documents, kv_heads,
-                                               words * sizeof(Word<T>) + sums * sizeof(float), threads);
-  struct Document {
-    int64_t first, length, pages;  // its first token; how many
-    int64_t page;                  // its first one among those of all documents that threads share
-  };
+  const Call<T> call{dout, q, k, v, out, lse, heads, kv_heads, dim, scale, dq, dk, dv};
+  const int64_t bytes =
+      call.page_words() * sizeof(Word<T>) + 2 * call.group() * call.page_sums() * sizeof(float);
+  const int64_t most = call.group() == 1 ? std::numeric_limits<int64_t>::max()
+                                         : most_owned(cu_seqlens, documents, kv_heads, bytes, threads);
   std::vector<Document> owned, shared;
-  int64_t total = 0;  // pages that are shared
+  int64_t total = 0;  // pages of documents that are shared
   for (int64_t b : longest_first(cu_seqlens, documents)) {
-    const int64_t first = cu_seqlens[b], length = cu_seqlens[b + 1] - first, pages = ceil_div(length, kPage);
+    const int64_t first = cu_seqlens[b], length = cu_seqlens[b + 1] - first, count = ceil_div(length, kPage);
     if (length <= most) {
-      owned.push_back({first, length, pages, 0});
+      owned.push_back({first, length, count, 0});
     } else {
-      shared.push_back({first, length, pages, total});
-      total += pages;
+      shared.push_back({first, length, count, total});
+      total += count;
     }
   }
-
-  // Where all that is, for one kv head of a document: dk and dv of its query heads are `next` apart.
-  struct Place {
-    Word<T>*k_across, *v_across, *k_along;
-    float *dk, *dv;
-    int64_t next;
-  };
-  auto pack = [&](const Document& of, int64_t kv_head, const Place& to) {
-    for (int64_t page = 0; page < of.pages; ++page) {
-      const int64_t t = page * kPage, count = std::min<int64_t>(kPage, of.length - t);
-      const int64_t row = ((of.first + t) * kv_heads + kv_head) * dim;
-      zero_and_write(k + row, kv_heads * dim, dim, count, to.k_across + page * across,
-                     to.k_along + page * along);
-      zero_and_write<T>(v + row, kv_heads * dim, dim, count, to.v_across + page * across, nullptr);
-    }
-  };
-  auto query_head = [&](const Document& of, int64_t head, const Place& at) -> Head<T> {
-    const int64_t row = (of.first * heads + head) * dim, skip = head % group * at.next;
-    return {q + row,     out + row,  dout + row,  lse + of.first * heads + head,
-            heads * dim, heads,      of.length,   dim,
-            at.k_across, at.k_along, at.v_across, across,
-            along,       scale,      dq + row,    at.dk + skip,
-            at.dv + skip};
-  };
-  auto add_group = [&](const Document& of, int64_t kv_head, const Place& at) {
-    const int64_t row = (of.first * kv_heads + kv_head) * dim;
-    auto add = [&](const float* from, float unit, T* to) {
-      for (int64_t t = 0; t < of.length; ++t, from += width, to += kv_heads * dim)
-        each_vector(dim, [&](int64_t d, int n) {
-          f32 value = zero();
-          for (int64_t g = 0; g < group; ++g) value += load(from + g * at.next + d);
-          put(to + d, value * set(unit), n);
-        });
-    };
-    add(at.dk, scale, dk + row), add(at.dv, 1.0f, dv + row);
-  };
-
-  // Of what is shared, pages of a kv head are neighbours: all its keys across, its values across, its keys
-  // along.
-  auto place = [&](const Document& of, int64_t kv_head) -> Place {
-    auto* k_across = reinterpret_cast<Word<T>*>(pages);
-    Word<T>*v_across = k_across + kv_heads * total * across, *k_along = v_across + kv_heads * total * across;
-    const int64_t at = kv_head * total + of.page;
-    float* dk_sums = partial + (kv_head * group * total + of.page) * rows;
-    return {k_across + at * across,         v_across + at * across,
-            k_along + at * along,           dk_sums,
-            dk_sums + heads * total * rows, total * rows};
-  };
-  const int64_t units = (int64_t)shared.size() * kv_heads;
-  parallel::parallel_for(units, threads, [&](int64_t i) {
-    const Document& of = shared[i / kv_heads];
-    pack(of, i % kv_heads, place(of, i % kv_heads));
-  });
-  parallel::parallel_for(units * group, threads, [&](int64_t i) {
-    const Document& of = shared[i / heads];
-    const int64_t head = i % heads, kv_head = head / group;
-    backward_head(query_head(of, head, place(of, kv_head)), [&](Prefetcher& soon) {
-      if (i + threads < units * group)
-        query_head(shared[(i + threads) / heads], (i + threads) % heads, {}).add_rows(soon, 0);
-    });
-  });
-  parallel::parallel_for(units, threads, [&](int64_t i) {
-    const Document& of = shared[i / kv_heads];
-    add_group(of, i % kv_heads, place(of, i % kv_heads));
-  });
-  const int64_t tasks = (int64_t)owned.size() * kv_heads;
-  parallel::parallel_for(tasks, threads, [&](int64_t i) {
-    const Document& of = owned[i / kv_heads];
-    const int64_t kv_head = i % kv_heads;
-    auto* packed = room<Word<T>, kPacked>(of.pages * words);
-    auto* dk_sums = room<float, kKeyGradients>(of.pages * sums);
-    const Place at{packed,  packed + of.pages * across,        packed + 2 * of.pages * across,
-                   dk_sums, dk_sums + group * of.pages * rows, of.pages * rows};
-    pack(of, kv_head, at);
-    for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head)
-      backward_head(query_head(of, head, at), [&](Prefetcher& soon) {
-        if ((head + 1) % group) return query_head(of, head + 1, at).add_rows(soon, 0);
-        auto add_keys = [&](const T* rows, const Document& from, int64_t of_head) {
-          soon.add(rows + (from.first * kv_heads + of_head) * dim, dim, kv_heads * dim, from.length);
-        };
-        add_keys(dk, of, kv_head), add_keys(dv, of, kv_head);
-        if (i + threads >= tasks) return;
-        const Document& next = owned[(i + threads) / kv_heads];
-        const int64_t next_head = (i + threads) % kv_heads;
-        add_keys(k, next, next_head), add_keys(v, next, next_head);
-        query_head(next, next_head * group, {}).add_rows(soon, 0);
-      });
-    add_group(of, kv_head, at);
-  });
+  backward_shared(call, shared, total, pages, partial, threads);
+  backward_owned(call, owned, threads);
 }
 
 #define INSTANTIATE(T)                                                                                       \

@@ -75,11 +75,11 @@ void staircase(Left<T> p, const Word<T>* v, int64_t width, int64_t from, const i
 // prefetches its values, and the product with the values prefetches the keys after the next, in the end those
 // of the next task (`then`, or null). Otherwise `soon` is stepped through.
 template <bool Decoding, class T>
-void attend(const Pass<T, T>& pass, const Span& span, const Kept<T>& kept, int64_t tile, int64_t kv_head,
+void attend(const Call<T, T>& call, const Span& span, const HeadPages<T>& kept, int64_t tile, int64_t kv_head,
             const Word<T>* then, Prefetcher& soon) {
   constexpr int kSteps = Words<T>::kSteps;
-  const int64_t dim = pass.dim, width = padded(dim), q_words = across_rows<T>(dim);
-  const Tile here(pass, span, tile, kv_head);
+  const int64_t dim = call.dim, width = padded(dim), q_words = across_rows<T>(dim);
+  const Tile here(call, span, tile, kv_head);
   const int64_t rows = here.rows;
 
   auto* q = room<Word<T>, kQueries>(rows * q_words);
@@ -87,7 +87,7 @@ void attend(const Pass<T, T>& pass, const Span& span, const Kept<T>& kept, int64
   Running* state = room<Running, kRunning>(ceil_div(rows, kRows));
   int* valid = room<int, kValid>(rows);  // keys on the tile's own page
   here.each_row(tile, [&](int64_t row, int64_t source, int seen) {
-    write_rows(pass.q + source * dim, 0, dim, 1, q + row * q_words);
+    write_rows(call.q + source * dim, 0, dim, 1, q + row * q_words);
     valid[row] = seen;
   });
   begin_rows(state, ceil_div(rows, kRows));
@@ -114,7 +114,7 @@ void attend(const Pass<T, T>& pass, const Span& span, const Kept<T>& kept, int64
   };
   auto meet = [&](const Unit& at, float* s) {
     with_rows(at.strip, [&](auto strip) {
-      meet_rows<strip>(s, at.valid, at.columns(), pass.scale, state[at.r / kRows], shift);
+      update_maxima<strip>(s, at.valid, at.columns(), call.scale, state[at.r / kRows], shift);
     });
   };
   Unit units[2], *at = &units[0], *next = &units[1];  // never copied: product_tile() tells why
@@ -128,8 +128,8 @@ void attend(const Pass<T, T>& pass, const Span& span, const Kept<T>& kept, int64
     if (!last) place(*next, at->page + turn, turn ? 0 : at->r + kRows), score(*next, next_s);
     if (!Decoding) soon.step();
     with_rows(at->strip, [&](auto strip) {
-      weigh_rows<T, strip>(s, at->valid ? 1.0f : pass.scale, at->columns(), state[at->r / kRows], shift,
-                           weights);
+      make_weights<T, strip>(s, at->valid ? 1.0f : call.scale, at->columns(), state[at->r / kRows], shift,
+                             weights);
     });
     const Word<T>* v = kept.values(at->page);
     const Word<T>* after = at->page + 2 <= tile ? kept.keys(at->page + 2) : then;
@@ -143,7 +143,7 @@ void attend(const Pass<T, T>& pass, const Span& span, const Kept<T>& kept, int64
     if (!last) meet(*next, next_s);
     std::swap(at, next), std::swap(s, next_s);
   }
-  finish<kRows>(pass, here, tile, state, o);
+  finish<kRows>(call, here, tile, state, o);
 }
 
 // Keys and values of new tokens, rows of kv_heads * dim that lie `stride` apart, and where they go.
@@ -184,7 +184,7 @@ constexpr int64_t kRotated = 16;  // tokens a task, where they are rotated befor
 // All queries of all spans. Where each span is one query, `fresh` (or null) is written on the way: a token's
 // keys and values go to the page that its query reads next.
 template <class T, class P>
-void attend_all(const Pass<T, P>& pass, const std::vector<Span>& spans, const Fresh<T, P>* fresh, int threads) {
+void attend_all(const Call<T, P>& call, const std::vector<Span>& spans, const Fresh<T, P>* fresh, int threads) {
   struct Task {
     const Span* span;
     int64_t tile;
@@ -197,7 +197,7 @@ void attend_all(const Pass<T, P>& pass, const std::vector<Span>& spans, const Fr
       tasks.push_back({&span, tile});
   }
   std::stable_sort(tasks.begin(), tasks.end(), [](const Task& a, const Task& b) { return a.tile > b.tile; });
-  const int64_t total = (int64_t)tasks.size() * pass.kv_heads;
+  const int64_t total = (int64_t)tasks.size() * call.kv_heads;
   // A task of decoding is some neighbours in memory, each of which asks for the next: of one request as many as
   // there are for a thread, since all are equally long.
   const int64_t equal = tasks.size() == 1 ? ceil_div(total, threads) : total / (8 * threads);
@@ -205,28 +205,28 @@ void attend_all(const Pass<T, P>& pass, const std::vector<Span>& spans, const Fr
   parallel::parallel_for(ceil_div(total, each), threads, [&](int64_t chunk) {
     const int64_t end = std::min(total, (chunk + 1) * each);
     for (int64_t i = chunk * each; i < end; ++i) {
-      const Task& task = tasks[i / pass.kv_heads];
-      const int64_t head = i % pass.kv_heads;
+      const Task& task = tasks[i / call.kv_heads];
+      const int64_t head = i % call.kv_heads;
       if (fresh && fresh->rotated) fresh->rotated->rotate_heads(task.span->first, head, 1);
-      if (fresh) fresh->write(task.span->first, 1, head, pass.kv_heads, pass.dim);
-      auto kept = [&](int64_t at) { return pass.kept(*tasks[at / pass.kv_heads].span, at % pass.kv_heads); };
+      if (fresh) fresh->write(task.span->first, 1, head, call.kv_heads, call.dim);
+      auto kept = [&](int64_t at) { return call.kept(*tasks[at / call.kv_heads].span, at % call.kv_heads); };
       const Word<P>* then = i + 1 < end ? kept(i + 1).keys(0) : nullptr;
       Prefetcher soon;
       if (task.span->count == 1) {
-        attend<true>(pass, *task.span, kept(i), task.tile, head, then, soon);
+        attend<true>(call, *task.span, kept(i), task.tile, head, then, soon);
       } else {
         if (const int64_t at = i + threads; at < total) {
-          const Task& next = tasks[at / pass.kv_heads];
-          Tile(pass, *next.span, next.tile, at % pass.kv_heads).add_rows(soon, pass);
+          const Task& next = tasks[at / call.kv_heads];
+          Tile(call, *next.span, next.tile, at % call.kv_heads).add_rows(soon, call);
         }
-        attend<false>(pass, *task.span, kept(i), task.tile, head, then, soon);
+        attend<false>(call, *task.span, kept(i), task.tile, head, then, soon);
       }
     }
   });
 }
 
 template <class T, class P>
-Pass<T, P> make_pass(const T* q, const P* k_pages, const P* v_pages, int64_t heads, int64_t kv_heads,
+Call<T, P> make_call(const T* q, const P* k_pages, const P* v_pages, int64_t heads, int64_t kv_heads,
                      int64_t dim, float scale, T* out, float* lse) {
   auto words = [](const P* p) { return reinterpret_cast<const Word<P>*>(p); };
   return {q, words(k_pages), words(v_pages), heads, kv_heads, dim, scale * 1.44269504f, out, lse};
@@ -288,15 +288,15 @@ void attention_forward(const T* q, const T* k, const T* v, const int32_t* cu_seq
     write_across(k + at, kv_heads * dim, dim, 0, part.count, keys);
     write_along(v + at, kv_heads * dim, dim, 0, part.count, values);
   };
-  const auto pass = make_pass<T, T>(q, k_pages, v_pages, heads, kv_heads, dim, scale, out, lse);
+  const auto call = make_call<T, T>(q, k_pages, v_pages, heads, kv_heads, dim, scale, out, lse);
   parallel::parallel_for((int64_t)parts.size() * kv_heads, threads, [&](int64_t i) {
     pack(parts[i / kv_heads], i % kv_heads, reinterpret_cast<Word<T>*>(k_pages) + i * k_words,
          reinterpret_cast<Word<T>*>(v_pages) + i * v_words);
   });
-  attend_all(pass, shared, (const Fresh<T, T>*)nullptr, threads);
+  attend_all(call, shared, (const Fresh<T, T>*)nullptr, threads);
   auto add_tile = [&](Prefetcher& soon, const Span& span, int64_t tile, int64_t head) {
-    const Tile next(pass, span, tile, head);
-    next.add_rows(soon, pass);
+    const Tile next(call, span, tile, head);
+    next.add_rows(soon, call);
     for (const T* rows : {k, v})
       soon.add(rows + (next.first * kv_heads + head) * dim, dim, kv_heads * dim, next.end - next.begin);
   };
@@ -305,7 +305,7 @@ void attention_forward(const T* q, const T* k, const T* v, const int32_t* cu_seq
     const Span& span = owned[i / kv_heads];
     const int64_t head = i % kv_heads, pages = ceil_div(span.count, kPage);
     auto *keys = room<Word<T>, kKeys>(pages * k_words), *values = room<Word<T>, kValues>(pages * v_words);
-    const Kept<T> kept{keys, values, span.pages, k_words, v_words};
+    const HeadPages<T> kept{keys, values, span.pages, k_words, v_words};
     for (int64_t tile = 0; tile < pages; ++tile) {
       pack({span.first + tile * kPage, std::min<int64_t>(kPage, span.count - tile * kPage)}, head,
            keys + tile * k_words, values + tile * v_words);
@@ -315,7 +315,7 @@ void attention_forward(const T* q, const T* k, const T* v, const int32_t* cu_seq
       } else if (i + threads < tasks) {
         add_tile(soon, owned[(i + threads) / kv_heads], 0, (i + threads) % kv_heads);
       }
-      attend<false>(pass, span, kept, tile, head, nullptr, soon);
+      attend<false>(call, span, kept, tile, head, nullptr, soon);
     }
   });
 }
@@ -329,7 +329,7 @@ int64_t attention_paged(const T* q, const P* k_pages, const P* v_pages, int64_t 
   int64_t wrong =
       read_spans(page_count, block_table, table_width, q_start, context_lens, requests, tokens, spans);
   if (wrong < 0)
-    attend_all(make_pass(q, k_pages, v_pages, heads, kv_heads, dim, scale, out, nullptr), spans,
+    attend_all(make_call(q, k_pages, v_pages, heads, kv_heads, dim, scale, out, nullptr), spans,
                (const Fresh<T, P>*)nullptr, threads);
   return wrong;
 }
@@ -374,7 +374,7 @@ int64_t append(const T* q, const T* k, int64_t k_stride, const T* v, int64_t v_s
       });
     write_pages(k, k_stride, v, v_stride, k_pages, v_pages, page_count, slots, tokens, kv_heads, dim, threads);
   }
-  attend_all(make_pass(q, k_pages, v_pages, heads, kv_heads, dim, scale, out, nullptr), spans,
+  attend_all(make_call(q, k_pages, v_pages, heads, kv_heads, dim, scale, out, nullptr), spans,
              decoding ? &fresh : nullptr, threads);
   return -1;
 }

@@ -1,10 +1,15 @@
 // What attention's forward and backward share: pages, and one product of small matrices.
 //
-// A page holds the keys or values of 64 tokens of one kv head, the tokens counted from the document's start.
-// Across: (D, 64), so that one load brings many tokens' d-th number. Along: (64, D rounded up to 16), so that
-// one load brings many numbers of one token. Both are stored in words of what one step of a dot product takes:
-// a float, two bf16 of neighbouring rows, or four bytes (a last row that lacks neighbours is filled up). Bytes
-// are codes of -127 to 127 plus 128, and after a page's codes follow its 64 tokens' scales, floats.
+// A page holds the keys or the values of 64 tokens of one kv head; tokens are counted from the document's
+// start. There are two layouts:
+//
+// - across, (D, 64): one load brings the d-th number of many tokens. Keys lie so, for scores.
+// - along, (64, D rounded up to 16): one load brings many numbers of one token. Values lie so.
+//
+// Both are stored in words that hold what one step of a dot product takes: one float, two bf16 of neighbouring
+// rows, or four bytes of neighbouring rows (where the last row lacks neighbours, the word is filled up). Bytes
+// are codes of -127 to 127, stored plus 128; behind a page's codes follow the scales of its 64 tokens, as
+// floats.
 #pragma once
 
 #include <algorithm>
@@ -178,15 +183,16 @@ inline void prefetch(const W* p, int v, int64_t ahead) {
   if (v * kLanes * 4 % 64 == 0) __builtin_prefetch((const char*)(p + v * kLanes) + ahead, 0, 2);
 }
 
-// How the sums of a product begin: with 0 where they are `fresh`, else with what is there, of up to kRows rows
-// times each one's `shrink` (or null).
+// What the sums of a product begin with: 0 where they are `fresh`, else what is in memory. Of up to kRows rows
+// that is multiplied by each row's `shrink`, if it is not null.
 struct Begin {
   bool fresh;
   const float* shrink = nullptr;
 };
 
-// R rows by V vectors of a product. It takes numbers, and its callers are inlined: a structure that is written
-// to the stack number by number and read there as vectors waits for its own stores, 60 cycles of a tile's 450.
+// R rows by V vectors of a product. It takes plain numbers rather than structures, and its callers are inlined:
+// a structure that is written to the stack number by number and then copied as vectors has to wait for its own
+// stores (store forwarding fails), 60 cycles of a tile's 450.
 template <class T, int R, int V, bool Prefetch>
 [[gnu::noinline]] void product_tile(const Word<T>* words, int64_t row, int64_t step, const Word<T>* b,
                                     int64_t b_step, int64_t steps, Total<T>* out, int64_t out_row, bool fresh,
@@ -275,9 +281,10 @@ template <class T, bool Prefetch = false>
   });
 }
 
-// The longest packed document that a thread takes by itself, a kv head at a time with all its tokens, so that
-// what it makes of one, `bytes` a page, stays in its cache. Longer ones are shared by threads, lest these end
-// apart: none is more than a 16th of a thread's work.
+// Up to how many tokens a packed document is done by one thread, a kv head at a time, so that what the thread
+// makes of it (`bytes` for each page) stays in its cache. Longer documents are shared by the threads. No
+// document that is done by one thread is more than a 16th of a thread's work, so that all threads end at about
+// the same time.
 inline int64_t most_owned(const int32_t* cu_seqlens, int64_t documents, int64_t kv_heads, int64_t bytes,
                           int threads) {
   constexpr int64_t kNear = 1 << 19;  // half of a core's L2
@@ -289,7 +296,7 @@ inline int64_t most_owned(const int32_t* cu_seqlens, int64_t documents, int64_t 
   return std::min(kNear / bytes * kPage, (int64_t)std::sqrt(pairs * (double)kv_heads / (16.0 * threads)));
 }
 
-// The numbers of packed documents in the order in which threads take them, the longest first: so they end
+// The packed documents' indices, longest first: the order in which threads take them, so that they end
 // together.
 inline std::vector<int64_t> longest_first(const int32_t* cu_seqlens, int64_t documents) {
   std::vector<int64_t> order(documents);
@@ -300,7 +307,7 @@ inline std::vector<int64_t> longest_first(const int32_t* cu_seqlens, int64_t doc
   return order;
 }
 
-// What rooms are for: those of one task lie apart.
+// What rooms are for; a task may use all of them at once.
 enum Room {
   kQueries,
   kOut,
@@ -318,8 +325,8 @@ enum Room {
   kKeyGradients
 };
 
-// Room for n elements of this thread, kept for its next task; contents are whatever they were. It begins at a
-// line of memory, so that no vector lies across two.
+// Room for n elements of E that belongs to the calling thread and is reused by its next task; its contents are
+// whatever they were. It begins at a cache line, so that no vector lies across two.
 template <class E, Room>
 inline E* room(int64_t n) {
   struct alignas(64) Line {

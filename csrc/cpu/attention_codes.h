@@ -66,11 +66,11 @@ inline float part_weights(const float* p, const float* scales, int64_t valid, in
 
 // attend() of attention.cpp over pages of codes.
 template <bool Decoding, class T>
-void attend(const Pass<T, uint8_t>& pass, const Span& span, const Kept<uint8_t>& kept, int64_t tile,
+void attend(const Call<T, uint8_t>& call, const Span& span, const HeadPages<uint8_t>& kept, int64_t tile,
             int64_t kv_head, const uint32_t* then, Prefetcher& soon) {
   constexpr int kSteps = Words<uint8_t>::kSteps, kStrip = kRows / 2;  // a row is two rows of a product
-  const int64_t dim = pass.dim, width = padded(dim), q_words = across_rows<uint8_t>(dim);
-  const Tile here(pass, span, tile, kv_head);
+  const int64_t dim = call.dim, width = padded(dim), q_words = across_rows<uint8_t>(dim);
+  const Tile here(call, span, tile, kv_head);
   const int64_t rows = here.rows;
 
   struct Query {
@@ -84,7 +84,7 @@ void attend(const Pass<T, uint8_t>& pass, const Span& span, const Kept<uint8_t>&
   Query* query = room<Query, kQuery>(rows);
   int32_t *codes = room<int32_t, kCodes>(width), *sums = room<int32_t, kSums>(kRows * width);
   here.each_row(tile, [&](int64_t row, int64_t source, int seen) {
-    query[row].unit = to_codes(pass.q + source * dim, dim, kMostParted, codes) * pass.scale;
+    query[row].unit = to_codes(call.q + source * dim, dim, kMostParted, codes) * call.scale;
     auto* parts = reinterpret_cast<int8_t*>(q + row * 2 * q_words);
     std::memset(parts, 0, 2 * q_words * sizeof(uint32_t));
     int32_t total = 0;
@@ -139,8 +139,8 @@ void attend(const Pass<T, uint8_t>& pass, const Span& span, const Kept<uint8_t>&
       with_rows(strip, [&](auto all) {
         Running& running = state[r / kStrip];
         const int* until = own ? valid + r : nullptr;
-        meet_rows<all>(x, until, columns, 1.0f, running, shift);
-        weigh_rows<float, all>(x, 1.0f, columns, running, shift, p);
+        update_maxima<all>(x, until, columns, 1.0f, running, shift);
+        make_weights<float, all>(x, 1.0f, columns, running, shift, p);
       });
       for (int64_t i = 0; i < strip; ++i) {
         int8_t* high = parts + 2 * i * kPage;
@@ -160,7 +160,7 @@ void attend(const Pass<T, uint8_t>& pass, const Span& span, const Kept<uint8_t>&
         }
     }
   }
-  finish<kStrip>(pass, here, tile, state, o);
+  finish<kStrip>(call, here, tile, state, o);
 }
 
 // Stores one head's key and value of a token at a place of a page, as codes. Where either is not finite, both

@@ -11,15 +11,17 @@
 
 namespace attention {
 
-// Queries of one document: rows first ... first + count - 1, the last of them at position context - 1.
+// Queries of one document or request: rows first to first + count - 1 of the call, the last of them at position
+// context - 1. `pages` are the numbers of the pages that hold its keys and values, in order.
 struct Span {
   int64_t first, count, context;
   const int32_t* pages;
 };
 
-// The pages of a span for one kv head, P's: from one to the next in memory are `k_step` and `v_step` words.
+// The pages of a span for one kv head: page i of the document lies k_step (v_step) words times pages[i] from k
+// (v).
 template <class P>
-struct Kept {
+struct HeadPages {
   const Word<P>*k, *v;
   const int32_t* pages;
   int64_t k_step, v_step;
@@ -30,7 +32,7 @@ struct Kept {
 
 // One call's tensors; P is what pages hold: T, or uint8_t for codes with scales.
 template <class T, class P>
-struct Pass {
+struct Call {
   const T* q;
   const Word<P>*k_pages, *v_pages;
   int64_t heads, kv_heads, dim;
@@ -39,7 +41,7 @@ struct Pass {
   float* lse;  // or null
 
   int64_t group() const { return heads / kv_heads; }
-  Kept<P> kept(const Span& span, int64_t kv_head) const {
+  HeadPages<P> kept(const Span& span, int64_t kv_head) const {
     const int64_t k_words = key_words<P>(dim), v_words = value_words<P>(dim);
     return {k_pages + kv_head * k_words, v_pages + kv_head * v_words, span.pages, kv_heads * k_words,
             kv_heads * v_words};
@@ -52,21 +54,21 @@ struct Tile {
   int64_t first, heads, head, group;
 
   template <class T, class P>
-  Tile(const Pass<T, P>& pass, const Span& span, int64_t tile, int64_t kv_head)
+  Tile(const Call<T, P>& call, const Span& span, int64_t tile, int64_t kv_head)
       : begin(std::max(span.context - span.count, tile * kPage)),
         end(std::min(span.context, (tile + 1) * kPage)),
-        rows((end - begin) * pass.group()),
+        rows((end - begin) * call.group()),
         first(span.first + begin - (span.context - span.count)),
-        heads(pass.heads),
-        head(kv_head * pass.group()),
-        group(pass.group()) {}
+        heads(call.heads),
+        head(kv_head * call.group()),
+        group(call.group()) {}
 
   // The rows as they are read and written.
   template <class T, class P>
-  void add_rows(Prefetcher& soon, const Pass<T, P>& pass) const {
-    const int64_t at = (first * heads + head) * pass.dim, numbers = group * pass.dim;
-    soon.add(pass.q + at, numbers, heads * pass.dim, end - begin);
-    soon.add(pass.out + at, numbers, heads * pass.dim, end - begin);
+  void add_rows(Prefetcher& soon, const Call<T, P>& call) const {
+    const int64_t at = (first * heads + head) * call.dim, numbers = group * call.dim;
+    soon.add(call.q + at, numbers, heads * call.dim, end - begin);
+    soon.add(call.out + at, numbers, heads * call.dim, end - begin);
   }
 
   // body(row, its place among the call's rows, how many keys of page `tile` it sees), row by row: no divisions.
@@ -84,7 +86,7 @@ struct alignas(64) Running {
   float most[kRoom], sum[kRoom];
 };
 
-// The rows' maxima or sums: lane r of to is all lanes of row r.
+// to[r] = all lanes of rows[r] combined, for R rows: their maxima, or their sums.
 template <int R, class F>
 [[gnu::always_inline]] inline void combine_rows(const f32* rows, float* to, F&& combine) {
   f32 some[kLanes];
@@ -95,8 +97,9 @@ template <int R, class F>
   if constexpr (R > kLanes) combine_rows<R - kLanes>(rows + kLanes, to + kLanes, combine);
 }
 
-// What a strip's rows go by on one page, in units of log 2: the score that weights are relative to, and what
-// weights of the pages before shrink by.
+// What a strip's rows use on one page: `from`, the largest score so far, which weights are relative to (in
+// units of log 2), and `shrink`, the factor by which the sums of the pages before shrink since that score has
+// grown.
 struct alignas(64) Shift {
   float from[kRoom], shrink[kRoom];
 };
@@ -104,7 +107,8 @@ struct alignas(64) Shift {
 // Finds R rows' largest score with those of a page. Of row r the first valid[r] keys count (null: all 64), of
 // none those from `columns` on. Rows go through each step together: alone, each would wait for its own maximum.
 template <int R>
-inline void meet_rows(float* s, const int* valid, int64_t columns, float scale, Running& state, Shift& shift) {
+inline void update_maxima(float* s, const int* valid, int64_t columns, float scale, Running& state,
+                          Shift& shift) {
   f32 tops[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) tops[r] = set(kNone);
@@ -125,10 +129,10 @@ inline void meet_rows(float* s, const int* valid, int64_t columns, float scale, 
   }
 }
 
-// Turns the scores of R rows, as meet_rows() left them, into weights, a left factor, and adds these up.
+// Turns the scores of R rows, as update_maxima() left them, into weights, a left factor, and adds these up.
 template <class T, int R>
-inline void weigh_rows(const float* s, float unit, int64_t columns, Running& state, const Shift& shift,
-                       T* weights) {
+inline void make_weights(const float* s, float unit, int64_t columns, Running& state, const Shift& shift,
+                         T* weights) {
   f32 totals[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -149,29 +153,31 @@ inline void weigh_rows(const float* s, float unit, int64_t columns, Running& sta
     store(state.sum + r, load(state.sum + r) * load(shift.shrink + r) + load(found + r));
 }
 
-// From one address to another, for product() to ask there; a decoding row has none to go to where `to` is null.
+// The distance in bytes from one address to another, for product() to prefetch at. 0 where there is nothing to
+// prefetch: when not decoding, or where `to` is null.
 template <bool Decoding, class W>
 int64_t ahead(const W* from, const W* to) {
   return Decoding && to ? (const char*)to - (const char*)from : 0;
 }
 
-// Of strips that have met no key yet.
+// The state of strips that have met no key yet.
 inline void begin_rows(Running* state, int64_t strips) {
   for (int64_t i = 0; i < strips; ++i)
     for (int r = 0; r < kRoom; r += kLanes)
       store(state[i].most + r, set(kNone)), store(state[i].sum + r, zero());
 }
 
-// Writes what a task's rows, in strips of so many, have come to.
+// Writes a task's results: its rows' outputs o / sum and, where wanted, their log-sum-exp. Strip: rows in a
+// strip.
 template <int Strip, class T, class P>
-void finish(const Pass<T, P>& pass, const Tile& here, int64_t tile, const Running* state, const float* o) {
-  const int64_t dim = pass.dim, width = padded(dim);
+void finish(const Call<T, P>& call, const Tile& here, int64_t tile, const Running* state, const float* o) {
+  const int64_t dim = call.dim, width = padded(dim);
   here.each_row(tile, [&](int64_t row, int64_t source, int) {
-    T* to = pass.out + source * dim;
+    T* to = call.out + source * dim;
     const float most = state[row / Strip].most[row % Strip], sum = state[row / Strip].sum[row % Strip];
     const float inverse = 1.0f / sum;
     each_vector(dim, [&](int64_t d, int n) { put(to + d, load(o + row * width + d) * set(inverse), n); });
-    if (pass.lse) pass.lse[source] = most * 0.693147181f + std::log(sum);
+    if (call.lse) call.lse[source] = most * 0.693147181f + std::log(sum);
   });
 }
 

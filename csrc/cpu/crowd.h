@@ -1,5 +1,10 @@
-// Whether a team is worth its waits: on cores that others want too, members wait for one that has lost its core
-// at every loop, where claimed loops go on without it.
+// Whether a sequence of steps should run as a team (parallel.h) or as ordinary loops, whose tasks threads
+// claim.
+//
+// A team is faster as long as every member has a core to itself. On a crowded machine members lose their
+// cores, and at every loop the whole team waits for the one that did; claimed loops go on without it. So a
+// caller counts how often its teams waited too long, and for a while falls back to claimed loops where that
+// was often.
 #pragma once
 
 #include <algorithm>
@@ -8,19 +13,19 @@
 
 namespace parallel {
 
-// How often members of the caller's team have given up their cores while they waited for another; 0 outside of
-// one.
+// How often members of the caller's team have waited so long for another that they offered it their core; 0
+// outside of a team.
 int64_t late();
 
-// What a caller does in steps, by a team or by claimed loops: which of them is next. Of all callers together.
+// Decides between the two. One object serves all callers; it may be used from several threads at once.
 class Crowd {
  public:
   static constexpr int64_t kMostLate = 2;  // in one sequence of steps; more is no accident
 
   bool team_is_worth_it() const { return claimed_.load(std::memory_order_relaxed) <= 0; }
 
-  // A team did so many steps and was `late` or not: after some claimed ones another is tried, each time after
-  // more.
+  // A team has done this many steps and was late() this often. After a crowded one, some steps run as claimed
+  // loops before a team is tried again: twice as many each time, between kLeast and kMost.
   void note_team(int64_t steps, int64_t late) {
     if (late > kMostLate) {
       pause_.store(std::clamp(2 * pause_.load(std::memory_order_relaxed), kLeast, kMost),
@@ -31,6 +36,7 @@ class Crowd {
     }
   }
 
+  // So many steps were done as claimed loops.
   void note_claimed(int64_t steps) { claimed_.fetch_sub(steps, std::memory_order_relaxed); }
 
  private:

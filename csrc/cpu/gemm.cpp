@@ -1,11 +1,18 @@
 // The matrix product of gemm.h: register tiles over packed panels.
 //
-// A kernel keeps a tile of C in registers (AVX-512: 14 rows of 32 columns, 28 accumulators, where 4 would cover
-// the latency of a multiply-add), and for each step of k loads the columns of B once and broadcasts one value
-// of A for each row: 2 + 14 loads for 28 multiply-adds, so the multipliers are the bound. A block of k of a
-// panel of B, 32 KiB, serves all tiles of a block of rows from L1; then comes the panel's next block, so that
-// sums between blocks are near too. With few rows (decoding) the same chains are run on more columns at a time,
-// and the time is that of reading B once.
+// From the inside out:
+//
+// - A kernel keeps a tile of C in registers: on AVX-512 14 rows of 32 columns, which are 28 accumulators (4
+//   would be enough to hide the latency of a multiply-add). For each step of k it loads the columns of B once
+//   and broadcasts one value of A for each row: 2 + 14 loads for 28 multiply-adds, so the multipliers are the
+//   bound.
+// - One block of k of a panel of B is 32 KiB. It stays in L1 while it meets all tiles of a block of rows.
+//   Then comes the panel's next block of k, so the sums that are carried from one block to the next stay near
+//   too.
+// - A block of rows of A is packed by the task that multiplies it, and stays in L2.
+//
+// With few rows (decoding) the same chains of multiply-adds run on more columns at a time, and the product
+// takes as long as reading B once.
 #include "gemm.h"
 
 #include <algorithm>
@@ -79,9 +86,10 @@ struct Target {
   int64_t before_stride;
 };
 
-// One tile: Rows rows of A (packed: Rows units a step) times Columns vectors of B. What lies `ahead` of these
-// in B is asked for meanwhile, or the multipliers would wait for memory and memory for them. Few rows only
-// wait, and the processor by itself asks early enough.
+// One tile: Rows rows of A (packed: Rows units a step) times Columns vectors of B, whose panels are `panel`
+// units apart. Meanwhile what lies `ahead` units further on in B is prefetched, so that arithmetic and memory
+// do not wait for each other in turns. Tiles of up to 3 rows wait for memory anyway, and the hardware's
+// prefetcher is enough.
 template <class T, class Out, int Rows, int Columns>
 void kernel(int64_t steps, const Unit<T>* a, const Unit<T>* b, int64_t panel, int64_t ahead,
             const Target<T, Out>& to) {
@@ -91,7 +99,7 @@ void kernel(int64_t steps, const Unit<T>* a, const Unit<T>* b, int64_t panel, in
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < Columns; ++v) sum[r][v] = zero();
-  if constexpr (Rows > 3) {  // where the results will go, in time
+  if constexpr (Rows > 3) {  // the lines that results will be written to
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
@@ -115,7 +123,7 @@ void kernel(int64_t steps, const Unit<T>* a, const Unit<T>* b, int64_t panel, in
     a += Rows;
     b += kPanel;
   }
-  if (Rows > 3 && !to.bias && to.columns >= Columns * kLanes) {  // most tiles: nothing to ask for each vector
+  if (Rows > 3 && !to.bias && to.columns >= Columns * kLanes) {  // most tiles: whole vectors, no bias
     if (to.before)
 #pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r)
@@ -216,8 +224,8 @@ void each_strip(Matrix<T> in, int64_t k, F&& body) {
   for (int64_t done = 0; done < k; done += strip) body(done / Step<T>::kNumbers, std::min(strip, k - done));
 }
 
-// What each_strip() will read of `numbers` of each of `rows` rows: a dozen rows or more at once, which is more
-// than the processor looks ahead in, so that packing would wait for each line.
+// Prefetches what each_strip() will read: `numbers` of each of `rows` rows. Packing reads a dozen rows or more
+// at once, more streams than the hardware's prefetcher follows, so without this it would wait for every line.
 template <class T>
 void add_rows(Prefetcher& soon, Matrix<T> in, int64_t rows, int64_t numbers) {
   in.column == 1 ? soon.add(in.data, numbers, in.row, rows) : soon.add(in.data, rows, in.column, numbers);

@@ -1,11 +1,13 @@
-// Matrix product C (m, n) = A (m, k) B (n, k)^T with one order of summation, for linear and cross_entropy.
+// Matrix product C (m, n) = A (m, k) B (n, k)^T with one order of summation, for linear, cross_entropy and
+// muon.
 //
-// The contract, for each element of C: k is cut into blocks of kSteps steps from 0, a step being one number
-// (bf16: a pair, an odd last one padded with zero). A block is one chain of multiply-adds (bf16:
-// simd::dot_pairs) from 0, first step to last; the blocks are added in order, onto what C holds where asked to;
-// all in float32. So the bits depend on a row of A and a row of B alone: not on m, n, tiles or threads. (One
-// chain over all of k would be as fixed, but its error grows with the square root of k: three times torch's at
-// k = 2500.)
+// The contract, for each element of C: the dimension k is cut into blocks of kSteps steps. A step is one
+// number, or in bf16 a pair of them (an odd last one is paired with zero). A block is summed by one chain of
+// multiply-adds (in bf16 simd::dot_pairs) that begins at 0 and goes from its first step to its last. The
+// blocks' sums are then added in order, onto what C holds if the caller asks for that. All of it is in float32.
+// So the bits of an element depend on its row of A and its row of B alone: not on m, n, tiles or threads. (One
+// chain over all of k would be as well defined, but its error grows with the square root of k: three times
+// torch's at k = 2500.)
 //
 // B is packed first, into panels of kPanel columns: for each step of k (one float, or one pair of bf16) the
 // kPanel values lie side by side, so that a kernel reads memory strictly forwards. The layout is the same in
@@ -40,7 +42,7 @@ int64_t packed_size(int64_t n, int64_t k) {
 }
 
 template <class T>
-void pack(Matrix<T> b, int64_t n, int64_t k, T* packed, int threads);
+void pack(Matrix<T> b, int64_t n, int64_t k, T* packed, int threads);  // packed: packed_size<T>(n, k) numbers
 
 // Which elements of C are wanted; kLower: those on and below the diagonal at least, others may be left
 // unwritten.
@@ -51,8 +53,9 @@ template <class T, class Out>
 void multiply(Matrix<T> a, const T* packed, int64_t m, int64_t n, int64_t k, Out* c, int64_t row_stride,
               const T* bias, bool accumulate, int threads, Part part = kWhole);
 
-// Memory of this thread that is kept and reused from call to call (fresh memory costs page faults): `slot`
-// names the purpose, so that users within one call do not meet.
+// At least `bytes` of memory that belongs to the calling thread and is reused from call to call (fresh memory
+// costs page faults). It is aligned to a page; its contents are whatever they were. A pointer is valid until
+// the thread asks for the same slot again, so each purpose has a slot of its own.
 enum Slot {
   kPackedB,
   kPackedA,

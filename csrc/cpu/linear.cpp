@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "gemm.h"
+#include "integers.h"
 #include "norm.h"
 #include "ops.h"
 #include "parallel.h"
@@ -60,7 +61,7 @@ void linear_backward(const T* dy, const T* x, const T* weight, T* dx, T* dweight
   if (dx) gemm::multiply({dy, n, 1}, packed({weight, 1, k}, k, n), m, k, n, dx, k, none, false, threads);
   if (dweight) gemm::multiply({dy, 1, n}, packed({x, 1, k}, k, m), n, k, m, dweight, k, none, false, threads);
   if (dbias) {
-    parallel::parallel_shares((n + kLanes - 1) / kLanes, m * n < 1 << 16 ? 1 : threads, [&](int64_t strip) {
+    parallel::parallel_shares(ceil_div(n, kLanes), m * n < 1 << 16 ? 1 : threads, [&](int64_t strip) {
       int64_t i = strip * kLanes;
       int lanes = (int)std::min<int64_t>(kLanes, n - i);
       f32 total = zero();

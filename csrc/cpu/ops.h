@@ -1,4 +1,15 @@
-// Every CPU op's entry points. T is float or simd::bf16; sums are in float. Each op's file explains itself.
+// Every CPU op's entry points; each op's file explains how it works.
+//
+// What holds for all of them:
+//
+// - T is float or simd::bf16; sums are in float.
+// - Tensors are row-major and contiguous where no stride is given, with the shapes in the comments. They need
+//   no alignment beyond their type's. Strides and sizes count numbers, not bytes, unless the name says so.
+// - The caller owns all memory. Outputs may not overlap inputs where it is not said that they may. Python has
+//   checked shapes, types and sizes (kernels/<op>/__init__.py); only what lies in tensors (ids, positions,
+//   slots) is checked here, and reported by the value returned.
+// - `threads` is how many threads may work, the caller included (parallel.h). Results never depend on it.
+//   Several threads may call at once.
 #pragma once
 
 #include <cstdint>

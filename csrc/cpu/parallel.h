@@ -3,27 +3,41 @@
 //   parallel_for(tasks, threads, [&](int64_t i) { ... });
 //   parallel_shares(tasks, threads, [&](int64_t i) { ... });
 //
-// The caller works too. Tasks are claimed one at a time, so a slow core takes fewer; since each output
-// belongs to exactly one task, results never depend on the number of threads. Workers spin for some hundred
-// microseconds after a loop (the next op of a step usually comes at once) and then sleep. A loop started while
-// the pool is busy (from another Python thread, or from inside a task) runs on its caller alone.
+// Both call the body once for each task 0 <= i < tasks, on up to `threads` threads (the caller is one of
+// them), and return when all tasks are done. Each output belongs to exactly one task, so results never depend
+// on the number of threads. Any thread may call them. A loop that is started while the pool is busy, by
+// another Python thread or from inside a task, runs on its caller alone. The body must not throw, except
+// inside a team (below).
 //
-// parallel_for gives out tasks in turn. parallel_shares divides them into as many shares of neighbours as there
-// are threads: each takes its own, in order, then helps with the others from their ends. So what follows a task
-// is most likely its neighbour, and where the tasks of several loops are the same rows, a thread finds in its
-// caches what it wrote before: a line that another core has written costs several times one from L3.
+// They differ in who does which task:
 //
-//   Region region(threads);    the caller's loops, one after the other, until it ends
+// - parallel_for hands out tasks one at a time, in order. A slow core takes fewer.
+// - parallel_shares divides the tasks into as many runs of neighbours as there are threads. Each thread does
+//   its own run from the front; when it is through, it helps the others from their ends. So a thread's next
+//   task is most likely the neighbour of its last one. And where several loops go over the same rows, a
+//   thread finds in its caches what it wrote in the loop before; a cache line that another core wrote costs
+//   several times one from L3.
 //
-// keeps the pool for a sequence of loops and wakes the workers before the first of them.
+// After a loop the workers spin for about 100 us, since the next op of a step usually comes at once; then they
+// sleep.
+//
+//   Region region(threads);
+//
+// reserves the pool for a sequence of the caller's loops, until it goes out of scope, and wakes the workers
+// ahead of the first of them.
 //
 //   team(threads, [&] { ... });
 //
-// has all threads run the same, each of them the whole of it: a sequence of small loops without a hand-over to
-// each, as a decode step is one. There a loop's tasks are shared out by their numbers, and behind it all wait
-// for all. So what stands between loops is computed by every member, and may read what loops have written but
-// write to memory of its own thread only (its stack, gemm::scratch); what is written for all belongs in a loop,
-// of one task if need be. A member that has lost its core keeps the others waiting, who then offer theirs.
+// is for a sequence of loops too small to be handed out task by task, such as a decode step. Every thread
+// (member) runs the whole body. At a loop, the members divide the tasks among themselves by number, and then
+// wait until all are done. The rules for the body:
+//
+// - Code between loops runs in every member. It may read what earlier loops wrote, but write only to memory
+//   of its own thread (its stack, gemm::scratch). What is written for all must be written in a loop, if need
+//   be of one task.
+// - If a member throws, all leave at their next loop, and team() throws the error on the caller's thread.
+//
+// The price: when a member loses its core, all others wait for it, after a while by offering it theirs.
 #pragma once
 
 #include <cstdint>
@@ -56,7 +70,6 @@ void parallel_shares(int64_t tasks, int threads, F&& body) {
 
 void run_team(int threads, void (*body)(void* context), void* context);
 
-// What a member throws, team() throws when all have left.
 template <class F>
 void team(int threads, F&& body) {
   using Function = std::remove_reference_t<F>;
@@ -65,12 +78,13 @@ void team(int threads, F&& body) {
       const_cast<std::remove_const_t<Function>*>(&body));
 }
 
-// Members of the team that runs the caller: 1 outside of one, and inside of a task.
+// How many members the team has that runs the caller; 1 outside of a team, and inside of a task.
 int members();
-// Whether the caller is the one of them that writes what all have computed.
+// Whether the caller is the member that writes down what all members have computed. True outside of a team.
 bool is_first();
 
-// Runs body, which writes to memory of the calling thread: in a team every member does all of its loops.
+// While one lives, the calling thread's loops are its own: in a team, each member does all their tasks itself.
+// For what is written to memory of the calling thread.
 class Privately {
  public:
   Privately();
@@ -82,6 +96,7 @@ class Privately {
   void* const member_;
 };
 
+// Runs body with its loops private to the calling thread.
 template <class F>
 void privately(F&& body) {
   const Privately here;

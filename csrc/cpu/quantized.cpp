@@ -16,6 +16,7 @@
 #include <algorithm>
 
 #include "gemm.h"
+#include "integers.h"
 #include "norm.h"
 #include "ops.h"
 #include "parallel.h"
@@ -75,7 +76,7 @@ struct Rows {
   int32_t* start;  // (blocks, groups, high): what an integer sum begins with, -zero times the sum of codes
   float* sum;      // (blocks, groups, high): scale times the sum of codes, for the minima
 
-  int64_t tiles() const { return (rows + kRows - 1) / kRows; }
+  int64_t tiles() const { return ceil_div(rows, kRows); }
   // Tiles of almost equal height.
   Span tile(int64_t t) const {
     const int64_t first = t * rows / tiles();
@@ -310,8 +311,6 @@ void decode_block(const uint8_t* record, int64_t column, int zero, float* out) {
   }
 }
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // out (x.rows, n) = x W^T + bias; where gated W has 2 n rows, and out is swiglu of that product, rounded to T:
 // gates and what they let through belong to one task, and are never written.
 template <class F, bool Gated, class T, class Out>
@@ -321,21 +320,21 @@ void multiply(const Rows& x, const uint8_t* weight, const T* bias, Out* out, int
   constexpr int64_t kPasses = kPanel / kLanes / kTile;  // of a tile over a panel
   constexpr int64_t kLoads =
       (F::kRecord - F::kCodes) * kTile * kLanes / kPanel / (int64_t)sizeof(bytes);  // of a pass over a record
-  const int64_t blocks = x.blocks, panels = divide_up(n, kPanel), tiles = x.tiles();
+  const int64_t blocks = x.blocks, panels = ceil_div(n, kPanel), tiles = x.tiles();
   if (x.rows * n * kParts * blocks * kBlock < 1 << 18 && parallel::members() == 1) threads = 1;
   // Rows in blocks whose numbers stay in L2 while all panels of a task pass, as many for each thread, which
   // meets those that it has quantised; a task is some neighbouring panels.
   const int64_t fit = std::clamp<int64_t>(kRowBytes / (kRows * blocks * kBlock), 1, kMostTiles);
-  const int64_t least = divide_up(tiles, fit);
-  const int64_t row_blocks = least > threads ? std::min(tiles, divide_up(least, threads) * threads) : least;
+  const int64_t least = ceil_div(tiles, fit);
+  const int64_t row_blocks = least > threads ? std::min(tiles, round_up(least, threads)) : least;
   const int64_t work = x.rows * panels * kParts * blocks * F::kRecord / kTaskBytes;
   // Members of a team, who never take each other's tasks, have one each.
   const int64_t tasks =
       parallel::members() > 1 ? parallel::members() : std::clamp<int64_t>(work, 2 * threads, 16 * threads);
-  const int64_t width = divide_up(panels * row_blocks, tasks);
-  const int64_t shares = divide_up(panels, width);
+  const int64_t width = ceil_div(panels * row_blocks, tasks);
+  const int64_t shares = ceil_div(panels, width);
   const bool once = row_blocks == tiles && kPasses == 1;  // a panel meets nothing but one tile
-  const int64_t sweep = once ? blocks : divide_up(blocks, divide_up(blocks * F::kRecord, kSweepBytes));
+  const int64_t sweep = once ? blocks : ceil_div(blocks, ceil_div(blocks * F::kRecord, kSweepBytes));
   const int64_t run = once ? kRun : 1, pitch = run * kPanel;  // of panels, and of their sums
   parallel::parallel_shares(row_blocks * shares, threads, [&](int64_t task) {
     const int64_t tile0 = task / shares * tiles / row_blocks, tile1 = (task / shares + 1) * tiles / row_blocks;
@@ -347,7 +346,7 @@ void multiply(const Rows& x, const uint8_t* weight, const T* bias, Out* out, int
     // What is asked for lies a panel further: whole records, but for the scales of each where there is but
     // one pass. The processor's own look ahead, which is wider, only goes on while it meets with something.
     const int64_t left = passes == 1 ? F::kCodes : 0, asked = F::kRecord - left, share = asked / passes;
-    const int64_t step = divide_up(asked, kLoads * passes);
+    const int64_t step = ceil_div(asked, kLoads * passes);
     const bool many = passes > kPasses;
     for (int64_t panel = task % shares * width; panel < panel1; panel += run) {
       const int64_t count = std::min(run, panel1 - panel);

@@ -1,19 +1,20 @@
 // Attention: packed causal forward and backward, and paged rows for the engine, on the products of tile.cuh.
 //
-// Forward: 16 or 32 queries a warp, 4 warps; keys and values pass by 64 at a time from the document's start,
-// with a running maximum and sum (online softmax). Keys are loaded while probabilities meet values, values
-// while queries meet keys, so one buffer of each suffices and two blocks share an SM. Pages are read as they
-// lie; the steps are those of packed rows, so that the bits are too. Codes stay bytes in shared memory: few
-// warps have rows when decoding, and there the bytes are what is waited for.
+// Forward. A block is 4 warps of 16 or 32 queries each. Keys and values pass by 64 at a time from the
+// document's start, with a running maximum and sum (online softmax). Keys are loaded while probabilities are
+// multiplied with values, and values while queries are multiplied with keys; so one buffer of each suffices,
+// and two blocks share an SM. Pages are read as they lie, in the steps of packed rows, so the bits are the same
+// too. Codes stay bytes in shared memory: when decoding few warps have rows, and it is the bytes that are
+// waited for.
 //
-// Backward: probabilities are computed again from the log-sum-exp. One kernel in two instances: a block owns
-// queries and walks over keys (dq), or owns keys and walks over queries (dk, dv), so nothing is added with
-// atomics and the bits are the same every time. What is owned are rows of products, what passes by columns:
-// both gradients are then products of probabilities that stay in registers. What passes by is loaded one tile
-// ahead.
+// Backward. Probabilities are computed again from the log-sum-exp. One kernel has two instances: a block owns
+// queries and walks over keys (dq), or owns keys and walks over queries (dk, dv). So nothing is added with
+// atomics, and the bits are the same every time. What a block owns are the rows of its products, what passes by
+// are the columns; then both gradients are products of probabilities that stay in registers. What passes by is
+// loaded one tile ahead.
 //
-// 4 D flops and one exponential a pair forward, 14 D and two backward, on tensor cores in bf16. A warp that
-// would see only masked pairs skips the tile.
+// The work for each pair of query and key is 4 D flops and one exponential forward, 14 D and one backward in
+// each of the two instances, on tensor cores in bf16. A warp that would see only masked pairs skips the tile.
 #include <cfloat>
 #include <type_traits>
 

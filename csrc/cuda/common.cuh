@@ -1,6 +1,6 @@
-// What every CUDA kernel here is written on: launches, packs of numbers moved in one instruction, sums over a
-// block. Kernels use nothing else of CUDA, so that tests/cuda_shim can run them on a CPU, where sanitizers see
-// every access; there `launch` walks over the blocks itself.
+// What every CUDA kernel here is written on: launches, packs of numbers that one instruction moves, sums over a
+// block. Kernels use nothing else of CUDA. So tests/cuda_shim can run the same source on a CPU, where
+// sanitizers see every access; there `launch` itself walks over the blocks.
 #pragma once
 
 #include <cstdint>
@@ -29,8 +29,8 @@ int launch(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_byte
   return (int)cudaGetLastError();
 }
 
-// The same with all blocks on the card at once, or an error where they do not fit: they may wait for each
-// other.
+// The same as a cooperative launch: all blocks are on the card at once, so they may wait for each other.
+// Returns an error where they do not fit.
 template <class... P, class... A>
 int launch_together(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_bytes, void* stream,
                     A... arguments) {
@@ -47,7 +47,7 @@ int launch_together(void (*kernel)(P...), int64_t blocks, int threads, size_t sh
   return (int)cudaLaunchKernelEx(&config, kernel, P(arguments)...);
 }
 
-// Asks for a line of memory, which will be read soon, to come as near as the L2 cache.
+// Prefetches a line of memory into the L2 cache.
 __device__ inline void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 __device__ inline uint32_t load_acquire(const uint32_t* p) {
@@ -63,7 +63,8 @@ __device__ inline uint32_t add_acquire_release(uint32_t* p, uint32_t value) {
   asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(p), "r"(value) : "memory");
   return before;
 }
-// Until *p is no longer `value`; a wait of seconds is a mistake, which must not hang the card.
+// Waits until *p is no longer `value`. A wait of seconds can only be a mistake: it traps, rather than hang the
+// card.
 __device__ inline void wait_while(const uint32_t* p, uint32_t value) {
   constexpr long long kGiveUp = 1ll << 34;  // clocks
   for (long long start = clock64(); load_acquire(p) == value;)
@@ -73,12 +74,12 @@ __device__ inline void wait_while(const uint32_t* p, uint32_t value) {
 
 constexpr int kWarp = 32;
 
-// Where all blocks of a launch_together meet. Zeros at first; it leaves itself ready for the next launch.
+// Where all blocks of a launch_together() meet. Zeros at first; after a launch it is ready for the next one.
 struct GridBarrier {
   uint32_t arrived, round;
 };
 
-// All threads of all blocks; what they wrote before it can be read by all behind it.
+// A barrier of all threads of all blocks: what any of them wrote before it, all of them can read after it.
 __device__ inline void wait_for_all(GridBarrier* barrier) {
   __syncthreads();
   if (threadIdx.x == 0) {
@@ -93,8 +94,8 @@ __device__ inline void wait_for_all(GridBarrier* barrier) {
   __syncthreads();
 }
 
-// One rounding each, never contracted into a fused multiply-add: for results that must match other backends'
-// bits.
+// One rounding each, never contracted into a fused multiply-add: for results whose bits must be those of other
+// backends.
 #ifdef PYENGINE_HOST_SHIM
 inline float mul(float a, float b) { return a * b; }
 inline float add(float a, float b) { return a + b; }

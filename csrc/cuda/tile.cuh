@@ -1,16 +1,20 @@
 // Products of tiles by one warp: what kernels with matrix products are written on.
 //
-// A warp multiplies 16 rows at a time. Its results lie in the accumulators of mma.sync: of rows `lane / 4` and
-// 8 below, every thread holds columns 2 (lane % 4) and the next in each 8. Steps of K are 16 wide and follow
-// one another, whatever else the tile holds, so a row's bits do not depend on the rows beside it. bf16 runs on
-// the tensor cores and sums in float32. float32 stays float32: the same accumulators take plain fused
-// multiply-adds, whose factors come from shared memory or from the three neighbours that hold the rest of the
-// row; three tf32 products instead would be faster and would miss our bound on errors. A step is summed by
-// itself and then added, since one chain over all that a key's gradient sums (every query of every head of its
-// group) misses the bound too.
+// Layout. A warp multiplies 16 rows at a time, and its results lie as the accumulators of mma.sync do: a thread
+// holds, of rows lane / 4 and lane / 4 + 8, columns 2 (lane % 4) and the next one in every 8 columns.
 //
-// Tiles lie in shared memory, 16 bytes moved at once, in swizzled places: eight rows read at one column touch
-// all 32 banks once. Copies from global memory go past the registers (cp.async).
+// Order. Steps of K are 16 wide and are added in order, whatever else the tile holds. So a row's bits do not
+// depend on the rows beside it.
+//
+// Types. bf16 runs on the tensor cores and sums in float32. float32 stays float32: the same accumulators take
+// plain fused multiply-adds, whose factors come from shared memory or from the three neighbouring threads that
+// hold the rest of the row. (Three tf32 products would be faster, and would miss our bound on errors.) Each
+// step is summed by itself and then added. One chain would miss the bound too, since a key's gradient sums over
+// every query of every head of its group.
+//
+// Memory. Tiles lie in shared memory and are moved 16 bytes at a time. Their places are swizzled: eight rows
+// read at one column touch each of the 32 banks once. Copies from global memory bypass the registers
+// (cp.async).
 #pragma once
 
 #include "common.cuh"
@@ -49,8 +53,8 @@ __device__ inline void wait_for_copies() {
 #endif
 }
 
-// Four 8 x 8 matrices, of which lane l names row l % 8 of matrix l / 8: of each, row lane / 4 and columns
-// 2 (lane % 4) and the next, or of its transpose.
+// Loads four 8 x 8 matrices. Lane l gives the address of row l % 8 of matrix l / 8, and gets, of each matrix
+// (or of its transpose), columns 2 (l % 4) and the next one of row l / 4.
 template <bool TRANSPOSED>
 __device__ inline void load_matrices(uint32_t (&out)[4], const bf16* row) {
 #ifdef PYENGINE_HOST_SHIM
@@ -82,7 +86,7 @@ __device__ inline void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint3
 #endif
 }
 
-// 2^x of the unit for it: about 2 units in the last place off, 0 below 2^-126.
+// 2^x by the special function unit: about 2 units in the last place off, 0 where the result is below 2^-126.
 __device__ inline float exp2_fast(float x) {
 #ifdef PYENGINE_HOST_SHIM
   return exp2f(x);
@@ -106,7 +110,7 @@ __device__ inline uint32_t pack_bf16(float low, float high) {
 
 __device__ inline int lane() { return threadIdx.x % kWarp; }
 
-// Sum and maximum over the four threads that hold a row.
+// The sum (maximum) over the four threads that hold a row, in each of them.
 __device__ inline float row_sum(float x) {
   x += __shfl_xor_sync(0xffffffffu, x, 1);
   return x + __shfl_xor_sync(0xffffffffu, x, 2);
@@ -133,8 +137,8 @@ struct Tile {
   __device__ T* at(int row, int column) const { return chunk(row, column / kNumbers) + column % kNumbers; }
 };
 
-// Starts copies of ROWS rows, `from(row)` their addresses, by all threads of the block. Rows from `rows` on and
-// columns from `columns` (a multiple of a chunk) on become zeros.
+// Starts to copy ROWS rows into a tile; all threads of the block take part. from(row) is a row's address. Rows
+// from `rows` on, and columns from `columns` on (a multiple of a chunk), become zeros.
 template <int ROWS, class T, int WIDTH, class From>
 __device__ inline void load_tile(Tile<T, WIDTH> tile, int rows, int columns, From from) {
   constexpr int kNumbers = tile.kNumbers, kChunks = tile.kChunks;
@@ -155,7 +159,7 @@ template <>
 struct Left<bf16> {
   uint32_t word[4];
 };
-// Of rows lane / 4 and 8 below all of the step, the same in the four threads of a row.
+// All of a step of rows lane / 4 and lane / 4 + 8; the four threads of a row hold the same.
 template <>
 struct Left<float> {
   float value[2][kStep];
@@ -175,8 +179,8 @@ __device__ inline void load_left(Left<float>& left, Tile<float, WIDTH> tile, int
     }
 }
 
-// Results of a product, 16 rows by 8 N, kept to become a left factor of the next: in bf16 in half the
-// registers.
+// The results of a product, 16 rows by 8 N columns, kept in registers to become the left factor of the next
+// product; in bf16 that takes half the registers.
 template <class T, int N>
 struct Kept;
 template <int N>
@@ -254,8 +258,8 @@ __device__ inline void load_words(Words to, int rows, int columns, const void* f
                    static_cast<const uint32_t*>(from) + (inside ? row * stride + 4 * c : 0), inside);
   }
 }
-// Makes the second number of each pair of a row zero, after wait_for_copies and before the barrier: every
-// thread in what it copied itself.
+// Sets the second number of each pair in a row to zero. Each thread does so in what it copied itself, so this
+// belongs after wait_for_copies() and before the barrier.
 template <int N>
 __device__ inline void drop_second(Paired<N> in, int row) {
   constexpr int kChunks = in.kChunks;
@@ -263,7 +267,8 @@ __device__ inline void drop_second(Paired<N> in, int row) {
   for (int word = 0; word < 4; ++word) in.words[row * in.kStride + threadIdx.x % kChunks * 4 + word] &= 0xffff;
 }
 
-// The number that byte `i` of a word stands for: of 2^23 and the byte, what is more than 2^23 + 128.
+// The number that byte `i` of a word stands for, byte - 128. As the low bits of 2^23 the byte is a float
+// without a conversion.
 __device__ inline float coded(uint32_t word, int i) {
   union {
     uint32_t bits;
@@ -389,8 +394,8 @@ __device__ inline void multiply(float (&sums)[R][N][4], const Left<float> (&left
 
 // ---- what a warp made, to memory
 
-// Puts 16 rows of results, those of the lower half times scale[0] and of the upper times scale[1], into rows
-// `row` to row + 15 of a tile that no other warp uses.
+// Puts 16 rows of results into rows `row` to row + 15 of a tile, the first 8 times scale[0] and the others
+// times scale[1] (of each thread's rows). No other warp may use these rows.
 template <int N, int WIDTH>
 __device__ inline void put(Tile<bf16, WIDTH> tile, int row, const float (&sums)[N][4],
                            const float (&scale)[2]) {

@@ -4,12 +4,14 @@
         y = model_step()        # runs, and notes each kernel call with its pointers
     step.replay()               # the same calls on the same memory, without Python
 
-As with a CUDA graph, every address and size is frozen: inputs are written into the tensors that the step
-read, outputs are read from the tensors that it returned, and a step is captured for each size of batch. All
-memory that the calls touch is kept alive by the step. Torch's own row moves (table[ids], contiguous()) become
-kernel calls too, and so does the sum of two gradients of one tensor; any other torch operator that would compute
-something is refused, because the replay would miss it. A step may go backward too (`gradients`): what autograd calls
-is noted as it is called.
+As with a CUDA graph, every address and size is frozen. Inputs are written into the tensors that the step read, outputs
+are read from the tensors that it returned, and each size of batch has a capture of its own. The step keeps all memory
+alive that its calls touch.
+
+Only kernel calls are recorded. Three things that torch would do itself become kernel calls too: table[ids],
+contiguous(), and the sum of two gradients of one tensor. Any other torch operator that would compute something raises,
+because a replay would miss it. With `gradients` the step may call backward(); the kernels that autograd calls are
+recorded as it calls them.
 """
 
 import struct
@@ -197,16 +199,8 @@ class Decoder:
         first = 0
         programs = array("Q")  # csrc/cpu/decode.h: Program
         for size, step, ids, logprobs in self._parts:
-            programs.extend(
-                (
-                    *step._words.buffer_info(),
-                    first,
-                    max(0, min(size, rows - first)),
-                    ids,
-                    logprobs,
-                    step.in_team,
-                )  # fmt: skip
-            )
+            here = max(0, min(size, rows - first))
+            programs.extend((*step._words.buffer_info(), first, here, ids, logprobs, step.in_team))
             first += size
         self._programs, self._rows = programs, rows
 

@@ -1,13 +1,18 @@
 """The one place that decides which backend runs an op.
 
-A backend of an op exists exactly when its file `kernels/<op>/<backend>.py` exists. The choice is made once per
-(op, device) and cached: `with use_backend("triton")`, else the environment's PYENGINE_BACKEND, else the order of
-the device's type. On a GPU a backend is used only after small launches of all of the op's functions, forward and
-backward, on that very card agreed with the reference; they happen in a subprocess with a time limit, since a
-kernel that does not fit a card may hang or poison the process, and the verdict is kept per card, version and source.
-What an op cannot do raises; nothing is caught and retried elsewhere. What only the reading of its machine code has
-proven (ON_REQUEST) is never in the order: asked for by name, it is used for the ops that have it, and on a card only
-after such a probe.
+A backend of an op exists exactly when its file `kernels/<op>/<backend>.py` exists. The choice is made once for each op
+and device, and kept. What decides is, in this order: `with use_backend("triton")`; the environment variable
+PYENGINE_BACKEND; the first backend in ORDER for the device's type that exists and works.
+
+On a GPU, a backend works if a probe says so: small launches of all of the op's functions, forward and backward, on that
+very card, whose results agree with the reference. The launches happen in a subprocess with a time limit, since a kernel
+that does not fit a card may hang or poison the process. The verdict is kept in a file, for this card, these versions
+and this source.
+
+Backends in ON_REQUEST have never run on a card, so they are in no order. Where one is asked for by name, the ops that
+have it use it (on a card after a probe), and the others use what they use anyway.
+
+What an op cannot do raises; nothing is caught and tried again elsewhere.
 """
 
 import hashlib
@@ -35,7 +40,7 @@ DEVICES = {
     "hopper": ("cuda",),
     "reference": ("cpu", "cuda"),
 }
-ON_REQUEST = ("hopper",)
+ON_REQUEST = ("hopper",)  # used only where asked for by name
 HERE = Path(__file__).parent
 PROBE_SECONDS = 120
 DISAGREES = 3  # how a probe exits whose results are not the reference's
@@ -128,7 +133,7 @@ def _decide(op: str, device: torch.device) -> tuple[ModuleType, str]:
 
 
 def presume(op: str, backend: str, device: torch.device) -> None:
-    """Take the backend as probed in this process, which is to find out."""
+    """Take the backend as sound in this process: it is the probe, which is to find out."""
     _unfinished[_probe_key(op, backend, device)] = ""
 
 

@@ -17,6 +17,8 @@ PASSAGE = ("passage", "context", "text", "document", "evidence")
 
 @dataclass(frozen=True)
 class Fact:
+    """A question, and all that is known of its answer."""
+
     question: str
     answer: str
     passage: str = ""  # where the answer stands, if the file says
@@ -25,6 +27,7 @@ class Fact:
 
     @property
     def answers(self) -> tuple[str, ...]:
+        """All texts that count as right, the one to teach first."""
         return (self.answer, *self.aliases)
 
 
@@ -34,6 +37,7 @@ def read_facts(path: str | os.PathLike) -> tuple[list[Fact], list[Skipped]]:
 
 
 def fact_of(row: dict[str, Any], where: str) -> Fact:
+    """The fact in a row; UserError, which names `where` it stands, if there is none."""
     aliases = row.get("aliases", row.get("answers", []))
     if not isinstance(aliases, list) or not all(isinstance(alias, str) for alias in aliases):
         raise UserError(f"{where}: expected 'aliases' to be a list of texts")

@@ -19,6 +19,8 @@ ANSWER = ("answer", "final_answer", "target", "output", "solution", "response")
 
 @dataclass(frozen=True)
 class Problem:
+    """A problem whose answer is a number."""
+
     problem: str
     answer: str
     grade: int | None = None  # how hard, if the file says
@@ -32,6 +34,7 @@ def read_problems(path: str | os.PathLike) -> tuple[list[Problem], list[Skipped]
 
 
 def problem_of(row: dict[str, Any], where: str) -> Problem:
+    """The problem in a row; UserError, which names `where` it stands, if there is none."""
     answer, solution = field(row, ANSWER, where), row.get("solution")
     if "####" in answer:
         solution, answer = answer.rsplit("####", 1)

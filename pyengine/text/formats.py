@@ -74,6 +74,7 @@ def load(path: Path, **options) -> dict[str, Any]:
 
 
 def load_huggingface(path: Path) -> dict[str, Any]:
+    """Tokenizer's arguments from a tokenizer.json of byte-level BPE; UserError if it is none."""
     try:
         found = _byte_level_bpe(json.loads(path.read_text("utf-8")), path)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -240,6 +241,7 @@ def _save_folder(tokenizer: "Tokenizer", folder: Path) -> None:
 def load_tiktoken(
     path: Path, pattern: str | None = None, special_ids: dict[str, int] | None = None
 ) -> dict[str, Any]:
+    """Tokenizer's arguments from a rank file; UserError if neither its name nor `pattern` says how text is cut."""
     known_pattern, known_special = TIKTOKEN.get(path.stem, (None, {}))
     if not (pattern := pattern or known_pattern):
         raise UserError(
@@ -256,6 +258,7 @@ def load_tiktoken(
 
 
 def load_gguf(path: Path) -> dict[str, Any]:
+    """Tokenizer's arguments from a GGUF file; UserError if its vocabulary is not byte-level BPE of a known pattern."""
     values = gguf.read(path).values
 
     def value(name: str, default: Any = None) -> Any:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from pyengine.kernels import _native
 
-from bench.bench_gguf import SHAPES
+from bench.bench_gguf import SHAPES, decoding_reads, tell
 from pyengine.engine import Engine, SamplingParams
 from pyengine.model import ModelConfig, Transformer, save
 
@@ -79,9 +79,11 @@ def compare(paired, pair, what, batch, prompt, new):
         chosen = logits.gather(2, ids[:, prompt:, None])[:, :, 0]
         return bool((logits.amax(2) - chosen <= TOLERANCE[peer.dtype]).all())
 
-    row = paired(f"{what} {name}", ours, theirs, "transformers generate", equal=equal, goal=goal, rounds=5)
-    tokens = batch * (new if new > 1 else prompt)
-    print(f"{what} {name}: {tokens / row['ours']:,.0f} tok/s, transformers {tokens / row['peer']:,.0f}")
+    row = paired(
+        f"{what} {name}", ours, theirs, "transformers generate", equal=equal,
+        reads=decoding_reads(engine, batch, new), goal=goal, rounds=5,
+    )  # fmt: skip
+    tell(row, "transformers", batch * (new if new > 1 else prompt))
 
 
 @pytest.mark.parametrize("batch", [1, 32])

@@ -98,8 +98,14 @@ def turns(engine, batch, prompt, new):
 
 
 def tell(row, peer_name, tokens):
-    """Print a row's tokens a second on both sides."""
-    print(f"{row['what']}: {tokens / row['ours']:,.0f} tok/s, {peer_name} {tokens / row['peer']:,.0f}")
+    """Print a row's tokens a second on both sides, and how many a plain read of the weights would allow."""
+    top = f"; reading weights alone {tokens / row['ceiling']:,.0f}" if row["ceiling"] else ""
+    print(f"{row['what']}: {tokens / row['ours']:,.0f} tok/s, {peer_name} {tokens / row['peer']:,.0f}{top}")
+
+
+def decoding_reads(engine, batch, new) -> tuple[int, int]:
+    """What a call of one request reads at least: its weights, for each new token. More requests compute longer."""
+    return (engine.weight_bytes, new) if batch == 1 and new > 1 else (0, 0)
 
 
 def measure(paired, pair, what, work, batch, prompt, new):
@@ -115,7 +121,7 @@ def measure(paired, pair, what, work, batch, prompt, new):
 
     row = paired(
         f"{what} {size} {kind}", ours, theirs, "llama.cpp", equal=lambda: alike(pair),
-        goal=GOALS.get((size, kind, work)), rounds=5,
+        reads=decoding_reads(engine, batch, new), goal=GOALS.get((size, kind, work)), rounds=5,
     )  # fmt: skip
     tell(row, "llama.cpp", batch * (new if new > 1 else prompt))
 

@@ -9,6 +9,7 @@ from functools import cache
 
 import torch
 from pyengine.kernels import _native
+from pyengine.kernels._memory import large_empty
 
 clock = time.perf_counter  # of all benches; time.process_time under --cpu
 
@@ -34,7 +35,7 @@ def flops(dtype: torch.dtype = torch.float32) -> float:
 @cache
 def read_bandwidth(size: int = 1 << 28) -> float:
     """Reading `size` bytes again and again, bytes/s: memory above the caches' size, a cache below it."""
-    data = torch.ones(size // 4)
+    data = large_empty([size // 4], torch.float32).fill_(1)  # in large pages, as weights are
     repeat = max(1, (1 << 26) // size)
 
     def read():

@@ -7,7 +7,8 @@
 It rests on pytest-benchmark (whose --benchmark-json holds every round of ours): the peer runs and is timed in
 each round's setup, so that a busy moment of the machine meets both. Short calls are repeated to about a
 millisecond a round. A row says {what, ours, peer, peer_name, ratio, ceiling, percent, equal, goal, holds};
-times in seconds, ratio = peer / ours from medians, percent of the ceiling for the bytes or flops given.
+times in seconds, ratio = peer / ours from medians, percent of the ceiling for the bytes or flops given; for
+reads=(bytes, times) of a plain read of so many, so often.
 
 With --quick a row has fewer rounds, as many as fit into some seconds: two at least where a call takes longer than that.
 
@@ -91,7 +92,7 @@ def at_most(seconds: int, what: str) -> Iterator[None]:
 @pytest.fixture
 def paired(benchmark, quick):
     def run(what, ours, peer=None, peer_name="", *, equal, bytes=0, flops=0, dtype=None, working_set=None,
-            goal=None, rounds=30, clocks=None):  # fmt: skip
+            reads=(0, 0), goal=None, rounds=30, clocks=None):  # fmt: skip
         our_clock, peer_clock = clocks or (ceiling.clock, ceiling.clock)
         same = bool(equal())
         repeats, our_seconds = _repeats(ours, 2)
@@ -126,6 +127,8 @@ def paired(benchmark, quick):
         top = None
         if bytes:
             top = bytes / ceiling.copy_bandwidth(_cache_size(working_set or bytes))
+        if reads[0]:
+            top = reads[0] * reads[1] / ceiling.read_bandwidth(reads[0])
         if flops:
             top = flops / (ceiling.flops(dtype) if dtype else ceiling.flops())
         ratio = peer_median / seconds if peer_median else None

@@ -210,6 +210,11 @@ class Engine:
         """Memory that a token's keys and values take in the cache, all layers together."""
         return self._runner.page_bytes / PAGE
 
+    @property
+    def weight_bytes(self) -> int:
+        """Memory that each step reads for its weights, however few its tokens."""
+        return self._runner.weight_bytes
+
     def advance(self) -> list[Request]:
         """Compute steps as step() does, as many as take about PATIENCE at most."""
         return self.step(self._unseen)

@@ -114,6 +114,11 @@ class ModelRunner:
         self._setting: tuple | None = None
         self._capturable = False
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of what each step reads of the weights."""
+        return _bytes(self._weights)
+
     def refresh(self) -> bool:
         """Whether the weights have changed since the last call; packed copies follow them."""
         now = self._now()
@@ -159,10 +164,15 @@ class ModelRunner:
                 u, *filters = self._sampling(len(rows))
                 choices = [request.choices for request in rows]
                 result = choose(result[0][: len(rows)], u, filters, choices, scored)
-        result = [part[: len(rows)].to("cpu", non_blocking=True) for part in result]
+        if (
+            self._graphs is None
+        ):  # what torch would do for these is not in the caches when weights have gone through
+            result = [part.numpy() for part in result]
+        else:
+            result = [part.to("cpu", non_blocking=True) for part in result]
         if self.model.device.type == "cuda":
             torch.cuda.current_stream(self.model.device).synchronize()  # once for both
-        ids, *logprobs = (part.tolist() for part in result)
+        ids, *logprobs = (part[: len(rows)].tolist() for part in result)
         return ids, logprobs[0] if logprobs else [math.nan] * len(rows)
 
     def _decode(self, size: int, ending: str, most: int) -> tuple[list[int], list[float]]:
@@ -177,9 +187,7 @@ class ModelRunner:
         of its own: products of many rows compute longer than they read, so that each may read all weights, and
         activations never leave a core."""
         threads = _native.threads()
-        shares = max(
-            1, min(threads, size // (SHARE if _bytes(self._weights) <= SHARED_CACHE else LARGE_SHARE))
-        )
+        shares = max(1, min(threads, size // (SHARE if self.weight_bytes <= SHARED_CACHE else LARGE_SHARE)))
         parts, outputs, first = [], [], 0
         with _native.one_thread() if shares > 1 else nullcontext():
             for share in range(shares):

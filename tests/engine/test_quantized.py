@@ -84,6 +84,13 @@ def test_keys_and_values_are_kept_in_16_bits(model):
     assert model.logits(torch.zeros(1, 64, dtype=torch.bfloat16)).dtype == torch.float32
 
 
+def test_a_step_reads_its_weights(tmp_path):
+    """Codes of 8 bits and a scale of 16 for each 32, and little beside them: norms, and outputs that fill a panel."""
+    numbers = 2 * (128 * 64 + 64 * 64 + 3 * 96 * 64) + 301 * 64
+    engine = Engine(written(tmp_path / "m.gguf", "Q8_0"), max_batch=1, pages=4)
+    assert numbers * 34 / 32 <= engine.weight_bytes <= 1.05 * numbers * 34 / 32
+
+
 def test_chunks_preemption_and_prefixes_change_nothing(model):
     params, asked = each(PLAIN, 7) + each(FILTERED[4], 7), prompts(7) * 2
     truth = Engine(model, max_batch=1, pages=4, step_tokens=256).generate(asked, params)

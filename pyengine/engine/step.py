@@ -164,9 +164,7 @@ class ModelRunner:
                 u, *filters = self._sampling(len(rows))
                 choices = [request.choices for request in rows]
                 result = choose(result[0][: len(rows)], u, filters, choices, scored)
-        if (
-            self._graphs is None
-        ):  # what torch would do for these is not in the caches when weights have gone through
+        if self._graphs is None:  # as numpy: torch's code has left the caches while the weights went through
             result = [part.numpy() for part in result]
         else:
             result = [part.to("cpu", non_blocking=True) for part in result]

@@ -51,8 +51,9 @@ def open_model(
         folder, base = checkpoint_of(path)
         index = path / "web" / "index.sqlite"
     else:
+        missing = "" if path.exists() else "no such file or folder; "
         raise UserError(
-            f"{path}: expected a run (a folder made by `python -m pyengine.train`), a Hugging Face "
+            f"{path}: {missing}expected a run (a folder made by `python -m pyengine.train`), a Hugging Face "
             "directory with a config.json, or a .gguf file"
         )
     from ..model import load

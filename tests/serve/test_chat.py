@@ -130,8 +130,10 @@ def test_a_full_context_forgets_the_oldest_turn(tokenizer):
 
 
 def test_a_path_that_is_no_model(tmp_path):
-    with pytest.raises(UserError, match="expected a run"):
+    with pytest.raises(UserError, match=f"{tmp_path}: expected a run"):
         open_model(tmp_path)
+    with pytest.raises(UserError, match="nowhere: no such file or folder; expected a run"):
+        open_model(str(tmp_path / "nowhere"))
     (tmp_path / "stages").mkdir()
     with pytest.raises(UserError, match="no stage with a model"):
         open_model(tmp_path)
@@ -376,5 +378,6 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, tokenizer, capsys)
     names: dict = {}
     exec(compile(code, str(README), "exec"), names)
     assert names["completion"].finish_reason in ("stop", "length")
-    assert [message["role"] for message in names["talk"].messages] == ["user", "assistant"]
-    assert names["talk"].messages[1]["content"] in capsys.readouterr().out
+    first, *_, last = names["talk"].messages  # an untrained model may also happen to search
+    assert (first["role"], last["role"]) == ("user", "assistant")
+    assert last["content"] in capsys.readouterr().out

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-QUICK = 0.0005  # seconds a token that a constraint may take the engine's thread, which is some ten times what most take
+QUICK = 0.0005  # seconds a token that a constraint may take the engine's thread, which is several times what most take
 
 
 class Matcher(Protocol):

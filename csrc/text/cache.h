@@ -94,11 +94,12 @@ class ShortPieces {
       halves[i / 3] >>= packed_size;
     }
   }
-  // Whether a slot has room for these ids.
+  // Whether a slot has room for these ids, of which there is one at least. No branch depends on how many.
   static bool fits(const uint32_t* ids, size_t count) {
+    if (count > most) return false;
     uint32_t any = 0;
-    for (size_t i = 0; i < count; i++) any |= ids[i];
-    return count <= most && any <= (count <= plain ? id_bits : packed_bits);
+    for (size_t i = 0; i < most; i++) any |= ids[std::min(i, count - 1)];
+    return any <= (count <= plain ? id_bits : packed_bits);
   }
   // The same for a piece not found in its line: in the other where it may be. Now and then the found one
   // changes places with one of its line, so that those that are met often come to lie where they are looked for
@@ -115,11 +116,13 @@ class ShortPieces {
     if (line->taken(1)) __builtin_prefetch(other(key, line));
   }
   // Of a piece that is in neither line, with ids for which a slot has room, or `many`. It takes an empty slot
-  // of the one, else of the other, else the place of the older in the one.
+  // of the one, else of the other, else the place of the older in the one. `plain` ids can be read.
   void add(wide::Key key, Line* line, const uint32_t* ids, size_t count) {
-    Slot fresh{key, {}};
-    if (count <= plain || count == many) {
-      std::copy_n(ids, count == many ? 2 : count, fresh.ids);
+    Slot fresh;
+    fresh.key = key;
+    const size_t plainly = count == many ? 2 : count;
+    if (plainly <= plain) {
+      for (size_t i = 0; i < plain; i++) fresh.ids[i] = i < plainly ? ids[i] : 0;
     } else {
       uint64_t halves[2] = {};
       for (size_t i = count; i-- > 0;) halves[i / 3] = halves[i / 3] << packed_size | ids[i];

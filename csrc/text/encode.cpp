@@ -171,7 +171,7 @@ void Encoder::learn(Workspace& w) const {
         continue;
       }
       const bool lacking = vocabulary.lacks_a_byte_of(piece.p, piece.size);
-      if (is_short && piece.size > 3 && !lacking) {
+      if (is_short && piece.size > 3 && !lacking && !piece.key.is_ascii()) {
         size_t from = 0, cut = vocabulary.junctions.cut(piece.p, piece.size, 3);
         if (cut < piece.size) {
           for (piece.parts = uint32_t(all.size()); from < piece.size; piece.part_count++) {
@@ -257,10 +257,11 @@ void Encoder::learn(Workspace& w) const {
 
 // Asks for what remembering a piece will write to.
 void Encoder::announce(Unknown& piece, Workspace& w) const {
-  if (piece.size > LongPieces::most_bytes) return;
+  if (piece.size > LongPieces::most_bytes || piece.count == 0) return;
   const bool is_short = piece.size <= 15;
   if (is_short) w.short_pieces.prefetch_full(piece.key, piece.line);
-  if (is_short && ShortPieces::fits(w.unknown.ids.get() + piece.ids, piece.count)) return;
+  piece.fits = is_short && ShortPieces::fits(w.unknown.ids.get() + piece.ids, piece.count);
+  if (piece.fits) return;
   piece.name = LongPieces::name_of(is_short ? hash_of(piece.p, piece.size) : piece.key.low);
   w.long_pieces.prefetch(piece.name);
 }
@@ -269,9 +270,8 @@ void Encoder::remember(const Unknown& piece, Workspace& w) const {
   if (piece.size > LongPieces::most_bytes || piece.count == 0) return;
   const uint32_t* ids = w.unknown.ids.get() + piece.ids;
   const bool is_short = piece.size <= 15;
-  if (is_short && ShortPieces::fits(ids, piece.count))
-    return w.short_pieces.add(piece.key, piece.line, ids, piece.count);
-  const uint32_t where[2] = {piece.count, piece.name};
+  if (piece.fits) return w.short_pieces.add(piece.key, piece.line, ids, piece.count);
+  const uint32_t where[ShortPieces::plain] = {piece.count, piece.name};
   if (is_short && !piece.met) w.short_pieces.add(piece.key, piece.line, where, ShortPieces::many);
   w.long_pieces.add(piece.name, {reinterpret_cast<const char*>(piece.p), piece.size}, ids, piece.count);
 }

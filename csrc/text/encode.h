@@ -69,6 +69,7 @@ struct Unknown {
   ShortPieces::Line* line;
   uint32_t size;
   bool met;                    // remembered, but as more ids than its slot has room for
+  bool fits;                   // its slot has room for its ids
   uint32_t ids, count;         // where its ids are, in Unknowns::ids
   uint32_t same;               // the number of the piece that holds its ids: its own, or that of an equal one
   uint32_t parts, part_count;  // the number of the first of its parts, and how many

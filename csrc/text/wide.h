@@ -63,6 +63,7 @@ struct Key {
   uint64_t low, high;
   // 64 bits of which the upper ones depend on all of the key.
   uint64_t hash() const { return low * low_factor + high * high_factor; }
+  // Whether none of up to 15 bytes is above 127.
   bool is_ascii() const { return !((low | high) & 0x8080808080808080u); }
   static constexpr uint64_t low_factor = 0x9E3779B97F4A7C15u, high_factor = 0xD6E8FEB86659FD93u;
 };

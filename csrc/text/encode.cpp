@@ -484,8 +484,9 @@ void Encoder::encode_known(std::string_view text, Workspace& w, Ids& ids, size_t
       continue;
     }
     std::fill_n(ends + count, 16, ends[count - 1]);
+    const bool leads = wide::any_lead(p, ends[count - 1]);  // else nothing can be cut
     bool cuts = false;
-    for (size_t base = 0; base < count && !cuts; base += 16) {
+    for (size_t base = 0; leads && base < count && !cuts; base += 16) {
       for (uint32_t longs = wide::longer_than_15(ends + base); longs && !cuts; longs &= longs - 1) {
         const size_t i = base + size_t(wide::lowest_bit(longs)), size = ends[i] - with_begin[i];
         cuts = vocabulary.junctions.cuts(p + with_begin[i], size, least_part);

@@ -318,6 +318,23 @@ class Block {
 
 #endif
 
+// Whether some of `size` bytes are 0xE0 or more.
+inline bool any_lead(const uint8_t* p, size_t size) {
+#ifdef TEXT_AVX512
+  __m512i most = _mm512_setzero_si512();
+  for (size_t i = 0; i < size; i += 64) {
+    const size_t left = size - i;
+    const __mmask64 there = left < 64 ? _bzhi_u64(~uint64_t(0), unsigned(left)) : ~uint64_t(0);
+    most = _mm512_max_epu8(most, _mm512_maskz_loadu_epi8(there, p + i));
+  }
+  return _mm512_cmpge_epu8_mask(most, _mm512_set1_epi8(char(0xE0))) != 0;
+#else
+  uint8_t most = 0;
+  for (size_t i = 0; i < size; i++) most = p[i] > most ? p[i] : most;
+  return most >= 0xE0;
+#endif
+}
+
 // Of up to 64 bytes at p, those of 0xE0 and more behind one of 0x80 to 0xBF.
 inline uint64_t leads_behind_tails(const uint8_t* p, const uint8_t* end) {
 #ifdef TEXT_BLOCKS

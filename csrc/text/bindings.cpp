@@ -4,8 +4,10 @@
 #include <pybind11/stl.h>
 
 #include <cstring>
+#include <memory>
 
 #include "ceiling.h"
+#include "decode.h"
 #include "encode.h"
 #include "train.h"
 
@@ -164,6 +166,64 @@ py::object encode_list_or(const py::object& self, const py::object& other) {
   if (!capsule || PyCapsule_SetContext(capsule.ptr(), py::make_tuple(self, other).release().ptr()))
     throw py::error_already_set();
   return py::reinterpret_steal<py::object>(PyCFunction_New(&method, capsule.ptr()));
+}
+
+// Calls run(ids, count) for ids that are an array of integers, where it lies, or any sequence of int, copied.
+// Python's lock is kept, so that nobody changes the ids between their being measured and their being written.
+template <class Run>
+auto with_ids(py::handle ids, Run&& run) {
+  auto is = [&](auto id) { return py::isinstance<py::array_t<decltype(id), py::array::c_style>>(ids); };
+  auto where_it_lies = [&](auto id) {
+    auto array = py::reinterpret_borrow<py::array_t<decltype(id), py::array::c_style>>(ids);
+    if (array.ndim() != 1) throw py::type_error("ids must be one row");
+    return run(array.data(), size_t(array.size()));
+  };
+  if (py::isinstance<py::array>(ids)) {
+    if (is(uint32_t())) return where_it_lies(uint32_t());
+    if (is(uint16_t())) return where_it_lies(uint16_t());
+    if (is(int64_t())) return where_it_lies(int64_t());
+    if (is(int32_t())) return where_it_lies(int32_t());
+  }
+  const auto items =
+      py::reinterpret_steal<py::object>(PySequence_Fast(ids.ptr(), "ids must be a sequence of int"));
+  if (!items) throw py::error_already_set();
+  std::vector<Py_ssize_t> copy;
+  copy.reserve(size_t(PySequence_Fast_GET_SIZE(items.ptr())));
+  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(items.ptr()); i++) {
+    PyObject* item = PySequence_Fast_GET_ITEM(items.ptr(), i);
+    if (PyLong_CheckExact(item)) {
+      copy.push_back(PyLong_AsSsize_t(item));
+      if (copy.back() == -1 && PyErr_Occurred()) throw py::index_error("no such id");
+    } else {  // its own code may change the list, and let go of it
+      const auto kept = py::reinterpret_borrow<py::object>(item);
+      copy.push_back(PyNumber_AsSsize_t(item, PyExc_IndexError));
+      if (copy.back() == -1 && PyErr_Occurred()) throw py::error_already_set();
+    }
+  }
+  return run(copy.data(), copy.size());
+}
+
+py::bytes bytes_of(const Decoder& decoder, py::handle ids) {
+  return with_ids(ids, [&](const auto* first, size_t count) {
+    const size_t size = decoder.measure(first, count);
+    auto bytes = py::reinterpret_steal<py::bytes>(PyBytes_FromStringAndSize(nullptr, Py_ssize_t(size)));
+    if (!bytes) throw py::error_already_set();
+    char* out = PyBytes_AS_STRING(bytes.ptr());
+    decoder.write(first, count, out, out + size);
+    return bytes;
+  });
+}
+
+py::str text_of(const Decoder& decoder, py::handle ids, const std::string& errors) {
+  return with_ids(ids, [&](const auto* first, size_t count) {
+    const size_t size = decoder.measure(first, count);
+    const std::unique_ptr<char[]> bytes(new char[size]);
+    decoder.write(first, count, bytes.get(), bytes.get() + size);
+    auto text =
+        py::reinterpret_steal<py::str>(PyUnicode_DecodeUTF8(bytes.get(), Py_ssize_t(size), errors.c_str()));
+    if (!text) throw py::error_already_set();
+    return text;
+  });
 }
 
 // Whether this machine runs the module built for `isa`.
@@ -333,29 +393,17 @@ PYBIND11_MODULE(PYENGINE_MODULE, m) {
       },
       py::arg("byte_order"), py::arg("merges"));
 
-  m.def(
-      "join",
-      [](const py::list& spelled, const py::list& ids) {
-        std::vector<std::pair<const char*, size_t>> parts;
-        parts.reserve(ids.size());
-        size_t size = 0;
-        for (py::handle item : ids) {
-          const Py_ssize_t id = PyNumber_AsSsize_t(item.ptr(), PyExc_IndexError);
-          if (id == -1 && PyErr_Occurred()) throw py::error_already_set();
-          if (id < 0 || size_t(id) >= spelled.size()) throw py::index_error("no such id");
-          PyObject* token = PyList_GET_ITEM(spelled.ptr(), id);
-          if (!PyBytes_Check(token)) throw py::type_error("tokens must be bytes");
-          parts.push_back({PyBytes_AS_STRING(token), size_t(PyBytes_GET_SIZE(token))});
-          size += parts.back().second;
-        }
-        auto joined = py::reinterpret_steal<py::bytes>(PyBytes_FromStringAndSize(nullptr, Py_ssize_t(size)));
-        if (!joined) throw py::error_already_set();
-        char* out = PyBytes_AS_STRING(joined.ptr());
-        for (const auto& [data, length] : parts) {
-          std::memcpy(out, data, length);
-          out += length;
-        }
-        return joined;
-      },
-      py::arg("spelled"), py::arg("ids"));
+  py::class_<Decoder>(m, "Decoder", py::module_local())
+      .def(py::init([](const py::list& tokens) {
+             std::vector<std::string_view> views;
+             for (py::handle token : tokens) {
+               if (!PyBytes_Check(token.ptr())) throw py::type_error("tokens must be bytes");
+               views.emplace_back(PyBytes_AS_STRING(token.ptr()), size_t(PyBytes_GET_SIZE(token.ptr())));
+             }
+             return Decoder(views);
+           }),
+           py::arg("tokens"))
+      .def_property_readonly("size", &Decoder::size)
+      .def("bytes", &bytes_of, py::arg("ids"))
+      .def("text", &text_of, py::arg("ids"), py::arg("errors") = "replace");
 }

@@ -3,7 +3,7 @@
     counts = WordCounts(); counts.add_texts(texts, split_pattern(PATTERNS["qwen2"]), threads=2)
     merges = train(counts, BYTE_ORDER, vocab_size=4096)           # uint32 rows (left, right, rank, id)
     tokens = spell(BYTE_ORDER, merges)                            # the bytes of each id
-    join(tokens, [72, 256])                                       # those of a list of ids, together
+    Decoder(tokens).text(ids)                                     # and back; ids: an array or a list; bytes(ids) too
     encoder = Encoder(tokens, merges, split_pattern(PATTERNS["qwen2"]))
     ids = encoder.encode(text)                                    # uint32 array
     encoded = encode_tensor(encoder, text, offsets)               # text that lies on a GPU
@@ -31,6 +31,7 @@ from .reference import BYTE_ORDER, split
 __all__ = [
     "BYTE_ORDER",
     "PATTERNS",
+    "Decoder",
     "Encoded",
     "Encoder",
     "Pattern",
@@ -44,7 +45,7 @@ __all__ = [
 ]
 
 
-COMPILED = ("Encoder", "Pattern", "WordCounts", "join", "spell", "train")
+COMPILED = ("Decoder", "Encoder", "Pattern", "WordCounts", "spell", "train")
 _this = sys.modules[__name__]
 
 

@@ -322,18 +322,22 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], *, skip_special: bool = False, errors: str = "replace") -> str:
         """The text of ids (list, array or tensor). Bytes that are no UTF-8 become U+FFFD, so the result can
         always be written to a file; errors="surrogatepass" gives lone surrogates of the input back too."""
-        return self.decode_bytes(ids, skip_special=skip_special).decode("utf-8", errors)
+        ids, decoder = _as_sequence(ids), self._plain_decoder if skip_special else self._decoder
+        try:
+            return decoder.text(ids, errors)
+        except IndexError:
+            raise self._no_such_id(ids) from None
 
     def decode_bytes(self, ids: Iterable[int], *, skip_special: bool = False) -> bytes:
         """The bytes of ids; special tokens are spelled by name, or left out."""
-        ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+        ids, decoder = _as_sequence(ids), self._plain_decoder if skip_special else self._decoder
         try:
-            return bpe.join(self._tokens if skip_special else self._spelled, ids)
+            return decoder.bytes(ids)
         except IndexError:
-            lowest, highest = min(ids), max(ids)
-            raise ValueError(
-                f"ids must be from 0 to {self.vocab_size - 1}, got {lowest} to {highest}"
-            ) from None
+            raise self._no_such_id(ids) from None
+
+    def _no_such_id(self, ids: Sequence[int] | np.ndarray) -> ValueError:
+        return ValueError(f"ids must be from 0 to {self.vocab_size - 1}, got {min(ids)} to {max(ids)}")
 
     def decode_stream(self, *, skip_special: bool = False) -> "DecodeStream":
         """A decoder for ids that arrive one by one; it never emits half a character."""
@@ -358,12 +362,17 @@ class Tokenizer:
         return [*self._encoder.tokens, *[b""] * (self.vocab_size - self._encoder.size)]
 
     @cached_property
-    def _spelled(self) -> list[bytes]:
-        """The bytes of each id, special tokens by name."""
+    def _decoder(self) -> bpe.Decoder:
+        """Spells special tokens by name."""
         spelled = list(self._tokens)
         for name, i in self.special_ids.items():
             spelled[i] = name.encode()
-        return spelled
+        return bpe.Decoder(spelled)
+
+    @cached_property
+    def _plain_decoder(self) -> bpe.Decoder:
+        """Leaves special tokens out."""
+        return bpe.Decoder(self._tokens)
 
     @cached_property
     def merges(self) -> np.ndarray:
@@ -437,6 +446,13 @@ class DecodeStream:
     def end(self) -> str:
         """What is left at the end: U+FFFD for a character that never became whole."""
         return self._decoder.decode(b"", True)
+
+
+def _as_sequence(ids: Iterable[int]) -> Sequence[int] | np.ndarray:
+    """What the decoder reads: an array where it lies, else a list or tuple."""
+    if isinstance(ids, list | tuple | np.ndarray):
+        return ids
+    return ids.cpu().numpy() if isinstance(ids, torch.Tensor) else list(ids)
 
 
 def _encode_special(

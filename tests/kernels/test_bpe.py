@@ -307,6 +307,38 @@ def test_any_bytes_come_back(trained, data):
     assert b"".join(tokens[i] for i in encoder.encode(data)) == data
 
 
+@given(st.lists(st.binary(max_size=40), min_size=1, max_size=40), st.data())
+def test_decoder_joins_the_bytes_of_tokens(tokens, data):
+    ids = data.draw(st.lists(st.integers(0, len(tokens) - 1), max_size=60))
+    expected = b"".join(tokens[i] for i in ids)
+    kinds = [np.array(ids, kind) for kind in ("u1", "u2", "u4", "u8", "i4", "i8", ">i4")]
+    apart = np.repeat(np.array(ids, np.uint32), 2)[::2]
+    for isa in runnable():
+        decoder = bpe.load_isa(isa).Decoder(tokens)
+        assert decoder.size == len(tokens)
+        for given_ids in (ids, tuple(ids), apart, *kinds):
+            assert decoder.bytes(given_ids) == expected
+            assert decoder.text(given_ids) == expected.decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize("wrong", [-1, 2, 1 << 40, 1 << 70, -(1 << 70)])
+def test_decoder_refuses_what_is_no_id(wrong):
+    decoder = bpe.Decoder([b"a", b"b"])
+    forms = [[0, wrong], (wrong,)]
+    if abs(wrong) < 1 << 62:
+        forms += [np.array([0, wrong], np.int64)]
+    if abs(wrong) < 1 << 30:
+        forms += [np.array([wrong], np.int32)]
+    for ids in forms:
+        with pytest.raises(IndexError):
+            decoder.bytes(ids)
+    for ids in ([0.0], np.zeros(1), np.zeros((1, 1), np.uint32), np.uint32(0).reshape(()), "0", 7):
+        with pytest.raises(TypeError):
+            decoder.text(ids)
+    with pytest.raises(TypeError, match="tokens must be bytes"):
+        bpe.Decoder(["a"])
+
+
 def test_lone_surrogates_are_three_bytes(trained):
     _, tokens, _, encoder = trained
     text = "a\ud800b \udc00"

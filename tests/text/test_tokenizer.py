@@ -102,9 +102,14 @@ def test_special_ids_come_last(tokenizer):
     assert [tokenizer.special_ids[name] for name in SPECIAL_TOKENS] == list(range(392, 400))
     assert tokenizer.vocab_size == 400
     assert tokenizer.token_bytes(tokenizer.pad) == b"<|pad|>"
-    for wrong in (-1, 400):
+    for wrong in ([1, -1], [1, 400], np.array([1, 400]), torch.tensor([1, -1])):
+        with pytest.raises(ValueError, match="ids must be from 0 to 399, got (1 to 400|-1 to 1)"):
+            tokenizer.decode(wrong)
         with pytest.raises(ValueError, match="ids must be from 0 to 399"):
-            tokenizer.decode([1, wrong])
+            tokenizer.decode_bytes(wrong)
+    ids = tokenizer.encode("as it is")
+    for form in (tuple(ids), iter(ids), torch.tensor(ids), np.array(ids, np.uint16)):
+        assert tokenizer.decode(form) == "as it is"
     assert tokenizer.decode([]) == tokenizer.decode(np.array([], int)) == ""
     with pytest.raises(AttributeError, match="nonsense"):
         tokenizer.nonsense  # noqa: B018

@@ -8,6 +8,7 @@ passes through `address()`, which checks device, type, layout and size.
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -27,19 +28,24 @@ def load_isa(isa: str, family: str = "cpu") -> ModuleType:
     ImportError, in one sentence, if there is no such instruction set, it was not built, or this machine cannot run it.
     """
     if isa not in INSTRUCTION_SETS:
-        raise ImportError(f"PYENGINE_ISA={isa!r}: expected one of {', '.join(INSTRUCTION_SETS)}")
+        raise ImportError(f"{isa!r} is no instruction set: expected one of {', '.join(INSTRUCTION_SETS)}")
     try:
         base = import_module(f"pyengine.kernels._{family}_base")
     except ImportError:
         base = None  # left out of this build: only one instruction set was asked for
+    unsupported = ImportError(
+        f"this processor does not support the {isa} kernels; unset PYENGINE_ISA to choose"
+    )
+    if base and not base.supported(isa):
+        raise unsupported
     try:
         module = import_module(f"pyengine.kernels._{family}_{isa}")
     except ImportError as error:
         raise ImportError(
             f"pyengine's kernels for {isa} are not built; run `make build` in the checkout, or `pip install .`"
         ) from error
-    if not (base or module).supported(isa):
-        raise ImportError(f"this processor does not support the {isa} kernels; unset PYENGINE_ISA to choose")
+    if not module.supported(isa):
+        raise unsupported
     return module
 
 
@@ -56,8 +62,11 @@ def runnable() -> list[str]:
 
 
 def preferred() -> str:
-    """The instruction set that PYENGINE_ISA names, else the best; ImportError if nothing is built."""
+    """The instruction set that PYENGINE_ISA names, else the best; ImportError for another name, or if nothing is
+    built."""
     if wish := os.environ.get("PYENGINE_ISA"):
+        if wish not in INSTRUCTION_SETS:
+            raise ImportError(f"PYENGINE_ISA={wish!r}: expected one of {', '.join(INSTRUCTION_SETS)}")
         return wish
     if built := runnable():
         return built[0]
@@ -74,13 +83,16 @@ _threads: int | None = None
 CUDA_SHIM = os.environ.get("PYENGINE_CUDA_SHIM")
 
 _this = sys.modules[__name__]
+_choosing = threading.Lock()
 
 
 def __getattr__(name: str) -> object:
     """`isa` and `cpu`, chosen when they are first asked for: a wrong choice is told by the work, not by an import."""
     if name not in ("isa", "cpu"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    use_isa(preferred())
+    with _choosing:
+        if name not in globals():
+            use_isa(preferred())
     return globals()[name]
 
 

@@ -47,6 +47,9 @@ def run(work: Callable[[], int | None], debug: bool = False, stopped: str = "sto
 
 def sentence(error: Exception) -> str:
     """What went wrong, where, and how to mend it if that is known."""
+    if isinstance(error, ImportError | NotImplementedError):
+        # torch's go on for many lines, and some are empty
+        return str(error).strip().partition("\n")[0] or type(error).__name__
     if not isinstance(error, OSError):
         return str(error)
     named = (

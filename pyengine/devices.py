@@ -13,6 +13,11 @@ import torch
 from .errors import UserError
 
 
+def available_cpus() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def device_of(name: str) -> torch.device:
     """The device called `name`: "cpu", "cuda" or "cuda:N"; of the processes of one machine each has a GPU of its own.
 

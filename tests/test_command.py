@@ -41,6 +41,9 @@ def test_the_status_is_the_works(capsys):
     assert [command.run(lambda s=s: s) for s in (None, 0, 3)] == [0, 0, 3]
     assert command.run(raising(KeyboardInterrupt()), stopped="go on later") == 130
     assert capsys.readouterr().err == "go on later\n"
+    assert command.run(raising(NotImplementedError("Could not run 'aten::x'\nCPU: registered at"))) == 1
+    assert command.run(raising(NotImplementedError())) == 1
+    assert capsys.readouterr().err == "error: Could not run 'aten::x'\nerror: NotImplementedError\n"
     with pytest.raises(ValueError):  # a mistake of ours keeps its traceback
         command.run(raising(ValueError("ours")))
 

@@ -14,6 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
+from ..devices import available_cpus
+
 QUICK = 0.0005  # seconds a token that a constraint may take the engine's thread, which is several times what most take
 
 
@@ -89,7 +91,7 @@ def await_any(constraints: Iterable[Constraint], seconds: float) -> None:
 def _start_threads() -> None:
     """Make the threads, half as many as processors, so that steps always find one; the first mask starts the first."""
     global _threads
-    _threads = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2), "constraint")
+    _threads = ThreadPoolExecutor(max(1, available_cpus() // 2), "constraint")
 
 
 _threads: ThreadPoolExecutor

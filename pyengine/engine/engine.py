@@ -55,7 +55,7 @@ class Stats:
     preemptions: int = 0
     requests: int = 0
     errors: int = 0
-    seconds: float = 0.0  # inside steps
+    seconds: float = 0.0  # inside steps, where all wait for their constraints too
 
     @property
     def tokens_per_second(self) -> float:

@@ -11,7 +11,7 @@ So there is no prefill and no decode here, only `pending` tokens:
                 the others share the rest of the step's budget, oldest first (chunks)
                 if pages run out, the youngest gives up its own and waits     (the oldest always gets on)
 
-Pure Python on integers: no tensor, no model, no clock.
+Pure Python on integers: no tensor, no model, no clock. But when a request that is held goes on is up to threads.
 """
 
 from bisect import insort

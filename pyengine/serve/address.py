@@ -19,16 +19,21 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
-        raise UserError(
-            f"cannot listen on {host}, port {port}: {(error.strerror or str(error)).lower()}; choose another "
-            "--host or --port"
-        ) from None
+        raise _taken(host, port, error) from None
     return listener
 
 
 def open_at(host: str, listener: socket.socket, scheme: str = "http") -> str:
     """Let connections wait for the server, so that who is told the address is not refused; returns it as a browser
     takes it."""
-    listener.listen()
+    try:
+        listener.listen()
+    except OSError as error:  # another that was bound at the same time was sooner
+        raise _taken(host, listener.getsockname()[1], error) from None
     shown = f"[{host}]" if ":" in host else host
     return f"{scheme}://{shown}:{listener.getsockname()[1]}"
+
+
+def _taken(host: str, port: int, error: OSError) -> UserError:
+    why = (error.strerror or str(error)).lower()
+    return UserError(f"cannot listen on {host}, port {port}: {why}; choose another --host or --port")

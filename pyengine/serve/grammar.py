@@ -121,7 +121,7 @@ class Compiled:
 
 
 class Follower:
-    """Follows one answer (engine.sampling.Matcher). words: of the tokenizer's mask; a model's vocabulary is often
+    """Follows one answer (engine.constraint.Matcher). words: of the tokenizer's mask; a model's vocabulary is often
     padded beyond it, with ids that no text has."""
 
     def __init__(self, matcher: Any, words: int):

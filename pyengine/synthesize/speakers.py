@@ -172,22 +172,22 @@ class Local:
 
 class Endpoint:
     """A model behind OpenAI's /chat/completions. base: its URL up to there, as https://host/v1. name: which model; by
-    default the only one. key: what it asks for. timeout: seconds that it may take over an answer."""
+    default the only one. key: what it asks for. timeout: seconds that it may be silent over an answer."""
 
     def __init__(
         self, base: str, name: str, sampling: Sampling, parallel: int, key: str = "", retries: int = 6,
         timeout: float = TIMEOUT,
     ):  # fmt: skip
         try:
-            place = httpx.URL(base)
+            place, problem = httpx.URL(base), ""
         except httpx.InvalidURL as error:
-            raise UserError(f"{base}: not a URL ({error}); expected one as https://host/v1") from None
-        if not place.host:
-            raise UserError(f"{base}: no host in it; expected a URL as https://host/v1")
-        if place.userinfo:
+            place, problem = httpx.URL(), f"not a URL ({error})"
+        if place.userinfo or (not place.host and "@" in base):  # a secret, which is not to be shown
             raise UserError(
                 f"keep what the endpoint asks for out of its URL, in the environment variable {KEY}"
             )
+        if not place.host:
+            raise UserError(f"{base}: {problem or 'no host in it'}; expected a URL as https://host/v1")
         if not (key.isascii() and key.isprintable()):
             raise UserError(f"{KEY}: a key has letters, digits and signs of ASCII only, this one has others")
         self._base, self._parallel, self._retries = base.rstrip("/"), parallel, retries

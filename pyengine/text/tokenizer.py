@@ -28,6 +28,7 @@ import numpy as np
 import regex
 import torch
 
+from ..devices import available_cpus
 from ..errors import UserError
 from ..kernels import bpe
 from . import chat, formats
@@ -37,11 +38,6 @@ DEFAULT_PATTERN = bpe.PATTERNS["qwen2"]
 TRAIN_BATCH = 16 << 20  # bytes of text counted at a time
 DEVICE_BATCH = 256 << 20  # bytes of text encoded at a time on a device, where they need 3 GB
 Text = TypeVar("Text", bound=str | bytes)
-
-
-def available_cpus() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Tokenizer:

@@ -96,9 +96,12 @@ def check_read(result: CrawlResult, seed: str, allow: str) -> None:
     """Raise UserError, with the commonest reason, if a crawl holds no page. allow: what lets in private addresses."""
     if result.pages:
         return
-    met = max(result.counts, key=lambda row: row["count"])
+    tried = [row for row in result.counts if row["reason"] or row["status"]]
+    if not tried:
+        raise UserError(f"{seed}: not one page was read; stopped by {result.stopped or 'nothing to read'}")
+    met = max(tried, key=lambda row: row["count"])
     hint = f"; {allow} lets in addresses of your own network" if met["reason"] == PRIVATE else ""
-    why = " ".join(str(met[name]) for name in ("reason", "status") if met[name])
+    why = met["reason"] or f"HTTP {met['status']}"
     raise UserError(f"{seed}: not one page could be read: {why}{hint}")
 
 

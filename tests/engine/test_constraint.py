@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -133,8 +134,8 @@ def test_it_joins_the_next_step(model, slow):
 
 def test_cancelled_while_held(model, slow):
     """Its pages are free at once, though its thread is busy; who waits for a thread will not need one."""
-    constraint._start_threads()
-    workers = constraint._threads._max_workers
+    workers = 2
+    constraint._threads = ThreadPoolExecutor(workers)
     engine = engine_on(model)
     held = [hold(engine, prompts(1)[0], slow[0])]
     for _ in range(workers - 1):

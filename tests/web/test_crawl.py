@@ -142,6 +142,12 @@ def test_what_was_not_let_in_or_not_up_is_asked_again_by_another_run(tmp_path):
         silent = crawl([site.base + "/"], tmp_path / "down", replace(FAST, retries=0))
         with pytest.raises(UserError, match="not one page could be read: robots.txt unreachable$"):
             check_read(silent, site.base, "--allow")
+        nothing = replace(silent, stopped="max_seconds", counts=[{"count": 2, "reason": "", "status": 0}])
+        with pytest.raises(UserError, match="not one page was read; stopped by max_seconds$"):
+            check_read(nothing, site.base, "--allow")
+        lost = replace(silent, counts=[*nothing.counts, {"count": 1, "reason": "HTTP 404", "status": 404}])
+        with pytest.raises(UserError, match="not one page could be read: HTTP 404$"):
+            check_read(lost, site.base, "--allow")
         answers["/robots.txt"] = (404, HTML, b"")
         check_read(crawl([site.base + "/"], tmp_path / "down", FAST), site.base, "--allow")
 

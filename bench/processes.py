@@ -8,7 +8,6 @@ process prints one line of JSON: the median seconds of both, tokens a step, and 
 """
 
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import torch
 from pyengine.kernels import set_threads
 
 from bench.bench_train import SETTINGS, SHAPES, batch
+from pyengine.devices import available_cpus
 from pyengine.model import Transformer
 from pyengine.train.config import Config
 from pyengine.train.loop import Trainer, WeightedBatch, Worker, assist
@@ -48,7 +48,7 @@ def measure(run: Run, shape: str, dtype: torch.dtype, rounds: int) -> dict:
     total = packed.total_weight()
     model = Transformer(config, seed=1, dtype=dtype)
     one = Worker(model, Optimizer(model, SETTINGS), len(packed.ids))
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cpus()
     seen: list[torch.Tensor] = []
     first: list[torch.Tensor] = []
     by_one, by_several, began = [], [], [0.0]

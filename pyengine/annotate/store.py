@@ -62,12 +62,10 @@ class Store:
         self.items = {key: Item(key, prompt) for prompt in prompts for key in [key_of(prompt)]}
         self.answers: dict[str, list[str]] = {}  # to each prompt, in the order in which they were sampled
         self._models: dict[str, Row] = {}  # which wrote them
-        self._decided: dict[
-            str, dict[str, Row]
-        ] = {}  # by person and key, in the order in which they were made
-        self._open: dict[
-            str, tuple[str, float]
-        ] = {}  # the prompt each person has before them, and since when
+        # by person and key, in the order in which they were made
+        self._decided: dict[str, dict[str, Row]] = {}
+        # the prompt each person has before them, and since when
+        self._open: dict[str, tuple[str, float]] = {}
         for _, row in journal.rows():
             self._follow(row)
 

@@ -72,7 +72,7 @@ class Command:
     retries: Annotated[int, AT_LEAST_0] = 6
     """times that an endpoint is asked again, each time after a longer wait"""
     timeout: Annotated[float, POSITIVE] = TIMEOUT
-    """seconds that an endpoint may take over one answer"""
+    """seconds that an endpoint may be silent over one answer"""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """show the traceback of a mistake"""
 

@@ -42,7 +42,7 @@ NOT_OURS = {  # nor will the next conversation fare better
     404: "expected a base URL as https://host/v1, and a --name that the endpoint knows",
 }
 LONGEST_WAIT = 60.0  # seconds between two tries
-TIMEOUT = 600.0  # seconds that one answer may take
+TIMEOUT = 600.0  # seconds of silence that end the wait for an answer
 
 
 @dataclass(frozen=True)

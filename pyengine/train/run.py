@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import __version__, kernels
-from ..devices import device_of, processes_here
+from ..devices import available_cpus, device_of, processes_here
 from ..errors import UserError
 from ..files import atomic_write, file_hash, write_json
 from . import machine
@@ -65,7 +65,7 @@ class Run:
     @cached_property
     def threads(self) -> int:
         """How many threads the kernels use."""
-        return self.config.threads or max(1, len(os.sched_getaffinity(0)) // processes_here())
+        return self.config.threads or max(1, available_cpus() // processes_here())
 
     @cached_property
     def device(self) -> torch.device:
